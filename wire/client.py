@@ -1,0 +1,442 @@
+"""The client dialogue (docs/rfc/0002): submit, upload, results, questions.
+
+Every request that is answered has a ``request`` number made by the client; everything that changes
+state is
+idempotent (submission id, parcel position, cumulative credit), so a client that hears nothing sends
+again.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from gristmill.wire.frames import HeaderDecoder
+from gristmill.wire.spec import JobSpec
+from gristmill.wire.worker import HostReading, ResultHead, Run
+
+JobState = Literal["decomposing", "accepted", "running", "paused", "done", "failed", "cancelled"]
+FINAL_JOB_STATES: frozenset[str] = frozenset({"done", "failed", "cancelled"})
+SubtaskState = Literal["waiting", "ready", "leased", "done", "failed", "cancelled"]
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc=False):
+    """Base of the dialogue's messages."""
+
+
+# ---------------------------------------------------------------- client to broker
+
+
+class Hello(Message, frozen=True, tag=1):
+    """First message of a session. ``client``: 16 random bytes, stable for one client object."""
+
+    protocol: int
+    client: bytes
+    tenant: str
+    token: str
+    python: str
+    version: str
+
+
+class Submit(Message, frozen=True, tag=2):
+    """A new job; one body frame: the function's bytes (empty for a command or a stored
+    function).
+    """
+
+    session: bytes
+    request: int
+    submission: bytes
+    spec: JobSpec
+    is_dry_run: bool = False
+
+
+class Parcel(Message, frozen=True, tag=3):
+    """Inputs ``first .. first + count``; one body frame. Parcels of a job follow one another
+    without gaps; one sent again is acknowledged again.
+    """
+
+    session: bytes
+    job: int
+    first: int
+    count: int
+    codec: str
+
+
+class CloseUpload(Message, frozen=True, tag=4):
+    """No more parcels: the job has ``count`` subtasks."""
+
+    session: bytes
+    request: int
+    job: int
+    count: int
+
+
+class Subscribe(Message, frozen=True, tag=5):
+    """Send me the job's results after ``after`` (a result sequence number, 0 for all) and its end.
+
+    ``bytes_allowed``: cumulative result bytes that the broker may send on this subscription.
+    """
+
+    session: bytes
+    request: int
+    job: int
+    after: int
+    bytes_allowed: int
+
+
+class Credit(Message, frozen=True, tag=6):
+    """I took every result up to ``acked``; ``bytes_allowed`` is cumulative since the
+    subscription. With ``keep=False`` acknowledged results are freed.
+    """
+
+    session: bytes
+    job: int
+    acked: int
+    bytes_allowed: int
+
+
+class Unsubscribe(Message, frozen=True, tag=7):
+    """No more results of this job, please; the job goes on."""
+
+    session: bytes
+    job: int
+
+
+class Cancel(Message, frozen=True, tag=8):
+    """Cancel these runs of a job; an empty list is the whole job."""
+
+    session: bytes
+    request: int
+    job: int
+    runs: list[Run]
+
+
+class Steer(Message, frozen=True, tag=9):
+    """Pause or resume a job."""
+
+    session: bytes
+    request: int
+    job: int
+    verb: Literal["pause", "resume"]
+
+
+class Ask(Message, frozen=True, tag=10):
+    """A question. ``about`` and its arguments:
+
+    ``jobs`` (limit) · ``job`` (job) · ``subtasks`` (job, first, limit, state or "") · ``why``
+    (job) ·
+    ``workers`` · ``logs`` (job, first, limit) · ``usage`` (by: "job" | "node" | "day") ·
+    ``balance`` · ``grid`` ·
+    ``grant`` (verb "get" or "put", digest or "*", size_bytes) · ``function`` (job) ·
+    ``decomposed`` (request digest).
+    """
+
+    session: bytes
+    request: int
+    about: Literal[
+        "jobs",
+        "job",
+        "subtasks",
+        "why",
+        "workers",
+        "logs",
+        "usage",
+        "balance",
+        "grid",
+        "grant",
+        "decomposed",
+    ]
+    job: int = 0
+    first: int = 0
+    limit: int = 100
+    text: str = ""
+    digest: str = ""
+    size_bytes: int = 0
+
+
+class DrainWorker(Message, frozen=True, tag=11):
+    """Operator: the worker of this name finishes what it has and takes no more."""
+
+    session: bytes
+    request: int
+    worker: str
+
+
+class Ping(Message, frozen=True, tag=12):
+    """I am here; answered with PONG."""
+
+    session: bytes
+
+
+class Goodbye(Message, frozen=True, tag=13):
+    """The session ends; its jobs go on, its open-ended coalesced jobs close."""
+
+    session: bytes
+
+
+ClientMessage = (
+    Hello
+    | Submit
+    | Parcel
+    | CloseUpload
+    | Subscribe
+    | Credit
+    | Unsubscribe
+    | Cancel
+    | Steer
+    | Ask
+    | DrainWorker
+    | Ping
+    | Goodbye
+)
+decode_client: HeaderDecoder[Any] = HeaderDecoder(ClientMessage)
+
+
+# ---------------------------------------------------------------- broker to client
+
+
+class Welcome(Message, frozen=True, tag=1):
+    """Answer to HELLO. ``is_fleet_trusted``: every worker is the tenant's own (``up``): a client
+    may unpickle.
+    """
+
+    session: bytes
+    broker: str
+    tenant: str
+    ping_ms: int
+    ttl_ms: int
+    store: str
+    is_fleet_trusted: bool
+    pythons: list[str] = []
+
+
+class Accepted(Message, frozen=True, tag=2):
+    """The job is on disk. ``bytes_allowed``: cumulative parcel bytes that the client may send."""
+
+    request: int
+    job: int
+    is_replayed: bool
+    bytes_allowed: int
+
+
+class InputCredit(Message, frozen=True, tag=3):
+    """Parcels up to subtask ``committed`` are on disk; ``bytes_allowed`` is cumulative since the
+    job began.
+    """
+
+    job: int
+    committed: int
+    bytes_allowed: int
+
+
+class Results(Message, frozen=True, tag=4):
+    """One result, committed; frames as in ``ResultHead``. ``sequence`` rises by one for each
+    result of a job. ``not_final``: offsets of subtasks that failed here and will be tried again:
+    ignore them. For subtasks that ended without a worker (cancelled, lost, out of budget) the
+    head's lease_id is 0.
+    """
+
+    job: int
+    sequence: int
+    head: ResultHead
+    attempt: int
+    node: str
+    not_final: list[Run] = []
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """Everything about one job that fits on a card. Times are ms since the epoch (UTC), 0 for not
+    yet.
+
+    ``reason``: why it waits, pauses or failed (an error code or words), ``errors``: the first
+    three distinct failures, each
+    (outcome word, message, how often, first index).
+    """
+
+    job: int
+    name: str
+    kind: str
+    tenant: str
+    state: str
+    tier: str
+    priority: int
+    count: int
+    uploaded: int
+    waiting: int
+    ready: int
+    leased: int
+    done: int
+    failed: int
+    cancelled: int
+    retried: int
+    lost: int
+    superseded: int
+    submitted_ms: int
+    started_ms: int
+    finished_ms: int
+    wall_us: int
+    cpu_us: int
+    peak_kib: int
+    spent_ucredits: int
+    cap_ucredits: int
+    eta_ms: int
+    results: int
+    reason: str = ""
+    errors: list[tuple[str, str, int, int]] = []
+    parent: int = 0
+
+
+class JobEvent(Message, frozen=True, tag=5):
+    """The job's state or counts changed (at most ten a second), sent to its subscribers; the
+    last one has a final state and comes after the last result.
+    """
+
+    status: JobStatus
+
+
+class SubtaskRow(msgspec.Struct, frozen=True):
+    """One subtask: what ``status --subtasks`` prints. ``attempt`` is 0 before the first lease."""
+
+    index: int
+    state: str
+    outcome: str
+    attempt: int
+    node: str
+    wall_us: int
+    cpu_us: int
+    peak_kib: int
+    is_estimated: bool
+    metering: str
+    message: str = ""
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """One worker: what ``status --workers`` prints."""
+
+    name: str
+    node: str
+    state: str
+    slots: int
+    busy: int
+    cpus_milli: int
+    memory_bytes: int
+    labels: dict[str, str]
+    tiers: list[str]
+    pythons: list[str]
+    metering: str
+    version: str
+    seen_ms: int
+    done: int
+    reading: HostReading | None = None
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """One constraint that keeps a job waiting. ``workers``: how many of ``of`` fail it;
+    ``change``: the cheapest change.
+    """
+
+    constraint: str
+    asked: str
+    nearest: str
+    workers: int
+    of: int
+    change: str = ""
+
+
+class WhyAnswer(msgspec.Struct, frozen=True):
+    """Why a job is not running (or that it is)."""
+
+    job: int
+    state: str
+    summary: str
+    reasons: list[Reason]
+
+
+class LogRow(msgspec.Struct, frozen=True):
+    """Output of one subtask attempt; long streams are by digest."""
+
+    index: int
+    count: int
+    attempt: int
+    stdout: bytes
+    stderr: bytes
+    stdout_digest: str
+    stderr_digest: str
+    is_cut: bool
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """One line of a bill."""
+
+    key: str
+    subtasks: int
+    failed: int
+    cpu_us: int
+    wall_us: int
+    amount_ucredits: int
+    toll_ucredits: int
+
+
+class AccountRow(msgspec.Struct, frozen=True):
+    """One account: ``posted`` = credits - debits; ``held``: pending debits; ``available`` =
+    posted - held.
+    """
+
+    name: str
+    posted_ucredits: int
+    held_ucredits: int
+    available_ucredits: int
+
+
+class BalanceAnswer(msgspec.Struct, frozen=True):
+    """The caller's accounts, and the sum of all accounts of the ledger, which is zero."""
+
+    accounts: list[AccountRow]
+    sum_ucredits: int
+    transfers: int
+
+
+class GrantAnswer(msgspec.Struct, frozen=True):
+    """A signed right to one blob, see ``wire.grants``."""
+
+    grant: str
+    store: str
+    expires_ms: int
+
+
+class DryRun(msgspec.Struct, frozen=True):
+    """What a submission would do: the normalised spec, workers that match, reasons of those that
+    do not.
+    """
+
+    spec: JobSpec
+    workers_matching: int
+    workers_of: int
+    reasons: list[Reason]
+
+
+class Answer(Message, frozen=True, tag=6):
+    """Answer to a request. ``body``: MessagePack of the struct (or list of structs) that the
+    question asks for; empty for a plain yes.
+    """
+
+    request: int
+    body: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+class Refused(Message, frozen=True, tag=7):
+    """A request was refused, or (request 0) a message made no sense. ``job`` when it is about
+    one.
+    """
+
+    request: int
+    code: str
+    message: str
+    hint: str
+    job: int = 0
+
+
+class Pong(Message, frozen=True, tag=8):
+    """Answer to PING."""
+
+
+BrokerToClient = Welcome | Accepted | InputCredit | Results | JobEvent | Answer | Refused | Pong
+decode_broker: HeaderDecoder[Any] = HeaderDecoder(BrokerToClient)

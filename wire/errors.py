@@ -1,0 +1,347 @@
+"""Every error code that crosses a process boundary: meaning, retryable or not, HTTP status, exit
+code, next move.
+
+docs/errors.md is generated from ``CODES``; a code without a row here cannot be raised.
+"""
+
+import dataclasses
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_AUTH, EXIT_POLICY = 0, 1, 2, 3, 4, 5
+EXIT_CANNOT_JAIL = 78  #: EX_CONFIG: this host cannot run jails and the worker does not pretend
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ErrorSpec:
+    """One error code and what everybody concerned does about it."""
+
+    code: str
+    meaning: str
+    is_retryable: bool
+    http_status: int
+    exit_code: int
+    next_move: str
+
+
+def _table(*rows: tuple[str, str, bool, int, int, str]) -> dict[str, ErrorSpec]:
+    return {row[0]: ErrorSpec(*row) for row in rows}
+
+
+CODES: dict[str, ErrorSpec] = _table(
+    # what a person or a program asked for
+    (
+        "UNKNOWN_JOB",
+        "no job of that id was ever accepted for this tenant",
+        False,
+        404,
+        EXIT_USAGE,
+        "list your jobs with 'gristmill status'",
+    ),
+    (
+        "EXPIRED",
+        "the job's results were kept until their expiry and are gone",
+        False,
+        410,
+        EXIT_FAILED,
+        "submit the job again; its bill and its receipts remain",
+    ),
+    (
+        "INVALID_SPEC",
+        "one or more fields of the request are wrong; all of them are named",
+        False,
+        422,
+        EXIT_USAGE,
+        "correct the named fields and submit again",
+    ),
+    (
+        "PARCEL_TOO_LARGE",
+        "a parcel is over its limit of bytes or items",
+        False,
+        413,
+        EXIT_USAGE,
+        "send inputs above 64 KiB through the store; the client library does so by itself",
+    ),
+    (
+        "PARCEL_ORDER",
+        "a parcel does not follow on the last one, or disagrees with one sent before",
+        False,
+        409,
+        EXIT_USAGE,
+        "send parcels in order; repeat one only with the same content",
+    ),
+    (
+        "SUBMISSION_CONFLICT",
+        "the same submission id came with another content",
+        False,
+        409,
+        EXIT_USAGE,
+        "make a new submission id for a new request",
+    ),
+    (
+        "UNPICKLABLE",
+        "a function or an input cannot be serialised",
+        False,
+        422,
+        EXIT_USAGE,
+        "the message names the object; create it inside the function instead of capturing it",
+    ),
+    (
+        "NO_COMMAND",
+        "the command does not exist in the jail",
+        False,
+        422,
+        EXIT_FAILED,
+        "give its absolute path, or ship it as an input file",
+    ),
+    (
+        "INFEASIBLE",
+        "no worker could ever run this request; the binding constraint and the nearest worker "
+        "are named",
+        True,
+        409,
+        EXIT_POLICY,
+        "lower the request as the message says, or add a worker that satisfies it",
+    ),
+    (
+        "PYTHON_MISMATCH",
+        "the client's Python and the workers' differ in their minor version",
+        False,
+        409,
+        EXIT_POLICY,
+        "use the workers' version, or start workers with yours; the message names both",
+    ),
+    (
+        "TIER_REFUSED",
+        "no worker's policy admits the tier that the job asks for",
+        False,
+        403,
+        EXIT_POLICY,
+        "ask for tier 'job', or start a worker that admits this tier",
+    ),
+    (
+        "DECOMPOSE_FAILED",
+        "the decomposer crashed or returned no valid list; nothing was created or charged",
+        True,
+        422,
+        EXIT_FAILED,
+        "read its output with 'gristmill logs' and correct the request",
+    ),
+    (
+        "DECOMPOSE_TIMEOUT",
+        "the decomposer passed its deadline; nothing was created or charged",
+        True,
+        504,
+        EXIT_FAILED,
+        "submit again, with a longer --decompose-timeout or a smaller request",
+    ),
+    (
+        "DECOMPOSE_TOO_LARGE",
+        "the decomposer returned more subtasks than the limit",
+        False,
+        422,
+        EXIT_USAGE,
+        "split the request",
+    ),
+    (
+        "UNSAFE_RESULT",
+        "a result would need unpickling and this client does not trust its fleet",
+        False,
+        409,
+        EXIT_POLICY,
+        "return plain values (numbers, text, bytes, lists, dicts), or connect with trust='fleet'",
+    ),
+    # limits and money
+    (
+        "QUEUE_FULL",
+        "the queue is at its cap; its depth and drain rate are given",
+        True,
+        429,
+        EXIT_POLICY,
+        "wait for the queue to drain, or raise the broker's limit",
+    ),
+    (
+        "QUOTA",
+        "the tenant is at its limit of jobs, slots or disk",
+        True,
+        429,
+        EXIT_POLICY,
+        "wait for jobs to end, fetch or drop old results, or ask the operator for more",
+    ),
+    (
+        "INSUFFICIENT_CREDITS",
+        "the tenant's available credits do not cover the job's cap",
+        True,
+        402,
+        EXIT_POLICY,
+        "lower the cap with --cap, or buy credits",
+    ),
+    (
+        "CAP_REACHED",
+        "the job spent its whole cap and was stopped",
+        False,
+        402,
+        EXIT_FAILED,
+        "submit what is left with a higher --cap",
+    ),
+    (
+        "LEDGER_DOWN",
+        "the ledger does not answer; running jobs go on, new ones wait",
+        True,
+        503,
+        EXIT_UNREACHABLE,
+        "wait, or look at the ledger process; the job starts by itself when it is back",
+    ),
+    (
+        "STORE_DOWN",
+        "the store does not answer",
+        True,
+        503,
+        EXIT_UNREACHABLE,
+        "wait, or look at the store process",
+    ),
+    (
+        "STORE_FULL",
+        "the store has no room; the attempt is not charged",
+        True,
+        507,
+        EXIT_FAILED,
+        "free room in the store or raise its limit",
+    ),
+    (
+        "BLOB_MISSING",
+        "the store has no blob of that digest",
+        False,
+        404,
+        EXIT_FAILED,
+        "upload it again",
+    ),
+    (
+        "BLOB_CORRUPT",
+        "the bytes do not have the digest that was promised",
+        True,
+        422,
+        EXIT_FAILED,
+        "upload it again",
+    ),
+    # who is who
+    (
+        "REJOIN",
+        "the session is unknown or over",
+        True,
+        401,
+        EXIT_UNREACHABLE,
+        "say HELLO again and go on",
+    ),
+    (
+        "UNAUTHORISED",
+        "the credential is missing, wrong or expired",
+        False,
+        401,
+        EXIT_AUTH,
+        "check GRISTMILL_TOKEN and the address",
+    ),
+    (
+        "FORBIDDEN",
+        "this principal may not do that",
+        False,
+        403,
+        EXIT_AUTH,
+        "ask the operator for the right",
+    ),
+    (
+        "NAME_TAKEN",
+        "a live worker of another key has this name; it keeps its place",
+        False,
+        409,
+        EXIT_POLICY,
+        "start the worker under another --name",
+    ),
+    (
+        "NOT_LOOPBACK",
+        "TCP listens on loopback only until keys are set up",
+        False,
+        403,
+        EXIT_USAGE,
+        "use ipc:// or tcp://127.0.0.1",
+    ),
+    (
+        "PROTOCOL",
+        "the two sides speak different versions",
+        False,
+        400,
+        EXIT_USAGE,
+        "install the same release on both sides; the message names both",
+    ),
+    (
+        "MALFORMED",
+        "a frame does not decode, or breaks a limit; the connection goes on",
+        False,
+        400,
+        EXIT_USAGE,
+        "compare with docs/rfc; the message names the field",
+    ),
+    (
+        "SUPERSEDED",
+        "the message names a lease that is no longer current; its content is kept and not used",
+        False,
+        409,
+        EXIT_OK,
+        "nothing: the subtask runs or ran elsewhere",
+    ),
+    (
+        "UNREACHABLE",
+        "the broker does not answer",
+        True,
+        503,
+        EXIT_UNREACHABLE,
+        "check the address; start a grid with 'gristmill up'",
+    ),
+    (
+        "CANNOT_JAIL",
+        "this host cannot run jails",
+        False,
+        500,
+        EXIT_CANNOT_JAIL,
+        "run 'gristmill doctor'",
+    ),
+    (
+        "JOB_FAILED",
+        "the job ended with failed subtasks",
+        False,
+        200,
+        EXIT_FAILED,
+        "see 'gristmill status JOB'",
+    ),
+    (
+        "CANCELLED",
+        "the job was cancelled",
+        False,
+        200,
+        EXIT_FAILED,
+        "submit it again if it was not meant",
+    ),
+    (
+        "INTERNAL",
+        "we did wrong; the process logged it with this id and goes on or restarts",
+        True,
+        500,
+        EXIT_FAILED,
+        "report it with the id",
+    ),
+)
+
+
+class RemoteError(Exception):
+    """The peer did wrong, or refuses: answered with its code, counted, never fatal.
+
+    Args:
+        code: a key of ``CODES``.
+        message: names the thing, the limit and the actual value.
+        hint: the next command to type; by default the code's own next move.
+    """
+
+    def __init__(self, code: str, message: str = "", hint: str = "") -> None:
+        self.spec = CODES[code]
+        self.code = code
+        self.message = message or self.spec.meaning
+        self.hint = hint or self.spec.next_move
+        super().__init__(f"{code}: {self.message}\n  -> {self.hint}")

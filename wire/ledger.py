@@ -1,0 +1,151 @@
+"""The ledger dialogue (docs/rfc/0003): the broker's outbox in, acks by sequence out; questions for
+bills.
+
+The outbox is one sequence per broker: entries are applied in order, once each; an entry that comes
+again is acked again.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from gristmill.wire.frames import HeaderDecoder
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc=False):
+    """Base of the dialogue's messages."""
+
+
+class Hold(msgspec.Struct, array_like=True, frozen=True, tag="hold"):
+    """Reserve a job's cap. ``ref``: ``<broker>/<job>``, the idempotency key of the hold."""
+
+    ref: str
+    tenant: str
+    amount_ucredits: int
+
+
+class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):
+    """The job ended: void what is left of its hold."""
+
+    ref: str
+
+
+class Contribution(msgspec.Struct, array_like=True, frozen=True, tag="contribution"):
+    """One accepted range of one lease: what was done, by whom, what it costs.
+
+    The billed unit is (job, replica, index, attempt): the ledger refuses an overlap with what
+    it has. ``ref``: the job's
+    hold. ``subtasks`` of ``count`` are billed (own doing); ``amount_ucredits`` is the whole
+    bill, of which ``toll_ucredits``
+    is kept and the rest is the node's. ``signature``: the worker's, over the receipt.
+    """
+
+    ref: str
+    tenant: str
+    node: str
+    lease_id: int
+    first: int
+    count: int
+    attempt: int
+    subtasks: int
+    failed: int
+    wall_us: int
+    cpu_us: int
+    peak_kib: int
+    metering: str
+    is_estimated: bool
+    amount_ucredits: int
+    toll_ucredits: int
+    ended_ms: int
+    replica: int = 0
+    signature: bytes = b""
+
+
+Entry = Hold | Release | Contribution
+
+
+class Post(Message, frozen=True, tag=1):
+    """Entries ``first .. first + len(entries)`` of the broker's outbox, in order."""
+
+    broker: str
+    first: int
+    entries: list[Hold | Release | Contribution]
+
+
+class AskUsage(Message, frozen=True, tag=2):
+    """The bill of a tenant (empty: everybody), by job, node or day; ``ref`` limits it to one
+    job.
+    """
+
+    request: int
+    tenant: str
+    by: Literal["job", "node", "day"]
+    ref: str = ""
+
+
+class AskBalance(Message, frozen=True, tag=3):
+    """Balances of a tenant's accounts; an empty tenant asks for all accounts."""
+
+    request: int
+    tenant: str
+
+
+class Fund(Message, frozen=True, tag=4):
+    """Operator: mint credits from ``world`` to a tenant; ``ref`` is the idempotency key."""
+
+    request: int
+    tenant: str
+    amount_ucredits: int
+    ref: str
+
+
+class Ping(Message, frozen=True, tag=5):
+    """Are you there; answered by ACKED."""
+
+    broker: str
+
+
+ToLedger = Post | AskUsage | AskBalance | Fund | Ping
+decode_to_ledger: HeaderDecoder[Any] = HeaderDecoder(ToLedger)
+
+
+class Verdict(msgspec.Struct, array_like=True, frozen=True):
+    """What became of one outbox entry that needs an answer (holds, and anything refused).
+
+    ``code`` is empty for yes, else a code of wire/errors.py with its message.
+    """
+
+    sequence: int
+    ref: str
+    code: str = ""
+    message: str = ""
+
+
+class Acked(Message, frozen=True, tag=1):
+    """Every entry up to ``sequence`` is on disk (-1 for none); ``verdicts`` of those that were
+    holds or were refused.
+    """
+
+    broker: str
+    sequence: int
+    verdicts: list[Verdict] = []
+
+
+class LedgerAnswer(Message, frozen=True, tag=2):
+    """Answer to a question; ``body``: MessagePack of list[UsageRow] or BalanceAnswer of
+    wire/client.py.
+    """
+
+    request: int
+    body: msgspec.Raw
+
+
+class LedgerRefused(Message, frozen=True, tag=3):
+    """A question was refused."""
+
+    request: int
+    code: str
+    message: str
+
+
+FromLedger = Acked | LedgerAnswer | LedgerRefused
+decode_from_ledger: HeaderDecoder[Any] = HeaderDecoder(FromLedger)

@@ -1,0 +1,69 @@
+"""A limit on everything that a peer or a person can make large, with its unit and its reason."""
+
+#: version of the client and worker dialogues; another number is refused with both named
+PROTOCOL = 1
+
+# frames and messages
+FRAME_BYTES_MAX = 64 << 10  #: a parcel, a function or a value above this travels as its digest
+RESULT_FRAME_BYTES_MAX = 256 << 10  #: all frames of one result together
+HEADER_BYTES_MAX = 64 << 10  #: an encoded header
+#: ZMQ_MAXMSGSIZE of every listening socket: a larger frame drops its peer
+ZMQ_FRAME_BYTES_MAX = 512 << 10
+MESSAGE_FRAMES_MAX = 600  #: frames in one message
+RESULTS_PER_REPORT_MAX = 64  #: results in one report
+LEASES_PER_ORDERS_MAX = 64  #: leases in one orders message
+
+# jobs
+PARCEL_ITEMS_MAX = 4_096  #: items in one parcel (about 1,000 is best: cache)
+PARCEL_ITEMS_TARGET = 1_000
+RANGE_ITEMS_MAX = 65_536  #: items in one parcel of the ``range`` codec (its frame is 16 bytes)
+SUBTASKS_MAX = 100_000_000  #: subtasks in one job
+SEGMENT_SUBTASKS = 65_536  #: subtasks in one segment of a job's columns
+DECOMPOSED_MAX = 100_000  #: subtasks that a decomposer may return
+JOBS_PER_TENANT_MAX = 10_000  #: unfinished jobs of one tenant
+QUEUED_SUBTASKS_MAX = 200_000_000  #: unfinished subtasks of the whole grid
+NAME_CHARS_MAX = 200  #: names of jobs, workers, tenants, labels
+ARGV_BYTES_MAX = 32 << 10  #: a command with its arguments and environment
+LABELS_MAX = 64
+RETRIES_MAX = 100
+FILES_MAX = 1_000  #: files in or out of one subtask
+
+# leases
+LEASE_RUNS_MAX = 64  #: runs in one lease
+LEASE_PARCEL_BYTES_MAX = 1 << 20  #: parcel frames sent with one lease
+LEASE_TARGET_US = 20_000  #: work of a slot that a lease aims at
+LEASES_PER_SLOT = 2  #: hides the round trip
+LEASE_ITEMS_MAX = 4_096
+RESULT_FLUSH_MS = 20  #: a slot hands over what it has at least this often
+
+# time
+REPORT_MS = 1_000  #: a worker reports at least this often; the broker says how often
+TTL_MS = 3_500  #: a slot not seen alive for this long loses its leases
+REPORTS_PER_SECOND_MAX = 500  #: of the whole fleet: interval and ttl grow beyond it
+CLIENT_PING_MS = 1_000
+CLIENT_TTL_MS = 15_000  #: a client silent for this long loses its session (its jobs go on)
+COALESCED_JOB_REST_MS = 60_000  #: an open-ended job of single submits closes after this rest
+GRANT_TTL_MS = 15 * 60_000
+DECOMPOSE_WALL_MS = 60_000
+
+# credit
+INPUT_CREDIT_BYTES = 8 << 20  #: parcels of one job on the way that the journal has not yet got
+OUTPUT_CREDIT_BYTES = 8 << 20  #: results of one job on the way that the client has not yet taken
+#: parcels that the broker keeps in memory; the rest is read back from the journal
+PARCEL_CACHE_BYTES = 64 << 20
+RESULT_CACHE_BYTES = 64 << 20
+TENANT_DISK_BYTES = 32 << 30  #: parcels and unread results of one tenant on the broker's disk
+#: contributions spooled while the ledger is down; past it new jobs wait
+OUTBOX_ROWS_MAX = 1_000_000
+
+# outputs of a subtask
+OUTPUT_BYTES = 1 << 20  #: stdout and stderr kept, unless the job asks for more
+OUTPUT_BYTES_MAX = 64 << 20
+LOG_INLINE_BYTES_MAX = 8 << 10  #: a longer log goes to the store
+VALUE_BYTES_MAX = 2 << 30  #: one value, by way of the store
+BLOB_BYTES_MAX = 64 << 30
+
+# sessions and links
+SESSIONS_MAX = 20_000
+WORKERS_MAX = 20_000
+SLOTS_PER_WORKER_MAX = 1_024

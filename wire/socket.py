@@ -1,0 +1,46 @@
+"""The one way in which every process here sets up a ZeroMQ address.
+
+Until keys are set up (enrolment), TCP is accepted on loopback only, and ipc only under a directory
+that is ours alone.
+"""
+
+import os
+import re
+
+from gristmill.wire.errors import RemoteError
+
+IPC_PATH_BYTES_MAX = 107  #: sun_path
+
+
+def check_listen_address(address: str) -> str:
+    """The address itself, if a process may listen on it.
+
+    Raises:
+        RemoteError: ``NOT_LOOPBACK`` for TCP elsewhere than loopback or an ipc directory
+        open to others; ``INVALID_SPEC``
+            for anything that is no address.
+    """
+    if address.startswith("ipc://"):
+        path = address.removeprefix("ipc://")
+        if len(os.fsencode(path)) > IPC_PATH_BYTES_MAX:
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"{address} has a path of {len(path)} characters; a socket's may have {IPC_PATH_BYTES_MAX}",
+                "choose a shorter folder with --state or XDG_RUNTIME_DIR",
+            )
+        folder = os.path.dirname(path) or "."
+        if os.path.isdir(folder) and os.stat(folder).st_mode & 0o077:
+            raise RemoteError(
+                "NOT_LOOPBACK", f"{folder} is open to other users", f"chmod 700 {folder}"
+            )
+        return address
+    match = re.fullmatch(r"tcp://(\[[0-9a-f:]+\]|[^:]+):(\d+|\*)", address)
+    if not match:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"{address!r} is not an address; write ipc:///path or tcp://127.0.0.1:7031",
+        )
+    host = match[1]
+    if not (host == "localhost" or host == "[::1]" or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
+        raise RemoteError("NOT_LOOPBACK", f"{address} is not on loopback")
+    return address

@@ -1,0 +1,206 @@
+"""What a client asks for: a job, its limits, its money. One struct, checked whole, all bad
+fields at once.
+"""
+
+from typing import Literal
+
+import msgspec
+from gristmill.wire import limits
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.ids import is_digest
+from gristmill.wire.units import UCREDITS_PER_CREDIT
+
+Tier = Literal["strict", "job", "batch", "trusted"]
+TIERS: tuple[Tier, ...] = ("strict", "job", "batch", "trusted")  #: most isolated first
+
+DEFAULT_CAP_UCREDITS = 10_000 * UCREDITS_PER_CREDIT
+
+
+class Tariff(msgspec.Struct, array_like=True, frozen=True):
+    """What work costs. The bill of a result is
+    ``(cpu_us * cpu_second_ucredits) // 1_000_000 + subtasks * subtask_ucredits``.
+    """
+
+    cpu_second_ucredits: int = UCREDITS_PER_CREDIT
+    subtask_ucredits: int = 10
+
+    def price(self, cpu_us: int, subtasks: int) -> int:
+        """Micro-credits for this much cpu and this many billed subtasks."""
+        return cpu_us * self.cpu_second_ucredits // 1_000_000 + subtasks * self.subtask_ucredits
+
+
+ZERO_TARIFF = Tariff(0, 0)
+TOLL_PERCENT = 3
+
+
+def toll_of(amount_ucredits: int) -> int:
+    """The toll: 3 % of an amount, rounded down; the node gets the rest."""
+    return amount_ucredits * TOLL_PERCENT // 100
+
+
+class FileIn(msgspec.Struct, array_like=True, frozen=True):
+    """A file that appears in the working directory of every subtask, read-only content by
+    digest.
+    """
+
+    path: str
+    digest: str
+    size_bytes: int
+    is_executable: bool = False
+
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A command job. Each input value is a text ``V`` (or a list of texts); in ``argv``, ``env``
+    values and ``files_out``, ``{}`` stands for it, ``{0}``, ``{1}`` for its parts, ``{index}`` for
+    the subtask's index.
+
+    ``stdin``: ``none``, ``value`` (the input is the standard input; argv is used as it is).
+    ``files_out``: glob patterns collected from the working directory after exit.
+    The value of a subtask is a ``CommandResult`` as a MessagePack map.
+    """
+
+    argv: list[str]
+    env: dict[str, str] = {}
+    stdin: Literal["none", "value"] = "none"
+    files_in: list[FileIn] = []
+    files_out: list[str] = []
+    ok_exit_codes: tuple[int, ...] = (0,)
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one subtask may use; enforced, and the same figures are requested from the worker."""
+
+    cpus_milli: int = 1_000
+    memory_bytes: int = 1 << 30
+    wall_ms: int = 3_600_000
+    cpu_ms: int = 0  #: 0: four times wall_ms for every cpu
+    pids_max: int = 64
+    scratch_bytes: int = 256 << 20
+    output_bytes: int = limits.OUTPUT_BYTES
+
+
+class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job: an array of subtasks over one function or command.
+
+    ``function``: digest of the cloudpickled function (kind ``function``), whose bytes follow as
+    a body
+    frame, or lie in the store when ``is_function_stored``. ``is_star``: each input is a tuple of
+    arguments. ``python``: the client's ``3.11``, checked for functions. ``environment``: path of a
+    Python executable on the worker's host, empty for the worker's own. ``count``: number of
+    subtasks
+    if known; -1 for an open-ended job. ``keep``: results stay for ``retention_s``; otherwise
+    they are
+    freed once the client acknowledged them. ``results``: ``any`` or ``safe`` (no pickle).
+    ``concurrency_max``: leased subtasks at a time, 0 for no limit. ``failures_max``: the job pauses
+    when this many subtasks failed and none was done, 0 for never. ``decomposer``: name of the
+    decomposer for kind ``decompose``: a job of one subtask whose value is the list of inputs,
+    see RFC 0002.
+    ``is_durable``: False gives up durability of results only (never of acceptance or of money).
+    """
+
+    kind: Literal["function", "command"]
+    name: str = ""
+    function: str = ""
+    is_function_stored: bool = False
+    is_star: bool = False
+    command: Command | None = None
+    count: int = -1
+    tier: Tier = "job"
+    limits: Limits = msgspec.field(default_factory=Limits)
+    labels: dict[str, str] = {}
+    python: str = ""
+    environment: str = ""
+    results: Literal["any", "safe"] = "any"
+    retries: int = 0
+    losses_max: int = 3
+    failures_max: int = 0
+    priority: int = 4
+    concurrency_max: int = 0
+    cap_ucredits: int = DEFAULT_CAP_UCREDITS
+    tariff: Literal["standard", "zero"] = "standard"
+    keep: bool = True
+    retention_s: int = 7 * 86_400
+    is_durable: bool = True
+    parent: int = 0  #: the decomposition that this job came from
+    request_digest: str = ""  #: of the decomposed request: same request, same list
+
+
+def check_spec(spec: JobSpec) -> None:
+    """Raises ``INVALID_SPEC`` that names every bad field with its value and its bounds."""
+    bad: list[str] = []
+
+    def bound(field: str, value: int, low: int, high: int) -> None:
+        if not low <= value <= high:
+            bad.append(f"{field} is {value}, must be {low} to {high}")
+
+    bound("count", spec.count, -1, limits.SUBTASKS_MAX)
+    bound("retries", spec.retries, 0, limits.RETRIES_MAX)
+    bound("losses_max", spec.losses_max, 0, limits.RETRIES_MAX)
+    bound("failures_max", spec.failures_max, 0, limits.SUBTASKS_MAX)
+    bound("priority", spec.priority, 0, 9)
+    bound("concurrency_max", spec.concurrency_max, 0, limits.SUBTASKS_MAX)
+    bound("cap_ucredits", spec.cap_ucredits, 0, 1 << 60)
+    bound("retention_s", spec.retention_s, 0, 10 * 366 * 86_400)
+    bound("limits.cpus_milli", spec.limits.cpus_milli, 1, 1_024_000)
+    bound("limits.memory_bytes", spec.limits.memory_bytes, 8 << 20, 1 << 50)
+    bound("limits.wall_ms", spec.limits.wall_ms, 1, 366 * 86_400_000)
+    bound("limits.cpu_ms", spec.limits.cpu_ms, 0, 366 * 86_400_000)
+    bound("limits.pids_max", spec.limits.pids_max, 1, 1 << 20)
+    bound("limits.scratch_bytes", spec.limits.scratch_bytes, 1 << 20, 1 << 50)
+    bound("limits.output_bytes", spec.limits.output_bytes, 0, limits.OUTPUT_BYTES_MAX)
+    bound("labels (their number)", len(spec.labels), 0, limits.LABELS_MAX)
+    for field, text in (("name", spec.name), ("environment", spec.environment)):
+        if len(text) > limits.NAME_CHARS_MAX * (1 if field == "name" else 20) or "\0" in text:
+            bad.append(
+                f"{field} has {len(text)} characters or a NUL, at most {limits.NAME_CHARS_MAX}"
+            )
+    if spec.kind == "function":
+        if not is_digest(spec.function):
+            bad.append("function must be the sha-256 of the function's bytes, 64 hex characters")
+        if spec.command is not None:
+            bad.append("command must be absent in a job of kind 'function'")
+    else:
+        _check_command(spec.command, bad)
+    if bad:
+        raise RemoteError("INVALID_SPEC", "; ".join(bad))
+
+
+def _check_command(command: Command | None, bad: list[str]) -> None:
+    if command is None:
+        bad.append("command must be given in a job of kind 'command'")
+        return
+    size = sum(len(part) for part in command.argv) + sum(
+        len(k) + len(v) for k, v in command.env.items()
+    )
+    if not command.argv or not command.argv[0]:
+        bad.append("command.argv is empty")
+    if size > limits.ARGV_BYTES_MAX:
+        bad.append(
+            f"command.argv and command.env have {size} characters, at most {limits.ARGV_BYTES_MAX}"
+        )
+    for part in (*command.argv, *command.env, *command.env.values()):
+        if "\0" in part:
+            bad.append(f"command has a NUL in {part!r:.60}")
+    for number, what in (
+        (len(command.files_in), "files_in"),
+        (len(command.files_out), "files_out"),
+    ):
+        if number > limits.FILES_MAX:
+            bad.append(f"command.{what} has {number} entries, at most {limits.FILES_MAX}")
+    for file in command.files_in:
+        if file.path.startswith("/") or ".." in file.path.split("/") or not is_digest(file.digest):
+            bad.append(
+                f"command.files_in: {file.path!r} must be a relative path without '..', with a digest"
+            )
+
+
+class CommandResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one subtask of a command job gives back. ``files``: path in the working directory to
+    digest and size.
+    """
+
+    exit_code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+    files: dict[str, tuple[str, int]] = {}
+    is_cut: bool = False
