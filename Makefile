@@ -1,0 +1,48 @@
+# Every target runs from a fresh clone, as root or as a plain user: `make demo` is a good first one.
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint bench flows docs sim clean
+
+# More options for the test runner: make test PYTEST="-x -k lease"
+PYTEST =
+WORKERS = 2
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: .venv/.stamp ## make .venv with the grid, its tests and its examples
+
+.venv/.stamp: setup.cfg pyproject.toml .ci/setup
+	@.ci/setup
+
+# A virtual environment knows its own path: a checkout that was moved needs a new one.
+ifneq ($(shell cat .venv/made-in 2>/dev/null),$(CURDIR))
+.PHONY: .venv/.stamp
+endif
+
+demo: .venv/.stamp ## three real jobs on a grid of this machine; results in out/, then the bills
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" gristmill up --workers $(WORKERS) -- sh -eu examples/demo.sh
+
+test: lint ## lint, then every suite with its minutes
+	.venv/bin/pytest $(PYTEST)
+
+lint: .venv/.stamp ## style, types and the import law
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/mypy --explicit-package-bases tests
+	.venv/bin/lint-imports
+
+bench: .venv/.stamp ## each question of bench/ in turn; JSON in bench/results/
+	@for question in bench/*.py; do echo "== $$question"; .venv/bin/python -P "$$question" || exit 1; done
+
+flows: .venv/.stamp ## write docs/flows.md from tests/flows/
+	.venv/bin/python -P tests/flows/report.py
+
+docs: flows ## write the pages that are made from code
+	.venv/bin/python -P tests/tidy/errors_page.py
+
+sim: .venv/.stamp ## the cores on virtual time under faults
+	.venv/bin/pytest tests/sim $(PYTEST)
+
+clean: ## remove what the other targets made
+	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
