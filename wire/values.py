@@ -71,16 +71,14 @@ def decode_ref(frame: bytes | memoryview) -> BlobRef:
 def _typed_decoder(description: str) -> Callable[[Any], list[Any]]:
     decode = _typed.get(description)
     if decode is None:
-        fields = description.strip("()")
+        fields = description[1:-1]
         if (
-            not fields
-            or len(fields) > _FIELDS_MAX
-            or any(letter not in _TYPES for letter in fields)
+            description != f"({fields})"
+            or not 1 <= len(fields) <= _FIELDS_MAX
+            or any(field not in _TYPES for field in fields)
         ):
             raise RemoteError("MALFORMED", f"unknown value description {description!r}")
-        kind: Any = (
-            _TYPES[fields] if description == fields else tuple[tuple(_TYPES[f] for f in fields)]
-        )  # type: ignore[misc]
+        kind: Any = tuple.__class_getitem__(tuple(_TYPES[field] for field in fields))
         if len(_typed) > 256:  # bounded: descriptions come from peers
             _typed.clear()
         decode = _typed[description] = msgspec.msgpack.Decoder(list[kind]).decode

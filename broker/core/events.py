@@ -1,0 +1,197 @@
+"""What has happened: the only inputs of the broker's core, one struct each, plain data.
+
+``client`` and ``worker`` are numbers that the shell gives to live sessions; they are never
+reused in one incarnation. ``ref`` is the shell's own name for bytes that the core never sees (a
+frame, a journal row)."""
+
+import msgspec
+
+from gristmill.wire.meter import Meter
+from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.worker import Held, ResultHead, Returned, Run
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Base of the events."""
+
+
+# ---------------------------------------------------------------- clients
+
+
+class JobSubmitted(Event, frozen=True):
+    """A client sent a spec that ``check_spec`` passed. ``is_dry_run``: only say what would
+    happen."""
+
+    client: int
+    request: int
+    tenant: str
+    submission: bytes
+    spec: JobSpec
+    tariff: Tariff
+    now_utc_ms: int
+    is_dry_run: bool = False
+
+
+class ParcelArrived(Event, frozen=True):
+    """Inputs ``first .. first + count`` of a job; the shell keeps the frame."""
+
+    client: int
+    tenant: str
+    job: int
+    first: int
+    count: int
+    codec: str
+    body_bytes: int
+
+
+class ParcelsCommitted(Event, frozen=True):
+    """Parcels of a job up to this subtask are on disk: time to extend the input credit."""
+
+    job: int
+    upto: int
+
+
+class UploadClosed(Event, frozen=True):
+    """No more parcels."""
+
+    client: int
+    request: int
+    tenant: str
+    job: int
+    count: int
+
+
+class CancelAsked(Event, frozen=True):
+    """Cancel these runs; an empty list is the whole job."""
+
+    client: int
+    request: int
+    tenant: str
+    job: int
+    runs: list[Run]
+
+
+class PauseAsked(Event, frozen=True):
+    """Hand out no more leases of a job."""
+
+    client: int
+    request: int
+    tenant: str
+    job: int
+
+
+class ResumeAsked(Event, frozen=True):
+    """Hand out leases of a paused job again."""
+
+    client: int
+    request: int
+    tenant: str
+    job: int
+
+
+class ClientLost(Event, frozen=True):
+    """A client's session is over; its jobs go on, its open-ended ones (count -1) are closed."""
+
+    client: int
+
+
+# ---------------------------------------------------------------- workers
+
+
+class WorkerJoined(Event, frozen=True):
+    """A worker's HELLO was admitted. ``held``: leases that it says it still has."""
+
+    worker: int
+    name: str
+    node: str
+    slots: int
+    cpus_milli: int
+    memory_bytes: int
+    labels: dict[str, str]
+    tiers: list[str]
+    pythons: list[str]
+    metering: str
+    held: list[Held]
+
+
+class ResultArrived(Event, frozen=True):
+    """One result of a report; ``ref`` names its four frames in the shell. ``is_signed`` is the
+    shell's check."""
+
+    worker: int
+    head: ResultHead
+    meter: Meter
+    ref: int
+    body_bytes: int
+    failures: list[tuple[int, str]]
+    now_utc_ms: int
+
+
+class WorkerReported(Event, frozen=True):
+    """A report, after its results were stepped one by one. ``is_full`` renews the leases of
+    ``slots_alive``."""
+
+    worker: int
+    number: int
+    is_full: bool
+    slots_alive: list[int]
+    held: list[Held]
+    returned: list[Returned]
+    is_draining: bool
+
+
+class WorkerDrainAsked(Event, frozen=True):
+    """An operator asks that the worker finishes and takes no more."""
+
+    worker: int
+
+
+class WorkerLost(Event, frozen=True):
+    """The worker said goodbye (``is_clean``) or its session was replaced or dropped."""
+
+    worker: int
+    is_clean: bool
+    cause: str
+
+
+# ---------------------------------------------------------------- ledger, time
+
+
+class HoldAnswered(Event, frozen=True):
+    """The ledger's verdict on a job's hold; ``code`` is empty for yes."""
+
+    job: int
+    code: str
+    message: str
+
+
+class LedgerSeen(Event, frozen=True):
+    """The ledger went up or down, or the outbox passed its cap (``is_full``)."""
+
+    is_up: bool
+    is_full: bool
+
+
+class TimePassed(Event, frozen=True):
+    """Timers: expire leases and workers, age queues, close rested jobs, place what can be
+    placed."""
+
+
+AnyEvent = (
+    JobSubmitted
+    | ParcelArrived
+    | ParcelsCommitted
+    | UploadClosed
+    | CancelAsked
+    | PauseAsked
+    | ResumeAsked
+    | ClientLost
+    | WorkerJoined
+    | ResultArrived
+    | WorkerReported
+    | WorkerDrainAsked
+    | WorkerLost
+    | HoldAnswered
+    | LedgerSeen
+    | TimePassed
+)
