@@ -9,6 +9,7 @@ again.
 from typing import Any, Literal
 
 import msgspec
+
 from gristmill.wire.frames import HeaderDecoder
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.worker import HostReading, ResultHead, Run
@@ -37,9 +38,7 @@ class Hello(Message, frozen=True, tag=1):
 
 
 class Submit(Message, frozen=True, tag=2):
-    """A new job; one body frame: the function's bytes (empty for a command or a stored
-    function).
-    """
+    """A new job; one body frame: the function's bytes (empty for a command), see ``JobSpec``."""
 
     session: bytes
     request: int
@@ -49,8 +48,9 @@ class Submit(Message, frozen=True, tag=2):
 
 
 class Parcel(Message, frozen=True, tag=3):
-    """Inputs ``first .. first + count``; one body frame. Parcels of a job follow one another
-    without gaps; one sent again is acknowledged again.
+    """Inputs ``first .. first + count``; one body frame.
+
+    Parcels of a job follow one another without gaps; one sent again is acknowledged again.
     """
 
     session: bytes
@@ -83,8 +83,9 @@ class Subscribe(Message, frozen=True, tag=5):
 
 
 class Credit(Message, frozen=True, tag=6):
-    """I took every result up to ``acked``; ``bytes_allowed`` is cumulative since the
-    subscription. With ``keep=False`` acknowledged results are freed.
+    """I took every result up to ``acked``; ``bytes_allowed`` is cumulative since the subscription.
+
+    With ``keep=False`` acknowledged results are freed.
     """
 
     session: bytes
@@ -119,7 +120,9 @@ class Steer(Message, frozen=True, tag=9):
 
 
 class Ask(Message, frozen=True, tag=10):
-    """A question. ``about`` and its arguments:
+    """A question.
+
+    ``about`` and its arguments:
 
     ``jobs`` (limit) · ``job`` (job) · ``subtasks`` (job, first, limit, state or "") · ``why``
     (job) ·
@@ -194,8 +197,9 @@ decode_client: HeaderDecoder[Any] = HeaderDecoder(ClientMessage)
 
 
 class Welcome(Message, frozen=True, tag=1):
-    """Answer to HELLO. ``is_fleet_trusted``: every worker is the tenant's own (``up``): a client
-    may unpickle.
+    """Answer to HELLO.
+
+    ``is_fleet_trusted``: every worker is the tenant's own (``up``): a client may unpickle.
     """
 
     session: bytes
@@ -218,8 +222,9 @@ class Accepted(Message, frozen=True, tag=2):
 
 
 class InputCredit(Message, frozen=True, tag=3):
-    """Parcels up to subtask ``committed`` are on disk; ``bytes_allowed`` is cumulative since the
-    job began.
+    """Parcels up to subtask ``committed`` are on disk.
+
+    ``bytes_allowed`` is cumulative since the job began.
     """
 
     job: int
@@ -228,10 +233,11 @@ class InputCredit(Message, frozen=True, tag=3):
 
 
 class Results(Message, frozen=True, tag=4):
-    """One result, committed; frames as in ``ResultHead``. ``sequence`` rises by one for each
-    result of a job. ``not_final``: offsets of subtasks that failed here and will be tried again:
-    ignore them. For subtasks that ended without a worker (cancelled, lost, out of budget) the
-    head's lease_id is 0.
+    """One result, committed; frames as in ``ResultHead``.
+
+    ``sequence`` rises by one for each result of a job. ``not_final``: offsets of subtasks that
+    failed here and will be tried again: ignore them. For subtasks that ended without a worker
+    (cancelled, lost, out of budget) the head's lease_id is 0.
     """
 
     job: int
@@ -243,8 +249,9 @@ class Results(Message, frozen=True, tag=4):
 
 
 class JobStatus(msgspec.Struct, frozen=True):
-    """Everything about one job that fits on a card. Times are ms since the epoch (UTC), 0 for not
-    yet.
+    """Everything about one job that fits on a card.
+
+    Times are ms since the epoch (UTC), 0 for not yet.
 
     ``reason``: why it waits, pauses or failed (an error code or words), ``errors``: the first
     three distinct failures, each
@@ -285,8 +292,9 @@ class JobStatus(msgspec.Struct, frozen=True):
 
 
 class JobEvent(Message, frozen=True, tag=5):
-    """The job's state or counts changed (at most ten a second), sent to its subscribers; the
-    last one has a final state and comes after the last result.
+    """The job's state or counts changed (at most ten a second), sent to its subscribers.
+
+    The last one has a final state and comes after the last result.
     """
 
     status: JobStatus
@@ -329,8 +337,9 @@ class WorkerRow(msgspec.Struct, frozen=True):
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One constraint that keeps a job waiting. ``workers``: how many of ``of`` fail it;
-    ``change``: the cheapest change.
+    """One constraint that keeps a job waiting.
+
+    ``workers``: how many of ``of`` fail it; ``change``: the cheapest change.
     """
 
     constraint: str
@@ -376,8 +385,9 @@ class UsageRow(msgspec.Struct, frozen=True):
 
 
 class AccountRow(msgspec.Struct, frozen=True):
-    """One account: ``posted`` = credits - debits; ``held``: pending debits; ``available`` =
-    posted - held.
+    """One account: ``posted`` = credits - debits; ``held``: pending debits.
+
+    ``available`` = posted - held.
     """
 
     name: str
@@ -403,8 +413,9 @@ class GrantAnswer(msgspec.Struct, frozen=True):
 
 
 class DryRun(msgspec.Struct, frozen=True):
-    """What a submission would do: the normalised spec, workers that match, reasons of those that
-    do not.
+    """What a submission would do.
+
+    The normalised spec, workers that match, reasons of those that do not.
     """
 
     spec: JobSpec
@@ -414,8 +425,10 @@ class DryRun(msgspec.Struct, frozen=True):
 
 
 class Answer(Message, frozen=True, tag=6):
-    """Answer to a request. ``body``: MessagePack of the struct (or list of structs) that the
-    question asks for; empty for a plain yes.
+    """Answer to a request.
+
+    ``body``: MessagePack of the struct (or list of structs) that the question asks for; empty for a
+    plain yes.
     """
 
     request: int
@@ -423,8 +436,9 @@ class Answer(Message, frozen=True, tag=6):
 
 
 class Refused(Message, frozen=True, tag=7):
-    """A request was refused, or (request 0) a message made no sense. ``job`` when it is about
-    one.
+    """A request was refused, or (request 0) a message made no sense.
+
+    ``job`` when it is about one.
     """
 
     request: int

@@ -1,5 +1,6 @@
-"""Every error code that crosses a process boundary: meaning, retryable or not, HTTP status, exit
-code, next move.
+"""Every error code that crosses a process boundary.
+
+Meaning, retryable or not, HTTP status, exit code, next move.
 
 docs/errors.md is generated from ``CODES``; a code without a row here cannot be raised.
 """

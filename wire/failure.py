@@ -5,6 +5,7 @@ outcome is not OK and that has more to say than its outcome.
 """
 
 import msgspec
+
 from gristmill.wire.errors import RemoteError
 
 MESSAGE_CHARS_MAX = 4_000
@@ -34,8 +35,9 @@ class Failure(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
 
 
 class LogEntry(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
-    """Output of one subtask: inline, or its digest in the store. ``count`` > 1: shared by a
-    batch.
+    """Output of one subtask: inline, or its digest in the store.
+
+    ``count`` > 1: shared by a batch.
     """
 
     offset: int

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
+
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 

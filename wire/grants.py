@@ -11,17 +11,19 @@ import binascii
 from typing import Literal
 
 import msgspec
-from gristmill.wire.errors import RemoteError
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
+
+from gristmill.wire.errors import RemoteError
 
 ANY = "*"
 _CONTEXT = b"gristmill-grant-1\0"
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True):
-    """A right to ``get`` or ``put`` one digest (or ``*``) of one tenant, until ``expires_ms``
-    (UTC epoch).
+    """A right to ``get`` or ``put`` one digest (or ``*``) of one tenant.
+
+    Until ``expires_ms`` (UTC epoch).
     """
 
     tenant: str

@@ -1,5 +1,6 @@
-"""The ledger dialogue (docs/rfc/0003): the broker's outbox in, acks by sequence out; questions for
-bills.
+"""The ledger dialogue (docs/rfc/0003): the broker's outbox in, acks by sequence out.
+
+Questions for bills.
 
 The outbox is one sequence per broker: entries are applied in order, once each; an entry that comes
 again is acked again.
@@ -8,6 +9,7 @@ again is acked again.
 from typing import Any, Literal
 
 import msgspec
+
 from gristmill.wire.frames import HeaderDecoder
 
 
@@ -72,9 +74,7 @@ class Post(Message, frozen=True, tag=1):
 
 
 class AskUsage(Message, frozen=True, tag=2):
-    """The bill of a tenant (empty: everybody), by job, node or day; ``ref`` limits it to one
-    job.
-    """
+    """The bill of a tenant (empty: everybody), by job, node or day; ``ref`` limits it to a job."""
 
     request: int
     tenant: str
@@ -121,8 +121,9 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Acked(Message, frozen=True, tag=1):
-    """Every entry up to ``sequence`` is on disk (-1 for none); ``verdicts`` of those that were
-    holds or were refused.
+    """Every entry up to ``sequence`` is on disk (-1 for none).
+
+    ``verdicts`` of those that were holds or were refused.
     """
 
     broker: str
@@ -131,8 +132,9 @@ class Acked(Message, frozen=True, tag=1):
 
 
 class LedgerAnswer(Message, frozen=True, tag=2):
-    """Answer to a question; ``body``: MessagePack of list[UsageRow] or BalanceAnswer of
-    wire/client.py.
+    """Answer to a question; ``body``.
+
+    MessagePack of list[UsageRow] or BalanceAnswer of wire/client.py.
     """
 
     request: int

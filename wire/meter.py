@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 import msgspec
+
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.outcome import Outcome
 
@@ -63,8 +64,9 @@ def pack_meter(
     cpu_us: Sequence[int] = (),
     peak_kib: Sequence[int] = (),
 ) -> bytes:
-    """A meter frame. ``outcome`` is one for all, or u8[count]; an empty sequence is an absent
-    column.
+    """A meter frame.
+
+    ``outcome`` is one for all, or u8[count]; an empty sequence is an absent column.
     """
     flags, uniform, parts = 0, 0, []
     if isinstance(outcome, Outcome):

@@ -1,5 +1,6 @@
-"""Receipts: what a worker signs for each accepted result, so that a contribution can be proved
-without us.
+"""Receipts: what a worker signs for each accepted result.
+
+So that a contribution can be proved without us.
 
 Signed bytes: context, then MessagePack of the receipt's fields. One signature a result. The
 ledger's Merkle tree of
@@ -14,8 +15,10 @@ _CONTEXT = b"gristmill-receipt-1\0"
 
 
 class Receipt(msgspec.Struct, array_like=True, frozen=True):
-    """What was done, on which right, with which result, at which reading. ``outcome_digest``:
-    sha-256 over the result's four frames, each preceded by its length as u64 little-endian.
+    """What was done, on which right, with which result, at which reading.
+
+    ``outcome_digest``: sha-256 over the result's four frames, each preceded by its length as u64
+    little-endian.
     """
 
     broker: str

@@ -1,10 +1,12 @@
-"""What a client asks for: a job, its limits, its money. One struct, checked whole, all bad
-fields at once.
+"""What a client asks for: a job, its limits, its money.
+
+One struct, checked whole, all bad fields at once.
 """
 
 from typing import Literal
 
 import msgspec
+
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import is_digest
@@ -17,8 +19,10 @@ DEFAULT_CAP_UCREDITS = 10_000 * UCREDITS_PER_CREDIT
 
 
 class Tariff(msgspec.Struct, array_like=True, frozen=True):
-    """What work costs. The bill of a result is
-    ``(cpu_us * cpu_second_ucredits) // 1_000_000 + subtasks * subtask_ucredits``.
+    """What work costs.
+
+    The bill of a result is ``(cpu_us * cpu_second_ucredits) // 1_000_000 + subtasks *
+    subtask_ucredits``.
     """
 
     cpu_second_ucredits: int = UCREDITS_PER_CREDIT
@@ -39,9 +43,7 @@ def toll_of(amount_ucredits: int) -> int:
 
 
 class FileIn(msgspec.Struct, array_like=True, frozen=True):
-    """A file that appears in the working directory of every subtask, read-only content by
-    digest.
-    """
+    """A file that appears in the working directory of every subtask, its content by digest."""
 
     path: str
     digest: str
@@ -50,9 +52,11 @@ class FileIn(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A command job. Each input value is a text ``V`` (or a list of texts); in ``argv``, ``env``
-    values and ``files_out``, ``{}`` stands for it, ``{0}``, ``{1}`` for its parts, ``{index}`` for
-    the subtask's index.
+    """A command job.
+
+    Each input value is a text ``V`` (or a list of texts); in ``argv``, ``env`` values and
+    ``files_out``, ``{}`` stands for it, ``{0}``, ``{1}`` for its parts, ``{index}`` for the
+    subtask's index.
 
     ``stdin``: ``none``, ``value`` (the input is the standard input; argv is used as it is).
     ``files_out``: glob patterns collected from the working directory after exit.
@@ -190,13 +194,14 @@ def _check_command(command: Command | None, bad: list[str]) -> None:
     for file in command.files_in:
         if file.path.startswith("/") or ".." in file.path.split("/") or not is_digest(file.digest):
             bad.append(
-                f"command.files_in: {file.path!r} must be a relative path without '..', with a digest"
+                f"command.files_in: {file.path!r} must be relative, without '..', and a digest"
             )
 
 
 class CommandResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one subtask of a command job gives back. ``files``: path in the working directory to
-    digest and size.
+    """What one subtask of a command job gives back.
+
+    ``files``: path in the working directory to digest and size.
     """
 
     exit_code: int

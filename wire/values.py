@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+
 from gristmill.wire.errors import RemoteError
 
 _RANGE = struct.Struct("<qq")
@@ -164,7 +165,8 @@ def pack_safe(values: Sequence[Any]) -> tuple[str, bytes]:
     for value in values:
         if not _is_exact(value):
             raise TypeError(
-                f"a value of type {type(value).__qualname__} ({value!r:.80}) cannot travel under the safe rule"
+                f"a value of type {type(value).__qualname__} ({value!r:.80}) "
+                "cannot travel under the safe rule"
             )
     return "m", _encode(values)
 

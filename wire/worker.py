@@ -8,6 +8,7 @@ follow the header in the order in which the header's lists name them.
 from typing import Literal
 
 import msgspec
+
 from gristmill.wire.frames import HeaderDecoder
 from gristmill.wire.spec import JobSpec, Tariff
 
@@ -22,8 +23,10 @@ class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc
 
 
 class Held(msgspec.Struct, array_like=True, frozen=True):
-    """A lease on the worker. ``done``: subtasks whose results were handed to the socket;
-    ``started``: index now running, -1 before the first.
+    """A lease on the worker.
+
+    ``done``: subtasks whose results were handed to the socket; ``started``: index now running, -1
+    before the first.
     """
 
     lease_id: int
@@ -102,10 +105,11 @@ class HostReading(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Hello(Message, frozen=True, tag=1):
-    """First message of a session. ``node``: hex of the worker's Ed25519 public key, pinned to
-    ``name`` at the first HELLO; ``instance``: 16 random bytes made at process start, so that a
-    restarted worker is told from a second one of the same name. ``pythons``: versions that its
-    environments offer, its own first.
+    """First message of a session.
+
+    ``node``: hex of the worker's Ed25519 public key, pinned to ``name`` at the first HELLO;
+    ``instance``: 16 random bytes made at process start, so that a restarted worker is told from a
+    second one of the same name. ``pythons``: versions that its environments offer, its own first.
     """
 
     protocol: int
@@ -125,9 +129,11 @@ class Hello(Message, frozen=True, tag=1):
 
 
 class Report(Message, frozen=True, tag=2):
-    """What the worker has. ``is_full``: ``held`` and ``reading`` are complete (a renewal);
-    otherwise the report only brings results or returned runs. ``slots_alive``: slots seen alive
-    by the agent's loop; only their leases are renewed.
+    """What the worker has.
+
+    ``is_full``: ``held`` and ``reading`` are complete (a renewal); otherwise the report only brings
+    results or returned runs. ``slots_alive``: slots seen alive by the agent's loop; only their
+    leases are renewed.
     """
 
     session: bytes
@@ -156,9 +162,10 @@ decode_worker: HeaderDecoder[Hello | Report | Goodbye] = HeaderDecoder(WorkerMes
 
 
 class JobOpening(msgspec.Struct, array_like=True, frozen=True):
-    """A job that the worker is about to get leases of; one body frame follows: the function's
-    bytes, empty for a command or a stored function. ``put_grant``: a grant to store outputs for
-    this tenant; ``get_grant``: to read blobs of this tenant.
+    """A job that the worker is about to get leases of; one body frame follows.
+
+    The function's bytes, empty for a command or a stored function. ``put_grant``: a grant to store
+    outputs for this tenant; ``get_grant``: to read blobs of this tenant.
     """
 
     job: int
@@ -179,9 +186,10 @@ class ParcelHead(msgspec.Struct, array_like=True, frozen=True):
 
 
 class LeaseGrant(msgspec.Struct, array_like=True, frozen=True):
-    """A slot's right to ``runs`` of ``job``, attempt ``attempt`` of each. ``parcels`` cover the
-    runs; each has one body frame. ``budget_ucredits``: the agent stops at it. Renewed by
-    reports; ``ttl_ms`` of the orders counts.
+    """A slot's right to ``runs`` of ``job``, attempt ``attempt`` of each.
+
+    ``parcels`` cover the runs; each has one body frame. ``budget_ucredits``: the agent stops at it.
+    Renewed by reports; ``ttl_ms`` of the orders counts.
     """
 
     lease_id: int
@@ -194,8 +202,10 @@ class LeaseGrant(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Welcome(Message, frozen=True, tag=1):
-    """Answer to HELLO. ``session``: 16 random bytes that every later message carries. ``store``:
-    the store's address. ``stop``: leases of ``Hello.held`` that are no longer current.
+    """Answer to HELLO.
+
+    ``session``: 16 random bytes that every later message carries. ``store``: the store's address.
+    ``stop``: leases of ``Hello.held`` that are no longer current.
     """
 
     session: bytes
@@ -208,14 +218,15 @@ class Welcome(Message, frozen=True, tag=1):
 
 
 class Orders(Message, frozen=True, tag=2):
-    """What the worker should have. ``acked``: every result up to this number is committed,
-    superseded ones included: forget them. Body frames: one for each of ``openings``, then one
-    for each parcel of each of ``leases``. ``recall``: hand back what has not started of these
-    leases. ``stop``: kill what runs of these leases; the subtask at ``started`` gets the outcome
-    (an ``Outcome`` number), the rest is returned. ``close``: jobs that will get no more leases:
-    end their jails. ``answers``: number of the report that this answers, 0 for unasked orders;
-    only an answer extends the worker's own right to run (it stops its jails one ttl after it
-    *sent* the last answered report).
+    """What the worker should have.
+
+    ``acked``: every result up to this number is committed, superseded ones included: forget them.
+    Body frames: one for each of ``openings``, then one for each parcel of each of ``leases``.
+    ``recall``: hand back what has not started of these leases. ``stop``: kill what runs of these
+    leases; the subtask at ``started`` gets the outcome (an ``Outcome`` number), the rest is
+    returned. ``close``: jobs that will get no more leases: end their jails. ``answers``: number of
+    the report that this answers, 0 for unasked orders; only an answer extends the worker's own
+    right to run (it stops its jails one ttl after it *sent* the last answered report).
     """
 
     answers: int
@@ -231,8 +242,9 @@ class Orders(Message, frozen=True, tag=2):
 
 
 class Refused(Message, frozen=True, tag=3):
-    """The worker's message was not accepted; ``REJOIN`` asks for a new HELLO, anything else ends
-    the worker.
+    """The worker's message was not accepted.
+
+    ``REJOIN`` asks for a new HELLO, anything else ends the worker.
     """
 
     code: str

@@ -3,7 +3,8 @@
 The law of durability is the shell's and needs no help from here: a ``Record...`` or ``Keep...``
 effect goes to the journal's next group; a *durable* effect (see ``IS_DURABLE``) that comes after
 it in any later list waits until that group is on disk; everything else (leases, recalls) may
-leave at once."""
+leave at once.
+"""
 
 import msgspec
 
@@ -43,7 +44,8 @@ class KeepResult(Effect, frozen=True):
     """Write this result and its columns, then deliver it to subscribers under ``sequence``.
 
     ``ref`` 0: a result without a worker (cancelled, lost, out of budget): the shell makes the
-    frames from ``outcome`` and ``message``. ``not_final``: runs that will be tried again."""
+    frames from ``outcome`` and ``message``. ``not_final``: runs that will be tried again.
+    """
 
     job: int
     sequence: int
@@ -59,8 +61,7 @@ class KeepResult(Effect, frozen=True):
 
 
 class KeepSuperseded(Effect, frozen=True):
-    """A late result: counted and kept as an event, never used and never billed; its frames can
-    go."""
+    """A late result: counted and kept as an event, never used, never billed; its frames can go."""
 
     job: int
     lease_id: int
@@ -72,7 +73,9 @@ class KeepSuperseded(Effect, frozen=True):
 
 class RecordEvent(Effect, frozen=True):
     """A line of the event log with a stable name, see ``broker/core/journal_names.py``.
-    ``detail``: plain values."""
+
+    ``detail``: plain values.
+    """
 
     job: int
     name: str
@@ -81,8 +84,10 @@ class RecordEvent(Effect, frozen=True):
 
 
 class RecordState(Effect, frozen=True):
-    """The job's state changed; ``status`` is its card. On the change to a final state it is the
-    job's last record."""
+    """The job's state changed; ``status`` is its card.
+
+    On the change to a final state it is the job's last record.
+    """
 
     job: int
     status: JobStatus
@@ -125,8 +130,10 @@ class AnswerDryRun(Effect, frozen=True):
 
 
 class AllowInput(Effect, frozen=True):
-    """Parcels up to ``committed`` are on disk; the client may send this many bytes since the job
-    began."""
+    """Parcels up to ``committed`` are on disk.
+
+    The client may send this many bytes since the job began.
+    """
 
     job: int
     committed: int
@@ -169,8 +176,10 @@ class OpenJob(Effect, frozen=True):
 
 
 class Dispatch(Effect, frozen=True):
-    """Send a lease with the parcels that cover it (the grant names them; the shell attaches the
-    frames)."""
+    """Send a lease with the parcels that cover it (the grant names them.
+
+    The shell attaches the frames).
+    """
 
     worker: int
     lease: LeaseGrant
@@ -199,8 +208,10 @@ class CloseJob(Effect, frozen=True):
 
 
 class AckReport(Effect, frozen=True):
-    """Durable: answer a report; ``results_upto`` is the last result number seen. Carries ttl and
-    interval."""
+    """Durable: answer a report; ``results_upto`` is the last result number seen.
+
+    Carries ttl and interval.
+    """
 
     worker: int
     number: int
@@ -211,8 +222,10 @@ class AckReport(Effect, frozen=True):
 
 
 class DropWorker(Effect, frozen=True):
-    """The worker is lost to the core: forget its session; whatever it says next is answered with
-    REJOIN."""
+    """The worker is lost to the core: forget its session.
+
+    Whatever it says next is answered with REJOIN.
+    """
 
     worker: int
     cause: str

@@ -2,7 +2,8 @@
 
 ``client`` and ``worker`` are numbers that the shell gives to live sessions; they are never
 reused in one incarnation. ``ref`` is the shell's own name for bytes that the core never sees (a
-frame, a journal row)."""
+frame, a journal row).
+"""
 
 import msgspec
 
@@ -19,8 +20,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class JobSubmitted(Event, frozen=True):
-    """A client sent a spec that ``check_spec`` passed. ``is_dry_run``: only say what would
-    happen."""
+    """A client sent a spec that ``check_spec`` passed.
+
+    ``is_dry_run``: only say what would happen.
+    """
 
     client: int
     request: int
@@ -115,8 +118,10 @@ class WorkerJoined(Event, frozen=True):
 
 
 class ResultArrived(Event, frozen=True):
-    """One result of a report; ``ref`` names its four frames in the shell. ``is_signed`` is the
-    shell's check."""
+    """One result of a report; ``ref`` names its four frames in the shell.
+
+    ``is_signed`` is the shell's check.
+    """
 
     worker: int
     head: ResultHead
@@ -128,8 +133,10 @@ class ResultArrived(Event, frozen=True):
 
 
 class WorkerReported(Event, frozen=True):
-    """A report, after its results were stepped one by one. ``is_full`` renews the leases of
-    ``slots_alive``."""
+    """A report, after its results were stepped one by one.
+
+    ``is_full`` renews the leases of ``slots_alive``.
+    """
 
     worker: int
     number: int
@@ -173,8 +180,7 @@ class LedgerSeen(Event, frozen=True):
 
 
 class TimePassed(Event, frozen=True):
-    """Timers: expire leases and workers, age queues, close rested jobs, place what can be
-    placed."""
+    """Timers: expire leases and workers, age queues, close rested jobs, place what waits."""
 
 
 AnyEvent = (
