@@ -25,7 +25,7 @@ def check_listen_address(address: str) -> str:
         if len(os.fsencode(path)) > IPC_PATH_BYTES_MAX:
             raise RemoteError(
                 "INVALID_SPEC",
-                f"{address} has a path of {len(path)} characters; the limit is {IPC_PATH_BYTES_MAX}",
+                f"{address} has a path of {len(path)} characters; limit {IPC_PATH_BYTES_MAX}",
                 "choose a shorter folder with --state or XDG_RUNTIME_DIR",
             )
         folder = os.path.dirname(path) or "."
