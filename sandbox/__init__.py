@@ -1,0 +1,1 @@
+"""Jails: start them, limit them, meter them, say why they ended. Start at host.prepare_host."""

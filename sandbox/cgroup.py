@@ -123,12 +123,15 @@ class GroupV1(Group):
 
     @property
     def procs_files(self) -> tuple[str, ...]:
+        """See ``Group.procs_files``."""
         return tuple(str(directory / "cgroup.procs") for directory in self._unique)
 
     def cpu_us(self) -> int:
+        """See ``Group.cpu_us``."""
         return int(os.pread(self._cpu, 64, 0)) // 1000
 
     def reading(self) -> Reading:
+        """See ``Group.reading``."""
         memory, pids = self._at["memory"], self._at["pids"]
         return Reading(
             cpu_us=self.cpu_us(),
@@ -139,20 +142,22 @@ class GroupV1(Group):
         )
 
     def reset_peak(self) -> bool:
+        """See ``Group.reset_peak``."""
         _write(self._at["memory"] / "memory.max_usage_in_bytes", 0)
         return True
 
     def kill(self) -> None:
+        """See ``Group.kill``."""
         with contextlib.suppress(FileNotFoundError):
             _write(self._at["pids"] / "pids.max", 0)  # no fork outruns the loop below
-        while pids := self.pids():
-            if not any([_kill_pid(pid) for pid in pids]):
-                return  # only zombies or dying ones are listed
+        _kill_all(self.pids)
 
     def pids(self) -> list[int]:
+        """See ``Group.pids``."""
         return _pids(self._at["pids"] / "cgroup.procs")
 
     def remove(self) -> bool:
+        """See ``Group.remove``."""
         if self._cpu >= 0:
             os.close(self._cpu)
             self._cpu = -1
@@ -196,13 +201,16 @@ class GroupV2(Group):
 
     @property
     def procs_files(self) -> tuple[str, ...]:
+        """See ``Group.procs_files``."""
         return (str(self._at / "cgroup.procs"),)
 
     def cpu_us(self) -> int:
+        """See ``Group.cpu_us``."""
         first = os.pread(self._cpu, 256, 0).split(b"\n", 1)[0]
         return int(first.removeprefix(b"usage_usec "))
 
     def reading(self) -> Reading:
+        """See ``Group.reading``."""
         return Reading(
             cpu_us=self.cpu_us(),
             memory_peak_bytes=self._peak_bytes(),
@@ -217,6 +225,7 @@ class GroupV2(Group):
         return int((self._at / "memory.current").read_text())  # Linux before 5.19
 
     def reset_peak(self) -> bool:
+        """See ``Group.reset_peak``."""
         if self._peak < 0:
             return False
         try:
@@ -226,6 +235,7 @@ class GroupV2(Group):
         return True
 
     def kill(self) -> None:
+        """See ``Group.kill``."""
         try:
             _write(self._at / "cgroup.kill", 1)  # since Linux 5.14
             return
@@ -233,14 +243,14 @@ class GroupV2(Group):
             pass
         with contextlib.suppress(FileNotFoundError):
             _write(self._at / "pids.max", 0)
-        while pids := self.pids():
-            if not any([_kill_pid(pid) for pid in pids]):
-                return
+        _kill_all(self.pids)
 
     def pids(self) -> list[int]:
+        """See ``Group.pids``."""
         return _pids(self._at / "cgroup.procs")
 
     def remove(self) -> bool:
+        """See ``Group.remove``."""
         for fd in {self._cpu, self._peak} - {-1}:
             os.close(fd)
         self._cpu = self._peak = -1
@@ -271,26 +281,18 @@ def _pids(path: Path) -> list[int]:
         return []
 
 
-def _kill_pid(pid: int) -> bool:
-    """Send SIGKILL; False when there was nobody alive to take it."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-        if state in (b"Z", b"X"):
-            return False
-        os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    return not _is_dying(pid)
+def _kill_all(list_pids: Callable[[], list[int]]) -> None:
+    """SIGKILL everything listed until a look shows nobody new.
 
-
-def _is_dying(pid: int) -> bool:
-    """A SIGKILL is pending or the process is exiting: sending another would change nothing."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except (ProcessLookupError, FileNotFoundError):
-        return True
-    pending = next((line for line in text.splitlines() if line.startswith("ShdPnd:")), "ShdPnd:\t0")
-    return bool(int(pending.split()[1], 16) >> (signal.SIGKILL - 1) & 1)
+    With ``pids.max`` at 0 a fork that already passed that check is aborted by the signal pending
+    on its parent, or shows in the next look.
+    """
+    seen: set[int] = set()
+    while new := set(list_pids()) - seen:
+        for pid in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        seen |= new
 
 
 def _open_peak(path: Path) -> int:

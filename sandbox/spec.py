@@ -47,7 +47,7 @@ class JailSpec:
     """
 
     argv: tuple[str, ...]
-    limits: Limits = Limits()
+    limits: Limits = dataclasses.field(default_factory=Limits)
     binds: tuple[Bind, ...] = ()
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cwd: str = "/tmp"

@@ -1,0 +1,317 @@
+"""Where this process may make cgroups: found once at start, then one ``Group`` per jail.
+
+Layout: ``<place>/gristmill/<agent>/<jail>``, with the agent named by pid and start time, so that
+names are unique and the groups of dead agents are recognised and removed at the next start.
+
+Version 2: a group with processes of its own cannot give controllers to its children. Under a
+delegated group (systemd ``Delegate=yes``) everything in it is first moved to a child ``self``;
+systemd before 254 cannot do that for us. Root without a delegated group of its own uses the top.
+Version 1 has no such rule: root uses the top of each tree; another user its own group there or a
+``gristmill`` directory that an administrator made for it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from gristmill.sandbox.cgroup import Group, GroupV1, GroupV2
+from gristmill.sandbox.limits import Limits
+
+CONTROLLERS_V1 = ("memory", "pids", "cpu", "cpuacct")
+CONTROLLERS_V2 = ("memory", "pids")  #: needed; cpu is taken where it is on offer
+NAME = "gristmill"
+#: What a plain user types to be given a delegated group under systemd.
+SCOPE_REMEDY = "systemd-run --user --scope -p Delegate=yes -- gristmill up"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mount:
+    """A mounted cgroup tree: its controllers (version 1), where it is, from which root on."""
+
+    version: int
+    controllers: frozenset[str]
+    point: Path
+    root: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where jails' groups go. ``version`` 0: nowhere, and ``reason`` and ``remedy`` say why.
+
+    ``directories``: controller -> parent directory (version 1), or ``unified`` -> it (version 2).
+    """
+
+    version: int
+    directories: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+    remedy: str = ""
+    has_cpu_quota: bool = False
+
+
+def find_place(
+    mountinfo: str, own_groups: str, is_root: bool, is_delegated: Callable[[Path], bool]
+) -> Place:
+    """Choose a place from the texts of /proc/self/mountinfo and /proc/self/cgroup.
+
+    Version 2 is preferred when it has the memory controller. Looks at the file system for what is
+    writable; changes nothing. ``is_delegated`` tells whether a group was handed to this process.
+    """
+    mounts = parse_mounts(mountinfo)
+    own = parse_own(own_groups)
+    unified = next((mount for mount in mounts if mount.version == 2), None)
+    if unified is not None and "memory" in _words(unified.point / "cgroup.controllers"):
+        return _place_v2(unified, own.get("", "/"), is_root, is_delegated)
+    if all(_mount_of(mounts, name) for name in CONTROLLERS_V1):
+        return _place_v1(mounts, own, is_root)
+    return Place(
+        0,
+        reason="no cgroup memory, pids and cpu controllers are mounted",
+        remedy="mount cgroup2: mount -t cgroup2 none /sys/fs/cgroup",
+    )
+
+
+def parse_mounts(mountinfo: str) -> list[Mount]:
+    """Cgroup mounts of a mountinfo text (proc(5)); a later mount on one point hides an earlier."""
+    found: dict[str, Mount] = {}
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
+            continue
+        options = frozenset(kind[2].split(",")) - {"rw", "ro"}
+        version = 2 if kind[0] == "cgroup2" else 1
+        found[fields[4]] = Mount(version, options, Path(fields[4]), fields[3])
+    return list(found.values())
+
+
+def parse_own(text: str) -> dict[str, str]:
+    """Controller -> path, from /proc/self/cgroup; the unified tree is the empty name."""
+    own = {}
+    for line in text.splitlines():
+        _, names, path = line.split(":", 2)
+        for name in names.split(","):
+            own[name] = path
+    return own
+
+
+def is_delegated_by_systemd(directory: Path) -> bool:
+    """Systemd marks the groups it delegates with an extended attribute."""
+    for name in ("user.delegate", "trusted.delegate"):
+        try:
+            if os.getxattr(directory, name) == b"1":
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def agent_name(pid: int) -> str:
+    """A name that no other process of this boot has: pid and start time in clock ticks."""
+    return f"{pid}-{_start_time(pid)}"
+
+
+class Ground:
+    """This agent's groups: makes one per jail, sweeps those of dead agents, removes all at close.
+
+    Raises:
+        OSError: at construction, when the place turns out not to be usable after all.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        pid: int,
+        make_directory: Callable[[Path], None] = Path.mkdir,
+    ) -> None:
+        self.place = place
+        self._make_directory = make_directory
+        self._sequence = 0
+        self._leaving: list[Group] = []
+        name = agent_name(pid)
+        if place.version == 2:
+            _hand_down(place.directories["unified"], make_directory)
+        self.directories = {}
+        for controller, parent in place.directories.items():
+            base = parent / NAME
+            if not base.is_dir():
+                make_directory(base)
+            _remove_dead(base)
+            if place.version == 2:
+                _enable(base)
+            own = base / name
+            if not own.is_dir():
+                make_directory(own)
+            if place.version == 2:
+                _enable(own)
+            self.directories[controller] = own
+
+    def make(self, limits: Limits) -> Group:
+        """A new, empty, limited group."""
+        self.sweep()
+        self._sequence += 1
+        name = f"j{self._sequence}"
+        if self.place.version == 2:
+            at = self.directories["unified"] / name
+            return GroupV2(at, limits, self._make_directory)
+        return GroupV1({key: at / name for key, at in self.directories.items()}, limits)
+
+    def leave(self, group: Group) -> None:
+        """Remove a group whose jail has ended, now or, if the kernel still holds it, later."""
+        if not group.remove():
+            self._leaving.append(group)
+
+    def sweep(self) -> None:
+        """Try again to remove what could not be removed."""
+        self._leaving = [group for group in self._leaving if not group.remove()]
+
+    @property
+    def roots(self) -> list[str]:
+        """The agent's directories: whoever outlives this process removes these."""
+        return [str(at) for at in dict.fromkeys(self.directories.values())]
+
+
+def _place_v2(mount: Mount, own: str, is_root: bool, is_delegated: Callable[[Path], bool]) -> Place:
+    here = mount.point / _below(mount.root, own).lstrip("/")
+    if here.name == "self" and (here.parent / NAME).is_dir():
+        here = here.parent  # we have moved there ourselves, or our parent process has
+    writable = os.access(here / "cgroup.procs", os.W_OK) and os.access(
+        here / "cgroup.subtree_control", os.W_OK
+    )
+    if writable and (not is_root or is_delegated(here)):
+        at = here
+    elif is_root and os.access(mount.point / "cgroup.subtree_control", os.W_OK):
+        at = mount.point
+    else:
+        return Place(
+            0,
+            reason=f"cgroup {here} is not delegated to uid {os.geteuid()}",
+            remedy=SCOPE_REMEDY,
+        )
+    offered = _words(at / "cgroup.controllers")
+    missing = [name for name in CONTROLLERS_V2 if name not in offered]
+    if missing:
+        return Place(
+            0,
+            reason=f"cgroup {at} does not offer {', '.join(missing)}",
+            remedy="add Delegate=cpu memory pids to the unit, then systemctl daemon-reload",
+        )
+    return Place(2, {"unified": at}, has_cpu_quota="cpu" in offered)
+
+
+def _place_v1(mounts: list[Mount], own: Mapping[str, str], is_root: bool) -> Place:
+    directories = {}
+    for name in CONTROLLERS_V1:
+        mount = _mount_of(mounts, name)
+        assert mount is not None, name
+        mine = mount.point / _below(mount.root, own.get(name, "/")).lstrip("/")
+        at = next(
+            (
+                at
+                for at in ((mount.point,) if is_root else (mine, mount.point))
+                if os.access(at / NAME if (at / NAME).is_dir() else at, os.W_OK)
+            ),
+            None,
+        )
+        if at is None:
+            made = mount.point / NAME
+            return Place(
+                0,
+                reason=f"cgroup v1 tree {mount.point} is not writable by uid {os.geteuid()}",
+                remedy=f"as root: mkdir -p {made} && chown -R {os.geteuid()} {made} "
+                f"(and for {', '.join(CONTROLLERS_V1)} alike)",
+            )
+        directories[name] = at
+    return Place(1, directories, has_cpu_quota=True)
+
+
+def _mount_of(mounts: list[Mount], controller: str) -> Mount | None:
+    return next((m for m in mounts if m.version == 1 and controller in m.controllers), None)
+
+
+def _below(root: str, path: str) -> str:
+    """A path of /proc/self/cgroup as seen from a mount whose root is ``root`` (containers)."""
+    if root != "/" and (path == root or path.startswith(root + "/")):
+        return path[len(root) :] or "/"
+    return path if root == "/" else "/"
+
+
+def _hand_down(at: Path, make_directory: Callable[[Path], None]) -> None:
+    """Move the processes of a delegated group to its child ``self`` and enable its controllers."""
+    if (at / "cgroup.type").exists():  # every group but the top one, which is exempt
+        inner = at / "self"
+        if not inner.is_dir():
+            make_directory(inner)
+        for _ in range(10):  # processes may fork while they are moved
+            pids = (at / "cgroup.procs").read_text().split()
+            if not pids:
+                break
+            for pid in pids:
+                try:
+                    _append(inner / "cgroup.procs", pid)
+                except ProcessLookupError:
+                    continue
+    _enable(at)
+
+
+def _enable(at: Path) -> None:
+    offered = _words(at / "cgroup.controllers")
+    enabled = _words(at / "cgroup.subtree_control")
+    for name in (*CONTROLLERS_V2, "cpu"):
+        if name in offered and name not in enabled:
+            _append(at / "cgroup.subtree_control", f"+{name}")
+
+
+def _append(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, f"{text}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def _words(path: Path) -> frozenset[str]:
+    try:
+        return frozenset(path.read_text().split())
+    except OSError:
+        return frozenset()
+
+
+def _start_time(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def _remove_dead(base: Path) -> None:
+    """Kill and remove the groups of agents that are no more."""
+    for agent in base.iterdir():
+        if not agent.is_dir():
+            continue
+        pid, _, started = agent.name.partition("-")
+        if not (pid.isdigit() and started.isdigit()) or _is_alive(int(pid), int(started)):
+            continue
+        for directory in [*(path for path in agent.iterdir() if path.is_dir()), agent]:
+            _kill_group(directory)
+            try:
+                directory.rmdir()
+            except OSError:
+                continue  # still dying: the next start removes it
+
+
+def _kill_group(directory: Path) -> None:
+    try:
+        pids = (directory / "cgroup.procs").read_text().split()
+    except OSError:
+        return
+    for pid in pids:
+        try:
+            os.kill(int(pid), 9)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _is_alive(pid: int, started: int) -> bool:
+    try:
+        return _start_time(pid) == started
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,336 @@
+"""The ground for jails on this machine: one ``Host`` per worker, made once at its start.
+
+``prepare_host`` writes what jails need into the state directory (seccomp policy, a small /etc),
+finds and prepares the place for cgroups, and starts the spawner process (spawner.py says why there
+is one). ``Host.start`` starts a jail; ``run.run`` is the blocking convenience over it.
+
+A Host may be used from any thread, one call at a time per Host (a lock sees to it).
+"""
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gristmill.sandbox.argv import LOG_FD, NOBODY, build_argv, nsjail_path, policy_text
+from gristmill.sandbox.cgroup import Group
+from gristmill.sandbox.delegation import Ground, Place, find_place, is_delegated_by_systemd
+from gristmill.sandbox.errors import SandboxError
+from gristmill.sandbox.jail import Jail
+from gristmill.sandbox.spec import INSIDE_ID, JailSpec
+
+REPLY_TIMEOUT_S = 10.0
+_LENGTH = struct.Struct("!I")
+
+_ETC = {
+    "passwd": f"jail:x:{INSIDE_ID}:{INSIDE_ID}::/tmp:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+    "group": f"jail:x:{INSIDE_ID}:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost jail\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+
+
+def prepare_host(state_dir: Path, *, has_cgroups: bool = True) -> "Host":
+    """Make this process able to start jails. The one call to make at a worker's start.
+
+    Args:
+        state_dir: a directory of the worker's own; made (0700) when missing.
+        has_cgroups: False does without, as on a host that delegates none (rlimits stand in).
+
+    Raises:
+        SandboxError: with a remedy; this host cannot start jails at all. That jails really hold
+            is another question: ask ``probe.probe``.
+    """
+    return Host(state_dir, has_cgroups)
+
+
+class Host:
+    """See the module.
+
+    Attributes:
+        place: where cgroups go; ``place.version`` 0 with ``reason`` and ``remedy`` when nowhere.
+        is_root: jails run as nobody (or another chosen uid) rather than as this process's user.
+        jail_uid, jail_gid: the host identity of jails that choose none: writable binds must be
+            writable by it.
+        nsjail: the executable.
+    """
+
+    def __init__(self, state_dir: Path, has_cgroups: bool) -> None:
+        self.is_root = os.geteuid() == 0
+        self.jail_uid = NOBODY if self.is_root else os.geteuid()
+        self.jail_gid = NOBODY if self.is_root else os.getegid()
+        self.nsjail = nsjail_path()
+        self.state_dir = state_dir.absolute()
+        self._lock = threading.RLock()
+        self._aliases: dict[str, str] = {}
+        self._ground: Ground | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._jails: list[Jail] = []
+        self._write_files()
+        self.place = self._find_ground() if has_cgroups else Place(0, reason="switched off")
+        self._start_spawner()
+
+    def start(self, spec: JailSpec) -> Jail:
+        """Start a jail. About 1 ms here; the jail is up some 10 ms later.
+
+        Raises:
+            SandboxError: the spec cannot be expressed, or the spawner is gone. A set-up that fails
+                later (a missing mount source) is an ``Ending`` with SETUP.
+        """
+        with self._lock:
+            return self._start(spec)
+
+    def reach(self, path: str) -> str:
+        """A path that leads to the same file and that a jail's identity can open.
+
+        As root a jail is nobody, who cannot pass a 0700 directory: such paths are bind-mounted at
+        a reachable place in the spawner's mount namespace. A colon, which nsjail cannot take, is
+        got round in the same way, or by a symbolic link.
+        """
+        if self.is_root:
+            if ":" not in path and _is_passable(path):
+                return path
+            return str(self._ask({"op": "stage", "source": os.path.realpath(path)})["path"])
+        if ":" not in path:
+            return path
+        if path not in self._aliases:
+            link = self.state_dir / "links" / str(len(self._aliases))
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)
+            self._aliases[path] = str(link)
+        return self._aliases[path]
+
+    @property
+    def is_alive(self) -> bool:
+        """False when the spawner has died: every jail died with it; make a new Host."""
+        return self._process is not None and self._process.poll() is None
+
+    def close(self) -> None:
+        """End every jail, remove every cgroup and mount. Idempotent."""
+        with self._lock:
+            for jail in self._jails:
+                jail.kill()
+            for jail in self._jails:
+                jail.close()
+            self._jails.clear()
+            if self._ground is not None:
+                self._ground.sweep()
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            if self._process is not None:
+                try:
+                    self._process.wait(REPLY_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+                self._process = None
+
+    def __enter__(self) -> "Host":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_files(self) -> None:
+        if ":" in str(self.state_dir):
+            raise SandboxError(
+                f"the state directory {self.state_dir} has a colon in its path", "choose another"
+            )
+        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("etc", "links"):
+            (self.state_dir / name).mkdir(mode=0o755, exist_ok=True)
+        for name, text in _ETC.items():
+            path = self.state_dir / "etc" / name
+            path.write_text(text)
+            path.chmod(0o644)
+        (self.state_dir / "policy.kafel").write_text(policy_text())
+
+    def _find_ground(self) -> Place:
+        place = find_place(
+            Path("/proc/self/mountinfo").read_text(),
+            Path("/proc/self/cgroup").read_text(),
+            self.is_root,
+            is_delegated_by_systemd,
+        )
+        if place.version:
+            try:
+                self._ground = Ground(place, os.getpid())
+            except OSError as error:
+                where = ", ".join(sorted({str(at) for at in place.directories.values()}))
+                return Place(0, reason=f"cgroups under {where} are refused: {error}")
+        return place
+
+    def _start_spawner(self) -> None:
+        config: dict[str, Any] = {
+            "owner": os.getpid(),
+            "groups": self._ground.roots if self._ground else [],
+            "place": _make_place(self.state_dir) if self.is_root else None,
+        }
+        ours, theirs = socket.socketpair()
+        ours.settimeout(REPLY_TIMEOUT_S)
+        self._socket = ours
+        script = str(Path(__file__).with_name("spawner.py"))
+        command = [sys.executable, "-I", "-S", "-B", script, str(theirs.fileno())]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, json.dumps(config)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the worker alone
+                cwd="/",
+                env={},
+            )
+        try:
+            self._receive()
+        except SandboxError:
+            self.close()
+            raise
+
+    def _start(self, spec: JailSpec) -> Jail:
+        argv = build_argv(
+            spec,
+            nsjail=self.nsjail,
+            policy_file=str(self.state_dir / "policy.kafel"),
+            etc=str(self.state_dir / "etc"),
+            is_root=self.is_root,
+            has_group=self._ground is not None,
+            reach=self.reach,
+        )
+        group = self._make_group(spec)
+        end_read, end_write = os.pipe()
+        log_fd = os.memfd_create("nsjail-log")
+        targets = {LOG_FD: log_fd, **spec.fds}
+        for number, fd in enumerate((spec.stdin, spec.stdout, spec.stderr)):
+            if fd is not None:
+                targets[number] = fd
+        request = {
+            "op": "start",
+            "argv": argv,
+            "targets": list(targets),
+            "log": LOG_FD,
+            "groups": group.procs_files if group else (),
+        }
+        try:
+            pid, pidfd = self._ask_start(request, [end_write, *targets.values()])
+        except BaseException:
+            os.close(end_read)
+            os.close(log_fd)
+            if group is not None and self._ground is not None:
+                self._ground.leave(group)
+            raise
+        finally:
+            os.close(end_write)
+        jail = Jail(pid, pidfd, end_read, log_fd, spec.limits, group, self._leave_group)
+        self._jails = [other for other in self._jails if other.fileno() >= 0]
+        self._jails.append(jail)
+        return jail
+
+    def _make_group(self, spec: JailSpec) -> Group | None:
+        if self._ground is None:
+            return None
+        try:
+            return self._ground.make(spec.limits)
+        except OSError as error:
+            raise SandboxError(f"no cgroup for the jail: {error}") from error
+
+    def _leave_group(self, group: Group) -> None:
+        with self._lock:
+            if self._ground is not None:
+                self._ground.leave(group)
+
+    def _ask_start(self, request: dict[str, Any], fds: Sequence[int]) -> tuple[int, int]:
+        with self._lock:
+            self._send(request, fds)
+            reply, received = self._receive()
+            return int(reply["pid"]), received[0]
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            self._send(request, ())
+            return self._receive()[0]
+
+    def _send(self, request: dict[str, Any], fds: Sequence[int]) -> None:
+        if self._socket is None:
+            raise SandboxError("this host is closed")
+        payload = json.dumps(request).encode()
+        try:
+            socket.send_fds(self._socket, [_LENGTH.pack(len(payload))], list(fds))
+            self._socket.sendall(payload)
+        except OSError as error:
+            raise SandboxError(f"the process that starts jails is gone: {error}") from error
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
+        assert self._socket is not None
+        try:
+            head, fds, _, _ = socket.recv_fds(
+                self._socket, _LENGTH.size, 4, socket.MSG_CMSG_CLOEXEC
+            )
+            payload = b""
+            while head and len(payload) < _LENGTH.unpack(head)[0]:
+                part = self._socket.recv(_LENGTH.unpack(head)[0] - len(payload))
+                if not part:
+                    break
+                payload += part
+        except OSError as error:
+            raise SandboxError(f"the process that starts jails does not answer: {error}") from error
+        if not payload:
+            raise SandboxError("the process that starts jails ended")
+        reply: dict[str, Any] = json.loads(payload)
+        if "error" in reply:
+            for fd in fds:
+                os.close(fd)
+            raise SandboxError(f"the process that starts jails says: {reply['error']}")
+        return reply, fds
+
+
+def _is_passable(path: str) -> bool:
+    """Everybody may pass every directory above the path and above where it leads."""
+    for start in {path, os.path.realpath(path)}:
+        parent = os.path.dirname(os.path.normpath(start))
+        while True:
+            try:
+                mode = os.stat(parent).st_mode
+            except OSError:
+                return True  # let nsjail name what is missing
+            if not mode & stat.S_IXOTH:
+                return False
+            if parent == "/":
+                break
+            parent = os.path.dirname(parent)
+    return True
+
+
+def _make_place(state_dir: Path) -> str:
+    """An empty directory that everybody may reach, for the spawner to mount over.
+
+    The state directory serves when it can; it often lies under a 0700 home, so /run and /tmp are
+    next. On the host's side it stays empty; the spawner removes it.
+    """
+    name = f"gristmill-{os.getpid()}-"
+    mine = state_dir / "stage"
+    if _is_passable(str(mine)):
+        mine.mkdir(exist_ok=True)
+        for old in mine.iterdir():
+            with contextlib.suppress(OSError):
+                old.rmdir()  # of an agent that was killed; a live one's is busy or not empty
+        mine.chmod(0o755)
+        return tempfile.mkdtemp(prefix=name, dir=mine)
+    for parent in ("/run", tempfile.gettempdir(), "/tmp"):
+        if os.access(parent, os.W_OK) and _is_passable(f"{parent}/x"):
+            return tempfile.mkdtemp(prefix=name, dir=parent)
+    raise SandboxError(
+        f"no directory that everybody may reach: not {state_dir}, /run or /tmp",
+        f"chmod o+x {state_dir} and the directories above it",
+    )

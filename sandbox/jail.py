@@ -1,0 +1,183 @@
+"""One running jail: its end, its meters, its certain kill. Nothing here blocks but ``close``.
+
+Made by ``Host.start``. In an event loop, watch ``fileno()``: it is readable when the jail has
+ended, every process of it gone; ``poll()`` then gives the ``Ending``. Forgotten jails die with the
+spawner, so with the worker.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from gristmill.sandbox.cgroup import Group, Reading
+from gristmill.sandbox.limits import Limits
+from gristmill.sandbox.procfs import Sampler, children_of
+from gristmill.sandbox.verdict import Deed, LogFacts, Verdict, judge, parse_log
+
+LOG_BYTES_MAX = 64 << 10
+RECORD_BYTES_MAX = 4096
+CLOSE_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """How a jail ended and what it used in all.
+
+    Attributes:
+        wait_status: of nsjail, as wait4 gave it; None when the spawner died first.
+        reading: the last one, after every process was gone.
+        log: nsjail's own words.
+        wall_ms: from ``Host.start`` to the first ``poll`` that saw the end.
+        read_bytes, written_bytes: block device traffic of waited-for processes (wait4).
+    """
+
+    wait_status: int | None
+    reading: Reading
+    log: LogFacts
+    wall_ms: float
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+class Jail:
+    """A started jail; see the module. ``pid`` and ``pidfd`` are nsjail's own, outside."""
+
+    def __init__(
+        self,
+        pid: int,
+        pidfd: int,
+        end_fd: int,
+        log_fd: int,
+        limits: Limits,
+        group: Group | None,
+        leave_group: Callable[[Group], None],
+    ) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.limits = limits
+        self.started_at = time.monotonic()
+        self.ending: Ending | None = None
+        self._end_fd = end_fd
+        self._log_fd = log_fd
+        self._group = group
+        self._leave_group = leave_group
+        self._sampler = Sampler(pid)
+        self._record = b""
+        os.set_blocking(end_fd, False)
+
+    def fileno(self) -> int:
+        """Readable when the jail has ended."""
+        return self._end_fd
+
+    @property
+    def source(self) -> str:
+        """Where its meters come from: ``cgroup-v1``, ``cgroup-v2`` or ``proc``."""
+        return self._group.source if self._group else "proc"
+
+    def cpu_us(self) -> int:
+        """Cpu time so far. A microsecond with a cgroup; a walk over /proc without."""
+        if self.ending is not None:
+            return self.ending.reading.cpu_us
+        return self._group.cpu_us() if self._group else self._sampler.sample().cpu_us
+
+    def reading(self) -> Reading:
+        """All meters now; the last ones after the end.
+
+        Without a cgroup a peak is only as good as the looks are frequent: look each 50 ms or so.
+        """
+        if self.ending is not None:
+            return self.ending.reading
+        return self._group.reading() if self._group else self._sampler.sample()
+
+    def reset_peak(self) -> bool:
+        """Start ``memory_peak_bytes`` again from the present use; False where impossible."""
+        if self._group is None:
+            self._sampler.reset_peak()
+            return True
+        return self._group.reset_peak()
+
+    def kill(self) -> None:
+        """End every process of the jail, for certain. Returns at once; watch ``fileno()``."""
+        if self.ending is not None:
+            return
+        if self._group is not None:
+            self._group.kill()
+        else:
+            self._sampler.sample()  # a killed nsjail takes its child's accounts with it
+            for inner in children_of(self.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(inner, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def poll(self) -> Ending | None:
+        """The ending, or None while the jail lives."""
+        if self.ending is None and self._is_record_complete():
+            self.ending = self._finish()
+        return self.ending
+
+    def judge(self, deed: Deed = Deed.NOTHING, output_bytes: int = 0) -> Verdict:
+        """The verdict; call after the end. See ``verdict.judge``."""
+        assert self.ending is not None, "judge before the end of the jail"
+        ending = self.ending
+        return judge(
+            deed,
+            ending.wait_status,
+            ending.log,
+            ending.reading,
+            self.limits,
+            ending.wall_ms,
+            output_bytes,
+        )
+
+    def close(self) -> None:
+        """Kill if need be, wait for the end, free everything. Idempotent.
+
+        The one call that may wait, at most ``CLOSE_TIMEOUT_S``; after ``poll`` gave the ending it
+        does not.
+        """
+        if self._end_fd < 0:
+            return
+        self.kill()
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while self.poll() is None and time.monotonic() < deadline:
+            select.select([self._end_fd], [], [], 0.05)
+        for fd in (self._end_fd, self._log_fd, self.pidfd):
+            os.close(fd)
+        self._end_fd = self._log_fd = self.pidfd = -1
+        if self._group is not None:
+            self._leave_group(self._group)
+            self._group = None
+
+    def _is_record_complete(self) -> bool:
+        while True:
+            try:
+                part = os.read(self._end_fd, RECORD_BYTES_MAX)
+            except BlockingIOError:
+                return False
+            if not part:
+                return True  # the spawner closes it after the record, or by dying
+            self._record += part
+
+    def _finish(self) -> Ending:
+        record = json.loads(self._record) if self._record else {}
+        if self._group is not None:
+            self._group.kill()  # nothing is left, unless the spawner died half way
+            reading = self._group.reading()
+        else:
+            self._sampler.raise_to(record.get("cpu_us", 0), record.get("rss_bytes", 0))
+            reading = self._sampler.reading()
+        text = os.pread(self._log_fd, LOG_BYTES_MAX, 0).decode(errors="replace")
+        return Ending(
+            wait_status=record.get("status"),
+            reading=reading,
+            log=parse_log(text),
+            wall_ms=(time.monotonic() - self.started_at) * 1000,
+            read_bytes=record.get("read_bytes", 0),
+            written_bytes=record.get("written_bytes", 0),
+        )
