@@ -192,6 +192,14 @@ CODES: dict[str, ErrorSpec] = _table(
         "wait, or look at the ledger process; the job starts by itself when it is back",
     ),
     (
+        "LEDGER_CONFLICT",
+        "an entry of the outbox contradicts what the ledger has; it was refused and nothing changed",
+        False,
+        409,
+        EXIT_FAILED,
+        "compare the broker's outbox with the ledger's alarm of the same sequence number",
+    ),
+    (
         "STORE_DOWN",
         "the store does not answer",
         True,
