@@ -313,6 +313,14 @@ CODES: dict[str, ErrorSpec] = _table(
         "run 'gristmill doctor'",
     ),
     (
+        "ALREADY_RUNNING",
+        "a grid is already running in this folder; its pid is named",
+        True,
+        409,
+        EXIT_POLICY,
+        "submit to it, end it with Ctrl-C, or start a second one with --state DIR --run DIR",
+    ),
+    (
         "JOB_FAILED",
         "the job ended with failed subtasks",
         False,

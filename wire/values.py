@@ -36,6 +36,8 @@ _SCALARS: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes}
 _LETTERS: dict[type, str] = {int: "i", float: "f", str: "s", bytes: "b", bool: "o", type(None): "n"}
 _TYPES: dict[str, Any] = {letter: kind for kind, letter in _LETTERS.items()}
 _FIELDS_MAX = 32
+_DEPTH_MAX = 32
+_EXACT = object()
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_any = msgspec.msgpack.Decoder(list[Any]).decode
@@ -140,17 +142,21 @@ def pack_plain(values: Sequence[Any]) -> tuple[str, bytes] | None:
     return None
 
 
-def _is_exact(value: Any, depth: int = 0) -> bool:
+def _first_inexact(value: Any, depth: int = 0) -> Any:
+    """The first part of a value that MessagePack would change, or ``_EXACT``."""
     kind = type(value)
     if kind in _SCALARS:
-        return kind is not int or -(1 << 63) <= value < 1 << 64
-    if depth > 32:
-        return False
-    if kind is list:
-        return all(_is_exact(item, depth + 1) for item in value)
-    if kind is dict:
-        return all(type(key) is str and _is_exact(item, depth + 1) for key, item in value.items())
-    return False
+        return _EXACT if kind is not int or -(1 << 63) <= value < 1 << 64 else value
+    if depth > _DEPTH_MAX or kind not in (list, dict):
+        return value
+    if kind is dict and any(type(key) is not str for key in value):
+        return value
+    parts = value if kind is list else value.values()
+    for part in parts:
+        found = _first_inexact(part, depth + 1)
+        if found is not _EXACT:
+            return found
+    return _EXACT
 
 
 def pack_safe(values: Sequence[Any]) -> tuple[str, bytes]:
@@ -163,9 +169,10 @@ def pack_safe(values: Sequence[Any]) -> tuple[str, bytes]:
     if packed is not None:
         return packed
     for value in values:
-        if not _is_exact(value):
+        part = _first_inexact(value)
+        if part is not _EXACT:
             raise TypeError(
-                f"a value of type {type(value).__qualname__} ({value!r:.80}) "
+                f"a value of type {type(part).__qualname__} ({part!r:.80}) "
                 "cannot travel under the safe rule"
             )
     return "m", _encode(values)

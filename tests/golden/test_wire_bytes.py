@@ -1,0 +1,91 @@
+"""The bytes of every message, kept for ever: a change here is a new protocol number.
+
+``wire.json`` maps the message's name to the hex of its header. To add a message, run this file with
+``GRISTMILL_BLESS=1`` and read the diff: existing lines never change under the same protocol number.
+"""
+
+import json
+import os
+import pathlib
+
+from gristmill.wire import client, ledger, worker
+from gristmill.wire.frames import encode
+from gristmill.wire.limits import PROTOCOL
+from gristmill.wire.spec import Command, JobSpec, Tariff
+
+FILE = pathlib.Path(__file__).with_name("wire.json")
+SESSION = bytes(range(16))
+SPEC = JobSpec("function", function="ab" * 32, name="square", count=3)
+HEAD = worker.ResultHead(1, 1 << 40, 7, 0, 3, "q", 30, 20, 1024, "cgroup", True, b"s")
+
+EXAMPLES = {
+    "worker.Hello": worker.Hello(
+        1, "w0", "00" * 32, SESSION, 2, 2000, 1 << 30, 1 << 40, {"a": "b"}, ["job"], ["3.11"],
+        "cgroup", "0.1.0",
+    ),
+    "worker.Report": worker.Report(
+        SESSION, 5, True, [0, 1], [worker.Held(1 << 40, 0, 4, 2)], [HEAD],
+        [worker.Returned(1 << 40, [(3, 2)], "recalled")], False,
+        worker.HostReading(250, 50, 1, 2, 3, [worker.SlotReading(0, 7, 4, 10, 20, 30, 2)]),
+    ),
+    "worker.Goodbye": worker.Goodbye(SESSION, "drained"),
+    "worker.Welcome": worker.Welcome(SESSION, 3, "b1", 1000, 3500, "unix:///s"),
+    "worker.Orders": worker.Orders(
+        5, 1, [worker.JobOpening(7, "ann", SPEC, Tariff(), "p", "g")],
+        [worker.LeaseGrant(1 << 40, 0, 7, 1, [(0, 3)], 100, [worker.ParcelHead(7, 0, 3, "q")])],
+        [9], [(10, 12)], [6], 1000, 3500,
+    ),
+    "worker.Refused": worker.Refused("REJOIN", "m", "h"),
+    "client.Hello": client.Hello(1, SESSION, "ann", "", "3.11", "0.1.0"),
+    "client.Submit": client.Submit(SESSION, 2, SESSION, SPEC),
+    "client.Submit command": client.Submit(
+        SESSION, 2, SESSION, JobSpec("command", command=Command(["echo", "{}"]))
+    ),
+    "client.Parcel": client.Parcel(SESSION, 7, 0, 3, "q"),
+    "client.CloseUpload": client.CloseUpload(SESSION, 3, 7, 3),
+    "client.Subscribe": client.Subscribe(SESSION, 4, 7, 0, 1 << 20),
+    "client.Credit": client.Credit(SESSION, 7, 3, 1 << 21),
+    "client.Cancel": client.Cancel(SESSION, 5, 7, [(1, 1)]),
+    "client.Ask": client.Ask(SESSION, 6, "job", job=7),
+    "client.Accepted": client.Accepted(2, 7, False, 1 << 23),
+    "client.InputCredit": client.InputCredit(7, 3, 1 << 23),
+    "client.Results": client.Results(7, 1, HEAD, 1, "00" * 32, [(1, 1)]),
+    "client.Refused": client.Refused(2, "UNKNOWN_JOB", "m", "h", 7),
+    "client.Pong": client.Pong(),
+    "ledger.Post": ledger.Post(
+        "b1", 4,
+        [
+            ledger.Hold("b1/7", "ann", 100),
+            ledger.Contribution(
+                "b1/7", "ann", "00" * 32, 1 << 40, 0, 3, 1, 3, 0, 30, 20, 1024, "cgroup", True,
+                50, 1, 1_700_000_000_000,
+            ),
+            ledger.Release("b1/7"),
+        ],
+    ),
+    "ledger.Acked": ledger.Acked("b1", 6, [ledger.Verdict(4, "b1/7")]),
+}  # fmt: skip
+
+
+def test_the_bytes_of_every_message_are_what_they_always_were():
+    now = {name: encode(message).hex() for name, message in sorted(EXAMPLES.items())}
+    if os.environ.get("GRISTMILL_BLESS"):
+        FILE.write_text(json.dumps({"protocol": PROTOCOL, "messages": now}, indent=1) + "\n")
+    kept = json.loads(FILE.read_text())
+    assert kept == {"protocol": PROTOCOL, "messages": now}
+
+
+def test_the_kept_bytes_still_decode_to_the_same_messages():
+    kept = json.loads(FILE.read_text())["messages"]
+    decoders = [
+        worker.decode_worker, worker.decode_orders, client.decode_client, client.decode_broker,
+        ledger.decode_to_ledger, ledger.decode_from_ledger,
+    ]  # fmt: skip
+    for name, message in EXAMPLES.items():
+        decoded = []
+        for decoder in decoders:
+            try:
+                decoded.append(decoder.decode(bytes.fromhex(kept[name])))
+            except Exception:  # another dialogue's message
+                continue
+        assert message in decoded, name
