@@ -133,18 +133,25 @@ class Ground:
             _hand_down(place.directories["unified"], make_directory)
         self.directories = {}
         for controller, parent in place.directories.items():
-            base = parent / NAME
-            if not base.is_dir():
-                make_directory(base)
-            _remove_dead(base)
-            if place.version == 2:
-                _enable(base)
-            own = base / name
-            if not own.is_dir():
-                make_directory(own)
-            if place.version == 2:
-                _enable(own)
+            own = self._own_directory(parent / NAME, name)
             self.directories[controller] = own
+
+    def _own_directory(self, base: Path, name: str) -> Path:
+        for _ in range(100):
+            try:
+                if not base.is_dir():
+                    self._make_directory(base)
+                _remove_dead(base)
+                if self.place.version == 2:
+                    _enable(base)
+                if not (base / name).is_dir():
+                    self._make_directory(base / name)
+            except (FileExistsError, FileNotFoundError):
+                continue  # another agent makes or, leaving last, removes the shared one just now
+            if self.place.version == 2:
+                _enable(base / name)
+            return base / name
+        raise OSError(f"{base} comes and goes")
 
     def make(self, limits: Limits) -> Group:
         """A new, empty, limited group."""

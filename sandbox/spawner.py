@@ -323,14 +323,12 @@ class Spawner:
             self._drain_wake()
         for path in self.groups:
             _remove_groups(path)
+            _remove_if_empty(os.path.dirname(path))  # shared with other agents
         if self.place is not None:
             for path in self.staged.values():
                 _libc.umount2(path.encode(), MNT_DETACH)
             _libc.umount2(self.place.encode(), MNT_DETACH)
-            try:
-                os.rmdir(self.place)
-            except OSError:
-                pass  # the state directory may be gone with everything in it
+            _remove_if_empty(self.place)
 
 
 def _park(fd: int) -> int:
@@ -372,6 +370,13 @@ def _remove_directory(path: str) -> None:
             return
         except OSError:
             time.sleep(0.005)  # the kernel lets a group go a moment after its last process
+
+
+def _remove_if_empty(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # in use, or gone already
 
 
 def main() -> None:

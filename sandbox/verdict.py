@@ -27,6 +27,7 @@ class Deed(enum.Enum):
     CPU_SPENT = "cpu spent"
     OUTPUT_CUT = "output cut"
     CANCELLED = "cancelled"
+    DISK_SPENT = "disk spent"  #: a writable bind grew past what was agreed (collect.measure)
     LOST_HOLD = "lost hold"  #: killed by the owner for a reason of its own (drain, lease lapsed)
 
 
@@ -203,6 +204,8 @@ def _our_doing(
         return Verdict(Outcome.CANCELLED, "cancelled", peak=int(wall_ms))
     if deed is Deed.LOST_HOLD:
         return Verdict(Outcome.RETURNED, "stopped by its worker")
+    if deed is Deed.DISK_SPENT:
+        return Verdict(Outcome.FS, "wrote more files or bytes than its output directory may hold")
     if deed is Deed.TIMED_OUT:
         return Verdict(
             Outcome.TIME,
@@ -229,7 +232,7 @@ def _our_doing(
 
 
 def _never_started(log: LogFacts) -> Verdict | None:
-    """nsjail reports its own half-made child as killed: the errors say that nothing ever ran."""
+    """The log calls a half-made child killed: its errors say that nothing ever ran."""
     for error in log.errors:
         if found := _NOT_EXECUTED.search(error):
             path, why = found.groups()
