@@ -24,6 +24,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
+TEXTS = sorted([README, ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 SHELLS = {"sh", "bash", "shell", "console", "shell-session"}
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})[ ]*([^\n]*)\n(.*?)^ *\2[ ]*$", re.MULTILINE | re.DOTALL)
 
@@ -75,6 +77,13 @@ def script(page: str) -> str:
 def test_every_block_of_commands_has_a_rule(page: pathlib.Path) -> None:
     faults = {block.line: fault(block) for block in blocks(page.read_text())}
     assert not {f"{page.name}:{line}": told for line, told in faults.items() if told}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: pathlib.Path) -> None:
+    links = LINK.findall(FENCE.sub("", page.read_text()))
+    inside = [link.partition("#")[0] for link in links if "://" not in link]
+    assert not [link for link in inside if link and not (page.parent / link).exists()]
 
 
 @pytest.mark.slow
