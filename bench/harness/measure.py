@@ -1,0 +1,149 @@
+"""One JSON line a run: machine, load before and after, commit, versions, settings, every run.
+
+Medians.
+
+CPU is read from /proc for every process below this one, children already reaped included, at the
+kernel's 10 ms ticks: scenarios must run long enough (a second of cpu) for the figure to mean something.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def _parents() -> dict[int, list[tuple[int, int, str]]]:
+    """By parent pid: (pid, cpu in ticks with reaped children, name) of every process of the machine."""
+    found: dict[int, list[tuple[int, int, str]]] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                text = file.read()
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                line = file.read().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        fields = text.rpartition(b")")[2].split()
+        ticks = sum(int(field) for field in fields[11:15])
+        found.setdefault(int(fields[1]), []).append((int(name), ticks, line))
+    return found
+
+
+def _role(line: str) -> str:
+    for word in ("gristmill.broker", "gristmill.ledger", "gristmill.store", "gristmill.worker"):
+        if word in line:
+            return word.removeprefix("gristmill.")
+    return "jails" if "nsjail" in line or "zygote" in line or "/gristmill/" in line else "other"
+
+
+def cpu_us_by_role(root: int | None = None) -> dict[str, int]:
+    """CPU spent so far, by role, in us: this process is ``client``.
+
+    Whatever a jail does is ``jails``.
+    """
+    parents = _parents()
+    total: dict[str, int] = {"client": int((time.process_time()) * 1_000_000)}
+    queue = [(root or os.getpid(), "")]
+    while queue:
+        pid, inherited = queue.pop()
+        for child, ticks, line in parents.get(pid, []):
+            role = inherited or _role(line)
+            total[role] = total.get(role, 0) + ticks * TICK_US
+            queue.append(
+                (child, "jails" if role in ("jails", "worker") and "nsjail" in line else "")
+            )
+    return total
+
+
+def card() -> dict[str, Any]:
+    """The machine and the code that a figure belongs to."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    with open("/proc/cpuinfo") as file:
+        models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("pyzmq", "msgspec", "apsw", "cloudpickle")
+        },
+        "load_before": os.getloadavg()[0],
+    }
+
+
+class Runs:
+    """Collects runs of one scenario and prints its JSON line and a table for people."""
+
+    def __init__(self, scenario: str, settings: dict[str, Any]) -> None:
+        self.line: dict[str, Any] = {
+            "scenario": scenario,
+            **card(),
+            "settings": settings,
+            "runs": [],
+        }
+
+    def add(self, what: str, **figures: Any) -> None:
+        """One run of one contender, in the order in which they ran."""
+        self.line["runs"].append({"what": what, **figures})
+        shown = "  ".join(
+            f"{k}={v:,.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items()
+        )
+        print(f"  {what:28} {shown}", file=sys.stderr)
+
+    def median(self, what: str, figure: str) -> float:
+        """Median of one figure over the runs of one contender."""
+        return statistics.median(run[figure] for run in self.line["runs"] if run["what"] == what)
+
+    def finish(self, **summary: Any) -> None:
+        """Write ``bench/results/<scenario>.json`` (a line is appended) and print the summary."""
+        self.line["load_after"] = os.getloadavg()[0]
+        self.line["summary"] = summary
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        with open(RESULTS / f"{self.line['scenario']}.json", "a") as file:
+            file.write(json.dumps(self.line) + "\n")
+        print(
+            json.dumps(
+                {"scenario": self.line["scenario"], "commit": self.line["commit"], **summary}
+            )
+        )
+
+
+def arguments(description: str, **defaults: int) -> argparse.Namespace:
+    """Integer options with their defaults: ``--n``, ``--rounds``."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    return parser.parse_args()
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """(seconds, what it returned)."""
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
+def percentile(sorted_values: list[float], share: float) -> float:
+    """The value below which this share of the sorted values lies."""
+    return sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * share))]
