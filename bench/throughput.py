@@ -2,9 +2,9 @@
 
 Beside the floor and multiprocessing.Pool.
 
-Every subtask has its own state, timing and bill; jobs and results are durable; jails are on. Results are
-compared, and the bill is summed, inside the run. ``--n`` subtasks, ``--rounds`` of floor, peer, us, floor.
-"""
+Every subtask has its own state, timing and bill; jobs and results are durable; jails are on.
+Results are compared, and the bill is summed, inside the run. ``--n`` subtasks, ``--rounds`` of
+floor, peer, us, floor."""
 
 import multiprocessing
 from typing import Any

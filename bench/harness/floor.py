@@ -2,10 +2,9 @@
 
 And no more.
 
-client DEALER -> ROUTER broker ROUTER -> two worker processes (decode, call a no-op per item, encode) and
-back, 1,000 items a message. No journal, no jails, no bill, no retries: nothing can be faster in Python
-that keeps a state per item.
-"""
+client DEALER -> ROUTER broker ROUTER -> two worker processes (decode, call a no-op per item,
+encode) and back, 1,000 items a message. No journal, no jails, no bill, no retries: nothing can
+be faster in Python that keeps a state per item."""
 
 import array
 import multiprocessing
@@ -158,7 +157,8 @@ def serial_echo(count: int) -> list[float]:
 
 
 def fsync_times(count: int) -> list[float]:
-    """Seconds of a write and fdatasync of 4 KiB on the folder that the journal would use, sorted."""
+    """Seconds of a write and fdatasync of 4 KiB on the folder that the journal would use,
+    sorted."""
     times = []
     with tempfile.TemporaryDirectory() as folder:
         with open(f"{folder}/x", "wb", buffering=0) as file:

@@ -3,8 +3,8 @@
 Medians.
 
 CPU is read from /proc for every process below this one, children already reaped included, at the
-kernel's 10 ms ticks: scenarios must run long enough (a second of cpu) for the figure to mean something.
-"""
+kernel's 10 ms ticks: scenarios must run long enough (a second of cpu) for the figure to mean
+something."""
 
 import argparse
 import datetime
@@ -26,7 +26,8 @@ TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def _parents() -> dict[int, list[tuple[int, int, str]]]:
-    """By parent pid: (pid, cpu in ticks with reaped children, name) of every process of the machine."""
+    """By parent pid: (pid, cpu in ticks with reaped children, name) of every process of the
+    machine."""
     found: dict[int, list[tuple[int, int, str]]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
