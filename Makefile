@@ -44,5 +44,6 @@ sim: .venv/.stamp ## the cores on virtual time under faults
 	.venv/bin/pytest tests/sim $(PYTEST)
 
 clean: ## remove what the other targets made
-	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+		*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
