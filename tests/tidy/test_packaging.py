@@ -20,15 +20,41 @@ def requirements(text: str) -> set[str]:
     return {MODULES.get(name, name) for name in names}
 
 
+def names_in(node: ast.expr | None) -> list[ast.Name]:
+    return [] if node is None else [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+
+
 def imported(path: pathlib.Path) -> set[str]:
-    """The top-level modules that a file imports anywhere, functions included."""
+    """The top-level modules that a file needs, those imported inside functions included.
+
+    An import that a ``try`` guards against ``ImportError`` is not needed.
+    """
+    tree = ast.parse(path.read_text(), str(path))
+    guarded: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            caught = {name.id for handler in node.handlers for name in names_in(handler.type)}
+            if caught & {"ImportError", "ModuleNotFoundError"}:
+                guarded |= {inner for part in node.body for inner in ast.walk(part)}
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(tree):
+        if node in guarded:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
     return found
+
+
+def test_what_a_file_needs(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file.py").write_text(
+        "import os.path\nfrom numpy import array\n"
+        "def f():\n    import zmq\n"
+        "    try:\n        import pandas\n    except ImportError:\n        import apsw\n"
+        "    try:\n        import pydantic\n    except ValueError:\n        pass\n"
+    )
+    assert imported(tmp_path / "file.py") == {"os", "numpy", "zmq", "apsw", "pydantic"}
 
 
 def test_the_list_of_packages_is_the_tree(
