@@ -3,7 +3,7 @@
 mkdir -p out
 for example in stdlib_audit mandelbrot test_suite; do
     printf '\n== %s\n' "$example"
-    python -P "examples/$example.py"
+    python "examples/$example.py"
 done
 printf '\n== what it cost\n'
 gristmill usage

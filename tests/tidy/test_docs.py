@@ -86,6 +86,12 @@ def test_links_lead_somewhere(page: pathlib.Path) -> None:
     assert not [link for link in inside if link and not (page.parent / link).exists()]
 
 
+def test_every_suite_is_described() -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    suites = {path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/*/**/*.py")}
+    assert not [suite for suite in sorted(suites) if f"`tests/{suite}/`" not in page]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
