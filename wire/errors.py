@@ -193,7 +193,7 @@ CODES: dict[str, ErrorSpec] = _table(
     ),
     (
         "LEDGER_CONFLICT",
-        "an entry of the outbox contradicts what the ledger has; it was refused and nothing changed",
+        "an entry of the outbox contradicts the ledger; it was refused and nothing changed",
         False,
         409,
         EXIT_FAILED,

@@ -1,0 +1,349 @@
+"""The ledger's process: a ROUTER socket in front of one book.
+
+One thread. A turn takes every message that waits, applies all posts and fundings of the turn in one
+transaction, and answers after its commit: while one group is being synced to disk, the next one
+queues in the socket. Nothing is timed.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import apsw
+import msgspec
+import zmq
+
+from gristmill.ledger import audit, bills
+from gristmill.ledger.book import Book
+from gristmill.ledger.core import effects as fx
+from gristmill.ledger.settings import Settings
+from gristmill.wire import limits
+from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+from gristmill.wire.frames import encode
+from gristmill.wire.ledger import (
+    Acked,
+    AskBalance,
+    AskUsage,
+    Fund,
+    LedgerAnswer,
+    LedgerRefused,
+    Ping,
+    Post,
+    Verdict,
+    decode_to_ledger,
+)
+from gristmill.wire.process import announce_ready, die_with_parent
+from gristmill.wire.units import format_credits
+
+log = logging.getLogger("gristmill.ledger")
+_YES = msgspec.Raw(b"\xc0")
+_NOTHING_MS = -1
+ACKED_CHARS_MAX = 12 << 10  #: of verdicts in one message: at 4 bytes a character, 48 KiB of 64
+
+
+class Ledger:
+    """One ledger at one address.
+
+    A ledger whose books are not in order is read-only: it answers questions, refuses posts with
+    ``LEDGER_DOWN`` and the reason, and the broker keeps its outbox.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.counts: Counter[str] = Counter()
+        self.read_only = ""
+        self.book = Book(settings.state)
+        self._context = zmq.Context()
+        self._socket = self._listen()
+
+    def _listen(self) -> "zmq.Socket[bytes]":
+        address = self.settings.listen
+        if address.startswith("ipc://"):
+            folder = pathlib.Path(address.removeprefix("ipc://")).parent
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.MAXMSGSIZE, limits.ZMQ_FRAME_BYTES_MAX),
+            (zmq.SNDHWM, 1_000),
+            (zmq.RCVHWM, 1_000),
+            (zmq.LINGER, 0),
+            (zmq.HEARTBEAT_IVL, 1_000),
+            (zmq.HEARTBEAT_TIMEOUT, 3_000),
+            (zmq.HEARTBEAT_TTL, 3_000),
+            (zmq.BACKLOG, 256),
+            (zmq.IPV6, int("[" in address)),
+        ):
+            router.setsockopt(option, value)
+        try:
+            router.bind(address)
+        except zmq.ZMQError as error:
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"cannot listen on {address}: {error}",
+                "choose another address with --listen",
+            ) from None
+        return router
+
+    @property
+    def address(self) -> str:
+        """Where it listens; with the port that the kernel chose."""
+        return self._socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore
+
+    def open(self) -> None:
+        """Audit the books, read them, mint what the settings say."""
+        faults, seconds = audit.audit_seconds(self.book.db)
+        if faults:
+            self._set_read_only("its audit failed: " + "; ".join(faults))
+        try:
+            self.book.load()
+        except (apsw.Error, AssertionError) as error:
+            self._set_read_only(f"its books cannot be read: {error}")
+        log.info(
+            "audit of %s in %.2f s: %d accounts, %d transfers, %s",
+            self.book.size(),
+            seconds,
+            len(self.book.state.accounts),
+            self.book.state.transfers,
+            "FAILED" if faults else "sum zero",
+        )
+        for tenant, amount in self.settings.fund:
+            if self.read_only:
+                break
+            fund = Fund(0, tenant, amount, f"up/{tenant}")
+            for effect in self.book.apply([fund], _now_ms())[0]:
+                if isinstance(effect, fx.AnswerFunding) and effect.code:
+                    log.warning("not funded again: %s", effect.message)
+
+    def _set_read_only(self, reason: str) -> None:
+        self.read_only = reason
+        log.critical(
+            "ALARM: this ledger is read-only: %s. Posts are refused and stay in the broker's "
+            "outbox; restore %s from a backup or have it examined, then restart",
+            reason,
+            self.book.path,
+        )
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, stop: socket.socket) -> None:
+        """Serve until ``stop`` is readable."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(stop.fileno(), zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll(_NOTHING_MS))
+            if self._socket in ready:
+                self.turn()
+            if stop.fileno() in ready:
+                return
+
+    def turn(self) -> None:
+        """Take what waits, commit it as one group, answer."""
+        posts: list[tuple[bytes, Post | Fund]] = []
+        questions: list[tuple[bytes, Any]] = []
+        size = 0
+        while size < self.settings.group_entries:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            size += 1
+            message = self._decode(frames)
+            if isinstance(message, Post):
+                posts.append((frames[0], message))
+                size += len(message.entries)
+            elif isinstance(message, Fund):
+                posts.append((frames[0], message))
+            elif message is not None:
+                questions.append((frames[0], message))
+        if posts:
+            self._apply(posts)
+        for peer, question in questions:
+            self._answer(peer, question)
+
+    def _decode(self, frames: list[bytes]) -> Any:
+        """The message, or None when it was refused here."""
+        self.counts["messages"] += 1
+        try:
+            if len(frames) != 2:
+                raise RemoteError(
+                    "MALFORMED", f"a message of {len(frames) - 1} frames; the dialogue has one"
+                )
+            return decode_to_ledger.decode(frames[1])
+        except RemoteError as error:
+            self.counts["malformed"] += 1
+            log.warning("malformed message from %s: %s", frames[0].hex(), error.message)
+            self._send(frames[0], LedgerRefused(0, error.code, error.message))
+            return None
+
+    def _apply(self, posts: list[tuple[bytes, Post | Fund]]) -> None:
+        if self.read_only:
+            self._refuse(posts, f"the ledger is read-only: {self.read_only:.1000}")
+            return
+        try:
+            done = self.book.apply([message for _, message in posts], _now_ms())
+        except apsw.FullError as error:
+            # Nothing of the group happened, on disk or in memory; the broker sends it again.
+            self.counts["full"] += 1
+            log.error("no room for %d messages: %s", len(posts), error)
+            self._refuse(posts, f"the ledger's disk is full: {error}")
+            return
+        except (apsw.ConstraintError, apsw.CorruptError) as error:
+            # The tables refuse what our own core decided, or cannot be read: people must look.
+            self.counts["broken"] += 1
+            self._set_read_only(f"a group of {len(posts)} messages was refused by SQLite: {error}")
+            self._refuse(posts, f"the ledger is read-only: {self.read_only:.1000}")
+            return
+        self.counts["groups"] += 1
+        for (peer, message), effects in zip(posts, done, strict=True):
+            for effect in effects:
+                self._report(peer, message, effect)
+
+    def _report(self, peer: bytes, message: Post | Fund, effect: fx.AnyEffect) -> None:
+        """Count, log or send what became of a message, after the commit."""
+        if isinstance(effect, fx.AddContribution):
+            self.counts["contributions"] += 1
+        elif isinstance(effect, fx.AddEntry):
+            self.counts["entries"] += 1
+        elif isinstance(effect, fx.RaiseAlarm):
+            self.counts["alarms"] += 1
+            log.error("ALARM %s: %s", effect.code, effect.message)
+        elif isinstance(effect, fx.Acknowledge):
+            if isinstance(message, Post) and message.first > effect.sequence + 1:
+                self.counts["gaps"] += 1
+                log.warning(
+                    "gap: %s sent entry %d; the next is %d",
+                    message.broker,
+                    message.first,
+                    effect.sequence + 1,
+                )
+            for acked in split_acked(effect):
+                self._send(peer, acked)
+        elif isinstance(effect, fx.AnswerFunding):
+            assert isinstance(message, Fund)
+            if effect.code:
+                self._send(peer, LedgerRefused(message.request, effect.code, effect.message))
+            else:
+                log.info(
+                    "%s credits to %s (%s)%s",
+                    format_credits(message.amount_ucredits),
+                    message.tenant,
+                    message.ref,
+                    ", minted before" if effect.is_repeat else "",
+                )
+                self._send(peer, LedgerAnswer(message.request, _YES))
+
+    def _refuse(self, posts: list[tuple[bytes, Post | Fund]], message: str) -> None:
+        for peer, post in posts:
+            request = post.request if isinstance(post, Fund) else 0
+            self._send(peer, LedgerRefused(request, "LEDGER_DOWN", message))
+
+    def _answer(self, peer: bytes, question: Ping | AskUsage | AskBalance) -> None:
+        if isinstance(question, Ping):
+            if self.read_only:
+                self._send(
+                    peer,
+                    LedgerRefused(
+                        0, "LEDGER_DOWN", f"the ledger is read-only: {self.read_only:.1000}"
+                    ),
+                )
+            else:
+                applied = self.book.state.applied.get(question.broker, -1)
+                self._send(peer, Acked(question.broker, applied))
+            return
+        try:
+            body: Any
+            if isinstance(question, AskUsage):
+                body = bills.usage(self.book.db, question)
+            else:
+                body = bills.balance(self.book.db, self.book.state, question.tenant)
+                if body.sum_ucredits and not self.read_only:
+                    self._set_read_only(f"the sum of all accounts is {body.sum_ucredits}, not 0")
+            answer = msgspec.Raw(msgspec.msgpack.encode(body))
+            self._send(peer, LedgerAnswer(question.request, answer))
+        except RemoteError as error:
+            self._send(peer, LedgerRefused(question.request, error.code, error.message))
+        except apsw.Error as error:
+            log.error("a question failed: %s", error)
+            message = f"the ledger cannot read its books: {error}"
+            self._send(peer, LedgerRefused(question.request, "INTERNAL", message))
+
+    def _send(self, peer: bytes, message: msgspec.Struct) -> None:
+        if not peer:
+            return  # funded by the settings, asked by nobody
+        try:
+            self._socket.send_multipart([peer, encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            # Gone, or does not read: it will ask again, and everything here can be asked again.
+            self.counts["unsent"] += 1
+
+    def close(self) -> None:
+        """Close the socket and the book."""
+        self._socket.close(0)
+        self._context.term()
+        self.book.close()
+        address = self.settings.listen
+        if address.startswith("ipc://"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address.removeprefix("ipc://"))
+
+
+def split_acked(effect: fx.Acknowledge) -> list[Acked]:
+    """An acknowledgement as messages whose headers keep their limit; the last one has it all.
+
+    The verdicts of a post full of refused holds are longer than the post.
+    """
+    parts: list[Acked] = []
+    verdicts: list[Verdict] = []
+    size = 0
+    for verdict in effect.verdicts:
+        if verdicts and size + len(verdict.message) > ACKED_CHARS_MAX:
+            parts.append(Acked(effect.broker, verdicts[-1].sequence, verdicts))
+            verdicts, size = [], 0
+        verdicts.append(verdict)
+        size += len(verdict.message) + len(verdict.ref) + 64
+    return [*parts, Acked(effect.broker, effect.sequence, verdicts)]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def serve(settings: Settings) -> int:
+    """The process's life; an exit code of wire/errors.py."""
+    os.umask(0o077)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    stop, wake = socket.socketpair()
+    wake.setblocking(False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: wake.send(b"\0"))
+    if settings.is_dying_with_parent:
+        die_with_parent()
+    try:
+        ledger = Ledger(settings)
+    except RemoteError as error:
+        print(error, file=sys.stderr)
+        return error.spec.exit_code
+    except (OSError, apsw.Error) as error:
+        print(f"the ledger cannot open {settings.state}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    try:
+        ledger.open()
+        announce_ready("ledger", ledger.address, settings.ready_fd)
+        ledger.run(stop)
+        log.info("ends: %s", dict(ledger.counts))
+    finally:
+        ledger.close()
+    return EXIT_OK

@@ -1,0 +1,370 @@
+"""The ledger's one file: applies what the core decides, in one transaction for each group.
+
+WAL with ``synchronous=FULL``, one connection in the whole machine (a lock file says so); answers
+leave after COMMIT. The state in memory is a copy of the file: when a transaction fails, the copy is
+thrown away and read again.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import apsw
+
+from gristmill.ledger import schema
+from gristmill.ledger.core import effects as fx
+from gristmill.ledger.core.coverage import Coverage
+from gristmill.ledger.core.events import Applied, CreditsFunded, OutboxReceived
+from gristmill.ledger.core.state import Account, Hold, LedgerState
+from gristmill.ledger.core.step import step
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.ledger import Contribution, Fund, Post
+from gristmill.wire.units import format_bytes
+
+_DAY_MS = 86_400_000
+
+
+class Book:
+    """One ledger file, opened for writing.
+
+    Args:
+        folder: has ``ledger.db``; made with mode 0700 if it is missing.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC`` when another process has it open, or a newer release made it.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = folder / "ledger.db"
+        self._lock = os.open(folder / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"another ledger process has {self.path} open",
+                "end it first, or give this one another --state",
+            ) from None
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self.db = apsw.Connection(str(self.path))
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=FULL")
+        self.db.execute("PRAGMA foreign_keys=ON")
+        self.db.execute("PRAGMA cache_size=-65536")
+        self.db.set_busy_timeout(5_000)  # a person with a SQLite shell may be reading
+        self._make_tables()
+        self._outbox_ids: dict[str, int] = {}
+        self.state = LedgerState()
+
+    def _make_tables(self) -> None:
+        version = self._one("PRAGMA user_version")
+        if version == 0:
+            self.db.execute(f"BEGIN IMMEDIATE; {schema.TABLES} COMMIT;")
+        elif version != schema.VERSION:
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"{self.path} is of version {version}; this release reads {schema.VERSION}",
+                "start the release that made it",
+            )
+
+    def close(self) -> None:
+        """Close the file; what is committed is safe without it too."""
+        self.db.close()
+        os.close(self._lock)
+
+    def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
+        row = self.db.execute(query, values).fetchone()
+        return row[0] if row else None
+
+    # ------------------------------------------------------------ reading
+
+    def load(self) -> None:
+        """Read the state from the file: accounts, open holds and what they have billed."""
+        state = LedgerState()
+        for row in self.db.execute(f"SELECT {schema.ACCOUNT} FROM account ORDER BY id"):
+            id_, name, may_overdraw, *sides = row
+            state.accounts[name] = Account(id_, name, bool(may_overdraw), *sides)
+        by_id: dict[int, Hold] = {}
+        for row in self.db.execute(
+            f"SELECT {schema.HOLD} FROM hold WHERE closed_ms = 0 ORDER BY id"
+        ):
+            hold = Hold(*row)
+            state.holds[hold.ref] = by_id[hold.id] = hold
+        for id_, replica, attempt, first, count in self.db.execute(
+            "SELECT hold, replica, attempt, first, count FROM contribution WHERE hold IN "
+            "(SELECT id FROM hold WHERE closed_ms = 0) ORDER BY hold, replica, attempt, first"
+        ):
+            billed = by_id[id_].billed.setdefault((replica, attempt), Coverage())
+            billed.add(first, first + count)
+        self._outbox_ids = {}
+        for id_, broker, applied in self.db.execute(f"SELECT {schema.OUTBOX} FROM outbox"):
+            self._outbox_ids[broker] = id_
+            state.applied[broker] = applied
+        state.transfers = self._one("SELECT max(id) FROM transfer") or 0
+        self.state = state
+
+    def _recall(self, post: Post, group: Sequence[list[fx.AnyEffect]]) -> OutboxReceived:
+        """The event of a post, with what the file and this group know about its entries."""
+        applied: dict[int, Applied] = {}
+        cursor = self.state.applied.get(post.broker, -1)
+        if post.first <= cursor:
+            query = (
+                "SELECT sequence, digest, code, message FROM entry "
+                "WHERE broker = ? AND sequence BETWEEN ? AND ?"
+            )
+            last = min(cursor, post.first + len(post.entries) - 1)
+            for sequence, *rest in self.db.execute(
+                query, (self._outbox_ids.get(post.broker), post.first, last)
+            ):
+                applied[sequence] = Applied(*rest)
+            for effect in (effect for effects in group for effect in effects):
+                if isinstance(effect, fx.AddEntry) and effect.broker == post.broker:
+                    applied[effect.sequence] = Applied(effect.digest, effect.code, effect.message)
+        unknown = {entry.ref: None for entry in post.entries if entry.ref not in self.state.holds}
+        recalled = []
+        for ref in unknown:
+            row = self.db.execute(
+                f"SELECT {schema.HOLD} FROM hold WHERE ref = ?", (ref,)
+            ).fetchone()
+            if row:
+                recalled.append(Hold(*row))
+        return OutboxReceived(post.broker, post.first, post.entries, applied, recalled)
+
+    def _earlier_mint(
+        self, ref: str, group: Sequence[list[fx.AnyEffect]]
+    ) -> tuple[str, int] | None:
+        """(tenant, amount) of the funding that has this ref, in this group or in the file."""
+        for effect in (effect for effects in group for effect in effects):
+            if isinstance(effect, fx.AddMint) and effect.ref == ref:
+                return effect.tenant, effect.amount
+        row = self.db.execute("SELECT tenant, amount FROM mint WHERE ref = ?", (ref,)).fetchone()
+        return (row[0], row[1]) if row else None
+
+    # ------------------------------------------------------------ writing
+
+    def apply(self, messages: Sequence[Post | Fund], now_ms: int) -> list[list[fx.AnyEffect]]:
+        """Apply messages in order, in one transaction; their effects, once they are on disk.
+
+        Raises:
+            apsw.Error: nothing of it happened, on disk or in memory.
+        """
+        done: list[list[fx.AnyEffect]] = []
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            for message in messages:
+                event: OutboxReceived | CreditsFunded
+                if isinstance(message, Post):
+                    event = self._recall(message, done)
+                else:
+                    event = CreditsFunded(
+                        message.tenant,
+                        message.amount_ucredits,
+                        message.ref,
+                        self._earlier_mint(message.ref, done),
+                    )
+                done.append(step(self.state, event, now_ms))
+            self._write([effect for effects in done for effect in effects], messages)
+            self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            self.load()
+            raise
+        self.state.forget_closed(
+            [e.ref for m in messages if isinstance(m, Post) for e in m.entries]
+        )
+        return done
+
+    def _write(self, effects: Iterable[fx.AnyEffect], messages: Sequence[Post | Fund]) -> None:
+        accounts, transfers, new_holds, contributions, mints, entries = [], [], [], [], [], []
+        touched: dict[int, None] = {}
+        holds: dict[int, Hold] = {}
+        tallies: dict[tuple[str, str, int], list[int]] = {}
+        for effect in effects:
+            if isinstance(effect, fx.AddTransfer):
+                touched[effect.debit] = touched[effect.credit] = None
+                transfers.append(schema.sealed(_transfer_row(effect)))
+            elif isinstance(effect, fx.AddContribution):
+                holds[effect.hold.id] = effect.hold
+                contributions.append(schema.sealed(_contribution_row(effect)))
+                _add_to_tally(tallies, effect.entry)
+            elif isinstance(effect, fx.AddEntry):
+                outbox = self._outbox_id(effect.broker)
+                entries.append(
+                    schema.sealed(
+                        (outbox, effect.sequence, effect.digest, effect.code, effect.message)
+                    )
+                )
+            elif isinstance(effect, fx.OpenAccount):
+                accounts.append(effect.account)
+            elif isinstance(effect, fx.OpenHold):
+                new_holds.append(effect.hold)
+            elif isinstance(effect, fx.CloseHold):
+                holds[effect.hold.id] = effect.hold
+            elif isinstance(effect, fx.AddMint):
+                mints.append(
+                    schema.sealed((effect.ref, effect.tenant, effect.amount, effect.transfer))
+                )
+        many = self.db.executemany
+        opened = {account.id for account in accounts}
+        by_id = {account.id: account for account in self.state.accounts.values()}
+        many(schema.insert("account", schema.ACCOUNT), map(_account_row, accounts))
+        many(
+            "UPDATE account SET debits = ?, credits = ?, debits_pending = ?, credits_pending = ?,"
+            " crc = ? WHERE id = ?",
+            [(*_account_row(by_id[id_])[3:], id_) for id_ in touched if id_ not in opened],
+        )
+        many(schema.insert("transfer", schema.TRANSFER), transfers)
+        # A hold that opens is inserted as it opened; contributions need an open one to refer to.
+        many(schema.insert("hold", schema.HOLD), [_hold_row(_as_opened(h)) for h in new_holds])
+        many(schema.insert("contribution", schema.CONTRIBUTION), contributions)
+        many(
+            "UPDATE hold SET spent = ?, closed_ms = ?, subtasks = ?, failed = ?, cpu_us = ?,"
+            " wall_us = ?, toll = ?, crc = ? WHERE id = ?",
+            [(*_hold_row(hold)[4:], id_) for id_, hold in holds.items()],
+        )
+        many(_ADD_TALLY, [(*_tally_key(key), *sums) for key, sums in tallies.items()])
+        many(schema.insert("mint", schema.MINT), mints)
+        many(schema.insert("entry", schema.ENTRY), entries)
+        for broker in {m.broker: None for m in messages if isinstance(m, Post)}:
+            if broker in self._outbox_ids:
+                applied = self.state.applied[broker]
+                row = schema.sealed((self._outbox_ids[broker], broker, applied))
+                self.db.execute(
+                    "UPDATE outbox SET applied = ?, crc = ? WHERE id = ? AND applied <> ?",
+                    (applied, row[3], row[0], applied),
+                )
+
+    def _outbox_id(self, broker: str) -> int:
+        id_ = self._outbox_ids.get(broker)
+        if id_ is None:
+            id_ = self._outbox_ids[broker] = len(self._outbox_ids) + 1
+            self.db.execute(
+                schema.insert("outbox", schema.OUTBOX), schema.sealed((id_, broker, -1))
+            )
+        return id_
+
+    # ------------------------------------------------------------ room
+
+    def size(self) -> str:
+        """Bytes of the file and its log, for a person."""
+        sizes = 0
+        for name in (self.path, self.path.with_name("ledger.db-wal")):
+            with contextlib.suppress(FileNotFoundError):
+                sizes += name.stat().st_size
+        return format_bytes(sizes)
+
+
+# ---------------------------------------------------------------- rows
+
+_ADD_TALLY = (
+    f"INSERT INTO tally({schema.TALLY}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT DO UPDATE SET subtasks = subtasks + excluded.subtasks,"
+    " failed = failed + excluded.failed, cpu_us = cpu_us + excluded.cpu_us,"
+    " wall_us = wall_us + excluded.wall_us, amount = amount + excluded.amount,"
+    " toll = toll + excluded.toll"
+)
+
+
+def _account_row(account: Account) -> tuple[Any, ...]:
+    return schema.sealed(
+        (
+            account.id,
+            account.name,
+            int(account.may_overdraw),
+            account.debits,
+            account.credits,
+            account.debits_pending,
+            account.credits_pending,
+        )
+    )
+
+
+def _transfer_row(effect: fx.AddTransfer) -> tuple[Any, ...]:
+    return (
+        effect.id,
+        int(effect.kind),
+        effect.debit,
+        effect.credit,
+        effect.amount,
+        effect.pending,
+        effect.at_ms,
+    )
+
+
+def _as_opened(hold: Hold) -> Hold:
+    return Hold(hold.id, hold.ref, hold.tenant, hold.amount)
+
+
+def _hold_row(hold: Hold) -> tuple[Any, ...]:
+    return schema.sealed(
+        (
+            hold.id,
+            hold.ref,
+            hold.tenant,
+            hold.amount,
+            hold.spent,
+            hold.closed_ms,
+            hold.subtasks,
+            hold.failed,
+            hold.cpu_us,
+            hold.wall_us,
+            hold.toll,
+        )
+    )
+
+
+def _contribution_row(effect: fx.AddContribution) -> tuple[Any, ...]:
+    entry = effect.entry
+    # u64 on the wire, signed 64 bits in SQLite
+    lease_id = entry.lease_id - (1 << 64) if entry.lease_id >= 1 << 63 else entry.lease_id
+    return (
+        effect.hold.id,
+        entry.replica,
+        entry.attempt,
+        entry.first,
+        entry.count,
+        effect.sequence,
+        entry.node,
+        lease_id,
+        entry.subtasks,
+        entry.failed,
+        entry.wall_us,
+        entry.cpu_us,
+        entry.peak_kib,
+        entry.metering,
+        int(entry.is_estimated),
+        entry.amount_ucredits,
+        entry.toll_ucredits,
+        entry.ended_ms,
+        entry.signature,
+        effect.node_transfer,
+        effect.toll_transfer,
+    )
+
+
+def _add_to_tally(tallies: dict[tuple[str, str, int], list[int]], entry: Contribution) -> None:
+    sums = tallies.setdefault(
+        (entry.tenant, entry.node, entry.ended_ms // _DAY_MS), [0, 0, 0, 0, 0, 0]
+    )
+    sums[0] += entry.subtasks
+    sums[1] += entry.failed
+    sums[2] += entry.cpu_us
+    sums[3] += entry.wall_us
+    sums[4] += entry.amount_ucredits
+    sums[5] += entry.toll_ucredits
+
+
+def _tally_key(key: tuple[str, str, int]) -> tuple[str, str, str]:
+    return key[0], key[1], format_day(key[2] * _DAY_MS)
+
+
+def format_day(ms: int) -> str:
+    """The UTC day of a time, ``2026-11-22``; times after the year 9999 are on its last day."""
+    return datetime.fromtimestamp(min(ms, 253_402_214_400_000) // 1000, UTC).strftime("%Y-%m-%d")

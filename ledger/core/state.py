@@ -1,0 +1,90 @@
+"""What the ledger knows: accounts, open holds, how far each broker's outbox is applied.
+
+Accounts are ``world`` (where credits come from; the only one that may be negative),
+``tenant:NAME``, ``node:NAME``, ``toll``, and ``escrow``, which only ever has pending credits: the
+other side of every open hold, so that pending amounts sum to zero like posted ones.
+"""
+
+import msgspec
+
+from gristmill.ledger.core.coverage import Coverage
+
+WORLD, TOLL, ESCROW = "world", "toll", "escrow"
+#: the largest single amount, and the largest sum of credits ever minted: far inside 64 bits
+AMOUNT_MAX = 1 << 60
+MINTED_MAX = 1 << 62
+
+
+class Account(msgspec.Struct):
+    """One account in micro-credits.
+
+    ``debits`` and ``credits`` only grow; the pending ones are what open holds reserve. Unless
+    ``may_overdraw``: ``debits + debits_pending <= credits``, always.
+    """
+
+    id: int
+    name: str
+    may_overdraw: bool = False
+    debits: int = 0
+    credits: int = 0
+    debits_pending: int = 0
+    credits_pending: int = 0
+
+    @property
+    def posted(self) -> int:
+        """What the account has, holds included."""
+        return self.credits - self.debits
+
+    @property
+    def available(self) -> int:
+        """What a new hold may still reserve."""
+        return self.credits - self.debits - self.debits_pending
+
+
+class Hold(msgspec.Struct):
+    """A job's cap, reserved from its tenant: one pending transfer and what was posted out of it.
+
+    ``id``: of the pending transfer. ``closed_ms``: when the rest was voided; 0 while open.
+    ``billed``: covered indices for each (replica, attempt), only of open holds. The sums of
+    contributions (``subtasks`` and on) are the job's line of the bill.
+    """
+
+    id: int
+    ref: str
+    tenant: str
+    amount: int
+    spent: int = 0
+    closed_ms: int = 0
+    subtasks: int = 0
+    failed: int = 0
+    cpu_us: int = 0
+    wall_us: int = 0
+    toll: int = 0
+    billed: dict[tuple[int, int], Coverage] = {}
+
+    @property
+    def left(self) -> int:
+        """What contributions may still take."""
+        return self.amount - self.spent
+
+
+class LedgerState:
+    """Everything that ``step`` decides by.
+
+    ``holds`` has every open hold, and closed ones for as long as the shell leaves them here: an
+    event brings those that it needs (``recalled``). ``applied``: the last entry of each broker's
+    outbox that was applied. ``transfers``: the number of transfers, which is the last one's id.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.holds: dict[str, Hold] = {}
+        self.applied: dict[str, int] = {}
+        self.transfers = 0
+
+    def forget_closed(self, refs: list[str]) -> None:
+        """Drop those of these holds that are closed; a later event brings them again."""
+        for ref in refs:
+            hold = self.holds.get(ref)
+            if hold is not None and hold.closed_ms:
+                del self.holds[ref]

@@ -1,0 +1,101 @@
+"""What a ledger process is told: options, or ``GRISTMILL_LEDGER_*`` where an option is absent."""
+
+import argparse
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pydantic
+
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.limits import NAME_CHARS_MAX
+from gristmill.wire.socket import check_listen_address
+from gristmill.wire.units import parse_credits
+
+_PREFIX = "GRISTMILL_LEDGER_"
+
+
+class Settings(pydantic.BaseModel):
+    """Settings of one ledger process.
+
+    ``state``: folder of ``ledger.db``. ``listen``: a ZeroMQ address, ipc or loopback TCP.
+    ``fund``: (tenant, micro-credits) minted once, at the first start that names the tenant.
+    ``group_entries``: about how many outbox entries share one transaction. ``ready_fd``: a
+    descriptor to say READY on.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    state: pathlib.Path
+    listen: str
+    fund: tuple[tuple[str, int], ...] = ()
+    group_entries: int = pydantic.Field(default=8_192, ge=1, le=1_000_000)
+    ready_fd: int | None = pydantic.Field(default=None, ge=3)
+    is_dying_with_parent: bool = False
+
+
+def parse_fund(text: str) -> tuple[str, int]:
+    """(tenant, micro-credits) from ``TENANT=CREDITS``.
+
+    Raises:
+        ValueError: the message shows what is accepted.
+    """
+    tenant, _, amount = text.rpartition("=")
+    if not 0 < len(tenant) <= NAME_CHARS_MAX:
+        raise ValueError(f"{text!r} is no funding; write it as TENANT=CREDITS, local=1000")
+    return tenant, parse_credits(amount)
+
+
+def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Settings from a command line and an environment.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC`` or ``NOT_LOOPBACK``, naming the option.
+        SystemExit: ``--help``, or an option that does not exist (code 2).
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gristmill.ledger",
+        description="The ledger of a grid: double entry in SQLite, fed by the broker's outbox.",
+        epilog=f"Each option can also be given as {_PREFIX}NAME; several fundings with commas.",
+    )
+    parser.add_argument("--state", metavar="DIR", help="folder of ledger.db")
+    parser.add_argument("--listen", metavar="ADDRESS", help="ipc:///path or tcp://127.0.0.1:PORT")
+    parser.add_argument(
+        "--fund",
+        metavar="TENANT=CREDITS",
+        action="append",
+        help="mint credits for a tenant at the first start that says so",
+    )
+    parser.add_argument("--group-entries", metavar="N", help="entries in one transaction, about")
+    parser.add_argument("--ready-fd", metavar="N", help="write READY to this descriptor")
+    parser.add_argument("--die-with-parent", action="store_true", help="end when the starter ends")
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v not in (None, False)}
+    values: dict[str, Any] = {
+        name.removeprefix(_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(_PREFIX)
+    }
+    if "fund" in values:
+        given.setdefault("fund", [part for part in values.pop("fund").split(",") if part])
+    values.update(given)
+    values["is_dying_with_parent"] = values.pop("die_with_parent", False)
+    try:
+        values["fund"] = tuple(parse_fund(text) for text in values.get("fund", ()))
+        settings = Settings.model_validate(values)
+    except pydantic.ValidationError as error:
+        bad = [f"--{_option(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+        raise RemoteError("INVALID_SPEC", "; ".join(bad), parser.format_usage()) from None
+    except ValueError as error:
+        raise RemoteError("INVALID_SPEC", f"--fund: {error}", parser.format_usage()) from None
+    check_listen_address(settings.listen)
+    return settings
+
+
+def _option(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location).replace("_", "-")
+
+
+def from_process(arguments: Sequence[str]) -> Settings:
+    """Settings of this very process; see ``read_settings``."""
+    return read_settings(arguments, os.environ)
