@@ -1,0 +1,29 @@
+"""What a jail starts: finds our code, then hands over to zygote.py.
+
+Run as ``python -I -B boot.py SLOT_FD PAGE_FD RUNTIME``. The job's own packages win over ours for
+everything but ``gristmill`` itself: msgspec and cloudpickle are looked up with RUNTIME last, our
+modules with RUNTIME first, and user code then finds RUNTIME last again.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Import our modules from RUNTIME and serve."""
+    runtime = sys.argv[3]
+    sys.path[:] = [entry for entry in sys.path if entry and not entry.endswith("/worker/runners")]
+    if runtime:
+        sys.path.append(runtime)
+    import cloudpickle  # noqa: F401  (imported here so that the job's own copy wins)
+    import msgspec  # noqa: F401
+
+    if runtime:
+        sys.path.insert(0, runtime)
+    from gristmill.worker.runners.zygote import serve
+
+    if runtime:
+        sys.path.pop(0)
+    serve(int(sys.argv[1]), int(sys.argv[2]))
+
+
+main()

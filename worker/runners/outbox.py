@@ -1,0 +1,180 @@
+"""What a slot sends: results of contiguous ranges, split until they fit, and output files."""
+
+import dataclasses
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from gristmill.wire.failure import Failure, LogEntry, pack_failures, pack_logs
+from gristmill.wire.meter import pack_meter
+from gristmill.wire.outcome import Outcome
+from gristmill.worker.runners import protocol
+from gristmill.worker.runners.encode import (
+    CannotTravelError,
+    encode,
+    is_sendable,
+    is_small,
+    u32_us,
+)
+
+ENCODING = int(Outcome.ENCODING)
+#: of failures, and of logs, in one result of several subtasks
+EXTRAS_BYTES_MAX = 48 << 10
+
+#: (index, outcome, failure, errno) of a subtask that did not end OK
+Trouble = tuple[int, int, Failure, protocol.Note | None]
+
+
+@dataclasses.dataclass(slots=True)
+class Range:
+    """Subtasks ``first .. first + len(walls_ns)`` of a lease, all ended.
+
+    Attributes:
+        values: of the OK ones, in order.
+        troubles: of the others, in order.
+        cpu_us, peak_kib: by subtask where they were measured, else empty.
+        logs: output by subtask; offsets are filled in from ``log_at``.
+    """
+
+    lease_id: int
+    first: int
+    walls_ns: list[int]
+    values: list[Any]
+    troubles: list[Trouble]
+    cpu_us: list[int] = dataclasses.field(default_factory=list)
+    peak_kib: list[int] = dataclasses.field(default_factory=list)
+    logs: list[LogEntry] = dataclasses.field(default_factory=list)
+
+    def halves(self) -> "tuple[Range, Range]":
+        """The same in two, each with at least one subtask."""
+        half = len(self.walls_ns) // 2
+        middle = self.first + half
+        early = [trouble for trouble in self.troubles if trouble[0] < middle]
+        late = [trouble for trouble in self.troubles if trouble[0] >= middle]
+        kept = half - len(early)
+        return (
+            Range(
+                self.lease_id,
+                self.first,
+                self.walls_ns[:half],
+                self.values[:kept],
+                early,
+                self.cpu_us[:half],
+                self.peak_kib[:half],
+                [log for log in self.logs if log.offset < half],
+            ),
+            Range(
+                self.lease_id,
+                middle,
+                self.walls_ns[half:],
+                self.values[kept:],
+                late,
+                self.cpu_us[half:],
+                self.peak_kib[half:],
+                [
+                    msgspec.structs.replace(log, offset=log.offset - half)
+                    for log in self.logs
+                    if log.offset >= half
+                ],
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extras:
+    """What only a result of one subtask has; see ``protocol.Done``."""
+
+    is_killed: bool = False
+    files: int = 0
+    refused: Sequence[tuple[str, str]] = ()
+
+
+NO_EXTRAS = Extras()
+
+
+class Outbox:
+    """Sends frames on the slot's socket; waits for the agent to take them."""
+
+    def __init__(self, sock: socket.socket, is_safe: bool = False) -> None:
+        self._socket = sock
+        self.is_safe = is_safe
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
+    def send(self, header: msgspec.Struct, *body: bytes | bytearray | memoryview) -> None:
+        """One frame."""
+        self._socket.sendall(protocol.pack_frame(header, *body))
+
+    def send_range(self, done: Range, extras: Extras = NO_EXTRAS) -> None:
+        """The results of a range, in as many results as its size needs.
+
+        A value that cannot travel ends its subtask as ENCODING; the others are not touched.
+        """
+        count = len(done.walls_ns)
+        codec, frame = "", b""
+        if done.values:
+            try:
+                codec, frame = encode(done.values, self.is_safe)
+                if count == 1:
+                    is_sendable(frame)
+            except CannotTravelError as error:
+                if count > 1:
+                    self._send_halves(done)
+                    return
+                codec, frame = "", b""
+                done.troubles = [
+                    (done.first, ENCODING, Failure(str(error), kind="EncodingError"), None)
+                ]
+        failures = pack_failures([(at - done.first, what) for at, _, what, _ in done.troubles])
+        logs = pack_logs(done.logs)
+        if count > 1 and (
+            not is_small(frame) or max(len(failures), len(logs)) > EXTRAS_BYTES_MAX
+        ):
+            self._send_halves(done)
+            return
+        outcome = bytearray(count)
+        for at, number, _, _ in done.troubles:
+            outcome[at - done.first] = number
+        meter = pack_meter(count, outcome, u32_us(done.walls_ns), done.cpu_us, done.peak_kib)
+        header = protocol.Done(
+            lease_id=done.lease_id,
+            first=done.first,
+            count=count,
+            codec=codec,
+            wall_us=sum(done.walls_ns) // 1000,
+            cpu_us=sum(done.cpu_us),
+            peak_kib=max(done.peak_kib, default=0),
+            sizes=(len(frame), len(meter), len(failures), len(logs)),
+            notes=[
+                protocol.Note(at - done.first, note.number, note.kind)
+                for at, _, _, note in done.troubles
+                if note is not None
+            ],
+            is_killed=extras.is_killed,
+            files=extras.files,
+            refused=list(extras.refused),
+        )
+        self.send(header, frame, meter, failures, logs)
+
+    def send_frame(self, done: Range, codec: str, frame: bytes) -> None:
+        """The result of one subtask that ended OK and whose value is framed already."""
+        logs = pack_logs(done.logs)
+        meter = pack_meter(1, Outcome.OK, u32_us(done.walls_ns), done.cpu_us, done.peak_kib)
+        header = protocol.Done(
+            lease_id=done.lease_id,
+            first=done.first,
+            count=1,
+            codec=codec,
+            wall_us=done.walls_ns[0] // 1000,
+            cpu_us=sum(done.cpu_us),
+            peak_kib=max(done.peak_kib, default=0),
+            sizes=(len(frame), len(meter), 0, len(logs)),
+        )
+        self.send(header, frame, meter, logs)
+
+    def _send_halves(self, done: Range) -> None:
+        for half in done.halves():
+            self.send_range(half)

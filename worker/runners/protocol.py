@@ -1,0 +1,226 @@
+"""What agent and slot say to each other: frames on a socket, and one shared page of memory.
+
+A frame is two u32 little-endian lengths, a MessagePack header and a body. Only the standard library
+and msgspec, so that any Python can be a slot. The agent trusts nothing that comes from a slot.
+
+The page lets the agent cut a running lease and see what runs without a message. Words are u64:
+
+======  ========  =====================================================================
+word    writer    meaning
+======  ========  =====================================================================
+0       agent     STOP: counts the changes of the stop list
+1       slot      LEASE: lease that runs
+2       slot      STARTED: index that runs, plus one; 0 between subtasks
+3       agent     length of the stop list
+4..     agent     the stop list: leases of which no further subtask may start
+======  ========  =====================================================================
+
+A slot reads STOP before each subtask, and the list only when STOP changed: 30 ns.
+"""
+
+import mmap
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+HEAD = struct.Struct("<II")
+HEADER_BYTES_MAX = 1 << 20
+BODY_BYTES_MAX = 1 << 30
+
+PAGE_BYTES = 4096
+STOP, LEASE, STARTED, LISTED, LIST = 0, 1, 2, 3, 4
+STOPS_MAX = PAGE_BYTES // 8 - LIST
+
+Run = tuple[int, int]
+
+
+class FilePlace(msgspec.Struct, array_like=True, frozen=True):
+    """An input file: ``name`` in the jail's directory of inputs, ``path`` in the work folder."""
+
+    name: str
+    path: str
+
+
+class Setting(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """First frame to a slot: its job. The body is the function's bytes (empty for a command).
+
+    ``mode``: ``loop`` runs subtasks in place, ``fork`` each in a child of its own. Limits are those
+    of one subtask; ``wall_ms`` and ``output_bytes`` are kept here only in mode ``fork``.
+    """
+
+    job: int
+    kind: str
+    mode: str
+    is_star: bool
+    is_safe: bool
+    wall_ms: int
+    cpu_ms: int
+    output_bytes: int
+    scratch_bytes: int
+    work_dir: str
+    inputs_dir: str
+    has_own_processes: bool
+    argv: list[str] = []
+    env: dict[str, str] = {}
+    is_stdin_value: bool = False
+    files_in: list[FilePlace] = []
+    files_out: list[str] = []
+    ok_exit_codes: tuple[int, ...] = (0,)
+
+
+class Feed(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """A lease, or a part of one; the body is its parcels, one after another.
+
+    ``parcels``: (first, count, codec, bytes) of each.
+    """
+
+    lease_id: int
+    attempt: int
+    runs: list[Run]
+    parcels: list[tuple[int, int, str, int]]
+
+
+ToSlot = Setting | Feed
+decode_to_slot = msgspec.msgpack.Decoder(ToSlot).decode
+
+
+class Ready(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """The slot is up; ``python`` is its version, ``3.11.7``."""
+
+    python: str
+
+
+class Note(msgspec.Struct, array_like=True, frozen=True):
+    """An OSError that a subtask ended with: the agent decides which wall of the jail it was.
+
+    ``offset``: of the subtask in its result.
+    """
+
+    offset: int
+    number: int
+    kind: str
+
+
+class Done(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """A result. The body is values, meter, failures and logs of these ``sizes``.
+
+    ``notes``: see ``Note``. The rest is of a result of one subtask. ``is_killed``: it died by
+    SIGKILL, which the agent checks for the kernel's out-of-memory killer. ``files``: output files
+    that went before; ``refused``: (path, reason) of those that were not taken.
+    """
+
+    lease_id: int
+    first: int
+    count: int
+    codec: str
+    wall_us: int
+    cpu_us: int
+    peak_kib: int
+    sizes: tuple[int, int, int, int]
+    notes: list[Note] = []
+    is_killed: bool = False
+    files: int = 0
+    refused: list[tuple[str, str]] = []
+
+
+class FilePart(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """A piece of an output file of a subtask: the body is its bytes; empty begins a file."""
+
+    lease_id: int
+    index: int
+    path: str
+
+
+class Ended(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """The slot is through with the oldest feed: finished, or stopped by the page."""
+
+    lease_id: int
+
+
+FromSlot = Ready | Done | FilePart | Ended
+decode_from_slot = msgspec.msgpack.Decoder(FromSlot).decode
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def pack_frame(header: msgspec.Struct, *body: bytes | bytearray | memoryview) -> bytes:
+    """A frame, whole."""
+    head = _encode(header)
+    return b"".join((HEAD.pack(len(head), sum(map(len, body))), head, *body))
+
+
+class Frames:
+    """Frames out of a stream that arrives in pieces.
+
+    Raises (from iteration):
+        ValueError: a length beyond its limit: the peer does not speak this protocol.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._missing = HEAD.size
+
+    def push(self, piece: bytes | bytearray | memoryview) -> None:
+        """Take what was read."""
+        self._buffer += piece
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        """(header, body) of every frame that is complete."""
+        if len(self._buffer) < self._missing:
+            return
+        buffer, at = self._buffer, 0
+        try:
+            while len(buffer) - at >= HEAD.size:
+                head_bytes, body_bytes = HEAD.unpack_from(buffer, at)
+                if head_bytes > HEADER_BYTES_MAX or body_bytes > BODY_BYTES_MAX:
+                    raise ValueError(f"a frame of {head_bytes} and {body_bytes} bytes")
+                start = at + HEAD.size
+                end = start + head_bytes + body_bytes
+                if len(buffer) < end:
+                    self._missing = end - at
+                    return
+                middle = start + head_bytes
+                header, body = bytes(buffer[start:middle]), bytes(buffer[middle:end])
+                at = end
+                yield header, body
+            self._missing = HEAD.size
+        finally:
+            if at:
+                del buffer[:at]
+
+
+class Page:
+    """The shared page; see the module."""
+
+    def __init__(self, fd: int) -> None:
+        self.mapping = mmap.mmap(fd, PAGE_BYTES)
+        self.words = memoryview(self.mapping).cast("Q")
+
+    def started(self) -> tuple[int, int]:
+        """(lease, index) that runs now; index -1 between subtasks."""
+        words = self.words
+        while True:
+            lease, started = words[LEASE], words[STARTED]
+            if words[LEASE] == lease:
+                return lease, started - 1
+
+    def write_stops(self, leases: list[int]) -> None:
+        """Agent: of these leases no further subtask may start."""
+        words = self.words
+        listed = leases[-STOPS_MAX:]
+        words[LISTED] = 0
+        for at, lease in enumerate(listed):
+            words[LIST + at] = lease
+        words[LISTED] = len(listed)
+        words[STOP] = words[STOP] + 1
+
+    def is_stopped(self, lease: int) -> bool:
+        """Slot: whether this lease may start nothing more."""
+        words = self.words
+        return any(words[LIST + at] == lease for at in range(min(words[LISTED], STOPS_MAX)))
+
+    def close(self) -> None:
+        """Unmap."""
+        self.words.release()
+        self.mapping.close()

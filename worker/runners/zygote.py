@@ -1,0 +1,209 @@
+"""Process 1 of a job's jail: takes the job once, then its leases, one after another.
+
+In mode ``loop`` subtasks run right here (loop.py), in mode ``fork`` each in a child (forked.py;
+commands.py for commands). The agent ends the jail by killing it; the end of the socket ends it too.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cloudpickle
+from gristmill.wire.failure import Failure
+from gristmill.wire.outcome import Outcome
+from gristmill.worker.runners import protocol
+from gristmill.worker.runners.encode import CannotTravelError, decode, decode_range
+from gristmill.worker.runners.failures import describe
+from gristmill.worker.runners.forked import Forker
+from gristmill.worker.runners.loop import flush_output, run_inputs
+from gristmill.worker.runners.outbox import Outbox, Range
+
+PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
+ENCODING, ERROR = int(Outcome.ENCODING), int(Outcome.ERROR)
+READ_BYTES = 1 << 20
+#: subtasks that end alike for one reason are told in results of this many
+ALIKE_MAX = 256
+
+
+def serve(slot_fd: int, page_fd: int) -> None:
+    """Serve leases until the agent closes the socket."""
+    libc = ctypes.CDLL(None)
+    if os.getpid() != 1:  # no jail: die with the agent, whose end may already have come
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Not dumpable: children of tier ``job`` cannot read /proc/1/mem or open /proc/1/fd/*.
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    sock = socket.socket(fileno=slot_fd)
+    os.set_inheritable(slot_fd, False)
+    page = protocol.Page(page_fd)
+    os.close(page_fd)
+    Zygote(sock, page).run()
+
+
+class Zygote:
+    """The loop of a slot. One thread, one job."""
+
+    def __init__(self, sock: socket.socket, page: protocol.Page) -> None:
+        self._socket = sock
+        self._page = page
+        self._frames = protocol.Frames()
+        self._waiting: deque[tuple[bytes, bytes]] = deque()
+        self._outbox = Outbox(sock)
+        self._setting: protocol.Setting | None = None
+        self._function: Callable[..., Any] | None = None
+        self._load_failure: Failure | None = None
+        self._forker: Forker | None = None
+
+    def run(self) -> None:
+        """Until the socket's end."""
+        self._outbox.send(protocol.Ready(platform.python_version()))
+        for header, body in self._receive():
+            order = protocol.decode_to_slot(header)
+            if isinstance(order, protocol.Setting):
+                self._open(order, body)
+            else:
+                self._run_feed(order, body)
+
+    def _receive(self) -> Iterator[tuple[bytes, bytes]]:
+        buffer = bytearray(READ_BYTES)
+        while True:
+            while self._waiting:
+                yield self._waiting.popleft()
+            count = self._socket.recv_into(buffer)
+            if not count:
+                return
+            self._frames.push(memoryview(buffer)[:count])
+            self._waiting.extend(self._frames)
+
+    def _open(self, setting: protocol.Setting, body: bytes) -> None:
+        self._setting = setting
+        self._outbox.is_safe = setting.is_safe
+        os.makedirs(setting.work_dir, mode=0o700, exist_ok=True)
+        if setting.kind == "function":
+            self._load(body)
+        if setting.mode == "fork":
+            self._forker = Forker(setting, self._outbox, self._page)
+            gc.collect()
+            gc.freeze()  # children share these pages for longer
+        else:
+            os.chdir(setting.work_dir)
+
+    def _load(self, body: bytes) -> None:
+        try:
+            self._function = cloudpickle.loads(body)
+            if not callable(self._function):
+                raise TypeError(f"{self._function!r:.80} is not callable")
+        except BaseException as error:
+            if isinstance(error, ModuleNotFoundError):
+                error.add_note(
+                    f"in the worker's environment {sys.executable}; install the module there, or "
+                    "name another with environment="
+                )
+            is_safe = self._outbox.is_safe
+            self._load_failure = describe(error, is_pickled=not is_safe)
+        flush_output()
+
+    def _run_feed(self, feed: protocol.Feed, body: bytes) -> None:
+        self._page.words[protocol.STARTED] = 0
+        self._page.words[protocol.LEASE] = feed.lease_id
+        parcels = _Parcels(feed, body)
+        for first, length in feed.runs:
+            at, end = first, first + length
+            while at < end and not self._page.is_stopped(feed.lease_id):
+                ran = self._run_part(feed, parcels, at, end)
+                at += ran
+                if not ran:
+                    break
+            if at < end:
+                break
+        if self._forker is not None:
+            self._forker.flush()
+        self._outbox.send(protocol.Ended(feed.lease_id))
+
+    def _run_part(
+        self, feed: protocol.Feed, parcels: "_Parcels", first: int, end: int
+    ) -> int:
+        """Run indices from ``first`` that lie in one parcel; how many ended."""
+        assert self._setting is not None
+        if self._load_failure is not None:
+            return self._fail(feed, first, end, ERROR, self._load_failure)
+        try:
+            inputs = parcels.inputs(first, end)
+        except CannotTravelError as error:
+            failure = Failure(str(error), kind="EncodingError")
+            return self._fail(feed, first, parcels.end_of(first, end), ENCODING, failure)
+        if self._forker is not None:
+            return self._forker.run_inputs(self._function, inputs, feed, first)
+        assert self._function is not None
+        return run_inputs(
+            self._function,
+            inputs,
+            feed.lease_id,
+            first,
+            self._setting.is_star,
+            self._page,
+            self._outbox,
+        )
+
+    def _fail(
+        self, feed: protocol.Feed, first: int, end: int, outcome: int, failure: Failure
+    ) -> int:
+        """The same end for all: no input was touched."""
+        if self._forker is not None:
+            self._forker.flush()
+        count = min(end - first, ALIKE_MAX)
+        short = Failure(failure.message, kind=failure.kind)
+        troubles = [
+            (first + offset, outcome, failure if offset == 0 else short, None)
+            for offset in range(count)
+        ]
+        self._outbox.send_range(Range(feed.lease_id, first, [0] * count, [], list(troubles)))
+        return count
+
+
+class _Parcels:
+    """The inputs of a lease, decoded one parcel at a time and once."""
+
+    def __init__(self, feed: protocol.Feed, body: bytes) -> None:
+        self._parcels: list[tuple[int, int, str, memoryview]] = []
+        at, view = 0, memoryview(body)
+        for first, count, codec, size in feed.parcels:
+            self._parcels.append((first, count, codec, view[at : at + size]))
+            at += size
+        self._decoded: tuple[int, list[Any]] = (-1, [])
+
+    def inputs(self, first: int, end: int) -> list[Any]:
+        """Inputs from ``first``, up to the end of its parcel or ``end``.
+
+        Raises:
+            CannotTravelError: no parcel has it, or the parcel does not decode.
+        """
+        start, count, codec, frame = self._parcel_of(first)
+        end = min(end, start + count)
+        if codec in ("q", "d"):  # decode no more than is asked for
+            return decode(codec, frame[8 * (first - start) : 8 * (end - start)], end - first)
+        if codec == "range":
+            return decode_range(frame, first - start, end - start)
+        if self._decoded[0] != start:
+            self._decoded = (start, decode(codec, frame, count))
+        return self._decoded[1][first - start : end - start]
+
+    def end_of(self, first: int, end: int) -> int:
+        """One past the last index of the parcel that has ``first``."""
+        try:
+            start, count, _, _ = self._parcel_of(first)
+        except CannotTravelError:
+            return first + 1
+        return min(end, start + count)
+
+    def _parcel_of(self, index: int) -> tuple[int, int, str, memoryview]:
+        for parcel in self._parcels:
+            if parcel[0] <= index < parcel[0] + parcel[1]:
+                return parcel
+        raise CannotTravelError(f"the lease came without an input for subtask {index}")
