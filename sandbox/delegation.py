@@ -12,6 +12,7 @@ Version 1 has no such rule: root uses the top of each tree; another user its own
 
 import dataclasses
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def is_delegated_by_systemd(directory: Path) -> bool:
 
 
 def agent_name(pid: int) -> str:
-    """A name that no other process of this boot has: pid and start time in clock ticks."""
+    """What no other process of this boot is called: pid and start time in clock ticks."""
     return f"{pid}-{_start_time(pid)}"
 
 
@@ -128,7 +129,7 @@ class Ground:
         self._make_directory = make_directory
         self._sequence = 0
         self._leaving: list[Group] = []
-        name = agent_name(pid)
+        name = f"{agent_name(pid)}-{secrets.token_hex(4)}"  # a process may have several grounds
         if place.version == 2:
             _hand_down(place.directories["unified"], make_directory)
         self.directories = {}
@@ -294,7 +295,7 @@ def _remove_dead(base: Path) -> None:
     for agent in base.iterdir():
         if not agent.is_dir():
             continue
-        pid, _, started = agent.name.partition("-")
+        pid, started = [*agent.name.split("-"), ""][:2]
         if not (pid.isdigit() and started.isdigit()) or _is_alive(int(pid), int(started)):
             continue
         for directory in [*(path for path in agent.iterdir() if path.is_dir()), agent]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from gristmill.sandbox.cgroup import Group, Reading
 from gristmill.sandbox.limits import Limits
-from gristmill.sandbox.procfs import Sampler, children_of
+from gristmill.sandbox.procfs import Sampler, children_of, proportional_bytes
 from gristmill.sandbox.verdict import Deed, LogFacts, Verdict, judge, parse_log
 
 LOG_BYTES_MAX = 64 << 10
@@ -93,6 +93,19 @@ class Jail:
         if self.ending is not None:
             return self.ending.reading
         return self._group.reading() if self._group else self._sampler.sample()
+
+    def is_over_memory(self) -> bool:
+        """Without a cgroup: the jail's processes together hold more than ``memory_bytes``.
+
+        RLIMIT_AS sees one process at a time; many of them pass it together. Call it as often as
+        ``cpu_us``, then kill and judge as MEMORY_SPENT. With a cgroup the kernel does all this,
+        and the answer is False.
+        """
+        if self._group is not None or self.ending is not None:
+            return False
+        if self._sampler.reading().memory_peak_bytes <= self.limits.memory_bytes:
+            return False
+        return proportional_bytes(self.pid) > self.limits.memory_bytes
 
     def reset_peak(self) -> bool:
         """Start ``memory_peak_bytes`` again from the present use; False where impossible."""

@@ -43,6 +43,23 @@ def tree_of(pid: int) -> Iterator[int]:
             yield from tree_of(int(child))
 
 
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process and everything below it, each shared page counted once in all.
+
+    Resident sets count what forked children share once for each; this looks properly and costs up
+    to a millisecond for a process. A process that hides (not dumpable) counts as nothing.
+    """
+    kibibytes = 0
+    for member in tree_of(pid):
+        try:
+            with open(f"/proc/{member}/smaps_rollup") as file:
+                lines = file.read().splitlines()
+        except OSError:
+            continue
+        kibibytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kibibytes * 1024
+
+
 class Sampler:
     """Readings of one jail by its nsjail pid; cpu and peak never go down."""
 

@@ -87,6 +87,8 @@ class _Talk:
                 self._end(Deed.TIMED_OUT)
             elif self.jail.cpu_us() > limits.cpu_ms * 1000:
                 self._end(Deed.CPU_SPENT)
+            elif self.jail.is_over_memory():
+                self._end(Deed.MEMORY_SPENT)
             wait = TICK_S if left <= 0 else min(TICK_S, left)
             for fd, _ in self._poll.poll(wait * 1000 + 1):
                 self._on_ready(fd)

@@ -25,6 +25,7 @@ class Deed(enum.Enum):
     NOTHING = "nothing"
     TIMED_OUT = "timed out"
     CPU_SPENT = "cpu spent"
+    MEMORY_SPENT = "memory spent"  #: seen by ``Jail.is_over_memory``, where no cgroup sees it
     OUTPUT_CUT = "output cut"
     CANCELLED = "cancelled"
     DISK_SPENT = "disk spent"  #: a writable bind grew past what was agreed (collect.measure)
@@ -68,6 +69,10 @@ class Verdict:
     peak: int = 0
     suggested: int = 0
 
+
+#: The kernel holds RLIMIT_CPU by clock ticks, which on a busy machine run ahead of the exact meters.
+#: Process 1 of a jail gets KILL from nobody inside, so little else can be meant.
+RLIMIT_CPU_SLACK = 0.8
 
 _EXITED = re.compile(r"exited with status: (\d+)")
 _KILLED = re.compile(r"terminated with signal: .*?\((\d+)\)")
@@ -140,7 +145,8 @@ def judge(
         return _by_signal(number, reading, limits)
     if reading.pids_denied:
         return dataclasses.replace(_out_of_pids(reading, limits), exit_code=exit_code)
-    return Verdict(Outcome.EXIT, f"exit {exit_code}", exit_code=exit_code)
+    hint = f" (a shell's word for {_signal_name(exit_code - 128)})" if exit_code > 128 else ""
+    return Verdict(Outcome.EXIT, f"exit {exit_code}{hint}", exit_code=exit_code)
 
 
 def outcome_of_errno(
@@ -218,6 +224,8 @@ def _our_doing(
         )
     if deed is Deed.CPU_SPENT:
         return _out_of_cpu(reading, limits)
+    if deed is Deed.MEMORY_SPENT:
+        return _out_of_memory(reading, limits)
     if deed is Deed.OUTPUT_CUT:
         suggested = max(limits.output_bytes_max, output_bytes) * 2
         return Verdict(
@@ -264,7 +272,7 @@ def _end_of(wait_status: int, log: LogFacts) -> tuple[int, int]:
 
 
 def _by_signal(number: int, reading: Reading, limits: Limits) -> Verdict:
-    is_cpu_spent = reading.cpu_us / 1000 >= limits.cpu_ms * 0.98
+    is_cpu_spent = reading.cpu_us / 1000 >= limits.cpu_ms * RLIMIT_CPU_SLACK
     if number == signal.SIGXCPU or (number == signal.SIGKILL and is_cpu_spent):
         return dataclasses.replace(_out_of_cpu(reading, limits), signal_number=number)
     if number == signal.SIGXFSZ:
@@ -279,11 +287,14 @@ def _by_signal(number: int, reading: Reading, limits: Limits) -> Verdict:
         return Verdict(
             Outcome.SYSCALL, "made a system call that jails forbid", signal_number=number
         )
+    return Verdict(Outcome.SIGNAL, f"killed by {_signal_name(number)}", signal_number=number)
+
+
+def _signal_name(number: int) -> str:
     try:
-        name = signal.Signals(number).name
+        return signal.Signals(number).name
     except ValueError:
-        name = f"signal {number}"
-    return Verdict(Outcome.SIGNAL, f"killed by {name}", signal_number=number)
+        return f"signal {number}"
 
 
 def _out_of_cpu(reading: Reading, limits: Limits) -> Verdict:
@@ -303,7 +314,7 @@ def _out_of_memory(reading: Reading, limits: Limits) -> Verdict:
     return Verdict(
         Outcome.OOM,
         f"reached its memory limit of {format_bytes(limits.memory_bytes)} (scratch files in /tmp "
-        f"count) and was killed by the kernel; try a memory limit of {format_bytes(suggested)}",
+        f"count) and was killed; try a memory limit of {format_bytes(suggested)}",
         limit=limits.memory_bytes,
         peak=reading.memory_peak_bytes,
         suggested=suggested,
