@@ -14,7 +14,7 @@ def main() -> None:
     sys.path[:] = [entry for entry in sys.path if entry and not entry.endswith("/worker/runners")]
     if runtime:
         sys.path.append(runtime)
-    import cloudpickle  # noqa: F401  (imported here so that the job's own copy wins)
+    import cloudpickle  # type: ignore[import-untyped]  # noqa: F401  (the job's own copy wins)
     import msgspec  # noqa: F401
 
     if runtime:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 import msgspec
+
 from gristmill.sandbox.collect import collect
 from gristmill.wire.failure import Failure
 from gristmill.wire.limits import FILES_MAX
@@ -153,9 +154,7 @@ class CommandRunner:
         }
         self._link_inputs()
         self._patterns = [
-            pattern
-            if setting.is_stdin_value
-            else substitute(pattern, parts_of(value), index)
+            pattern if setting.is_stdin_value else substitute(pattern, parts_of(value), index)
             for pattern in setting.files_out
         ]
         return Plan(argv, {**self._base, **own, **env}, stdin)

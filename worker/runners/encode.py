@@ -11,7 +11,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
+
 from gristmill.wire import values as wire_values
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.limits import FRAME_BYTES_MAX, VALUE_BYTES_MAX

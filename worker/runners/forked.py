@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import msgspec
+
 from gristmill.wire.failure import Failure, LogEntry
 from gristmill.wire.limits import FRAME_BYTES_MAX, RESULT_FLUSH_MS
 from gristmill.wire.outcome import Outcome
@@ -36,7 +37,7 @@ from gristmill.worker.runners.encode import (
     join_plain,
 )
 from gristmill.worker.runners.failures import describe, note_of
-from gristmill.worker.runners.outbox import Extras, Outbox, Range, Trouble
+from gristmill.worker.runners.outbox import Extras, Outbox, Range
 
 FLUSH_NS: Final = RESULT_FLUSH_MS * 1_000_000
 CHUNK_BYTES: Final = 1 << 16
@@ -87,9 +88,7 @@ class End:
 class Forker:
     """Runs subtasks in children and gathers their results for ``RESULT_FLUSH_MS``."""
 
-    def __init__(
-        self, setting: protocol.Setting, outbox: Outbox, page: protocol.Page
-    ) -> None:
+    def __init__(self, setting: protocol.Setting, outbox: Outbox, page: protocol.Page) -> None:
         self._setting = setting
         self._outbox = outbox
         self._page = page
@@ -341,9 +340,7 @@ class Forker:
                 suggested=limit * 2,
             )
         if number == signal.SIGSYS:
-            return _ended(
-                Outcome.SYSCALL, "made a system call that jails forbid", signal=number
-            )
+            return _ended(Outcome.SYSCALL, "made a system call that jails forbid", signal=number)
         end = _ended(Outcome.SIGNAL, f"killed by {_signal_name(number)}", signal=number)
         end.is_killed = number == signal.SIGKILL
         return end
@@ -368,7 +365,11 @@ class Forker:
             is_cut = waited.output_bytes > len(stdout) + len(stderr)
             logs = [
                 LogEntry(
-                    0, stdout, stderr, stdout_bytes=len(stdout), stderr_bytes=len(stderr),
+                    0,
+                    stdout,
+                    stderr,
+                    stdout_bytes=len(stdout),
+                    stderr_bytes=len(stderr),
                     is_cut=is_cut,
                 )
             ]

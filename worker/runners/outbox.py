@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+
 from gristmill.wire.failure import Failure, LogEntry, pack_failures, pack_logs
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
@@ -130,9 +131,7 @@ class Outbox:
                 ]
         failures = pack_failures([(at - done.first, what) for at, _, what, _ in done.troubles])
         logs = pack_logs(done.logs)
-        if count > 1 and (
-            not is_small(frame) or max(len(failures), len(logs)) > EXTRAS_BYTES_MAX
-        ):
+        if count > 1 and (not is_small(frame) or max(len(failures), len(logs)) > EXTRAS_BYTES_MAX):
             self._send_halves(done)
             return
         outcome = bytearray(count)

@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
+
 from gristmill.wire.failure import Failure
 from gristmill.wire.outcome import Outcome
 from gristmill.worker.runners import protocol
@@ -126,9 +127,7 @@ class Zygote:
             self._forker.flush()
         self._outbox.send(protocol.Ended(feed.lease_id))
 
-    def _run_part(
-        self, feed: protocol.Feed, parcels: "_Parcels", first: int, end: int
-    ) -> int:
+    def _run_part(self, feed: protocol.Feed, parcels: "_Parcels", first: int, end: int) -> int:
         """Run indices from ``first`` that lie in one parcel; how many ended."""
         assert self._setting is not None
         if self._load_failure is not None:
