@@ -49,6 +49,7 @@ class Grid:
         front: address for clients, instead of a socket in ``run``.
         fund: ``TENANT=CREDITS`` to mint at the first start; empty for nothing.
         on_event: told, in words, what happens (a process that had to be killed, say).
+        stop_fd: when this becomes readable while processes start, ``KeyboardInterrupt``.
 
     Attributes:
         address: for clients.
@@ -73,6 +74,7 @@ class Grid:
         front: str = "",
         fund: str = FUND,
         on_event: Callable[[str], None] | None = None,
+        stop_fd: int | None = None,
     ) -> None:
         self.state = Path(os.path.abspath(state))
         self.run = Path(os.path.abspath(run)) if run is not None else self.state / "run"
@@ -85,6 +87,7 @@ class Grid:
         self.address = front or f"ipc://{self.run}/front"
         self.back = f"ipc://{self.run}/back"
         self.fund = fund
+        self._stop_fds = [] if stop_fd is None else [stop_fd]
         self._tell = on_event or (lambda _: None)
         self._processes: dict[str, Process] = {}
         self._claims: list[Claim] = []
@@ -283,12 +286,15 @@ class Grid:
         Raises:
             ProcessEndedError: one ended first (of several, the one in the order of ``names``).
             RemoteError: ``INTERNAL``: one neither ended nor was ready in time.
+            KeyboardInterrupt: ``stop_fd`` said so.
         """
         deadline = time.monotonic() + timeout_s
         waiting = {self._processes[name].ready_fd(): self._processes[name] for name in names}
         while waiting:
             left = max(0.0, deadline - time.monotonic())
-            readable = wait_readable(waiting, left)
+            readable = wait_readable([*waiting, *self._stop_fds], left)
+            if not set(readable).isdisjoint(self._stop_fds):
+                raise KeyboardInterrupt
             if not readable:
                 late = next(iter(waiting.values()))
                 raise RemoteError(

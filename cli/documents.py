@@ -1,0 +1,216 @@
+"""What ``--json`` prints: one struct for each schema, so that a program can rely on the shape.
+
+Every document has ``schema``: ``gristmill/<name>/<version>``. Fields are only ever added within a
+version. Quantities are integers in the unit that ends their name (``_ms``, ``_us``, ``_kib``,
+``_bytes``, ``_ucredits``: a millionth of a credit); times are ms since the epoch, UTC. Commands
+that go on print one document a line. ``gristmill schema NAME`` prints the JSON Schema.
+"""
+
+from typing import Any
+
+import msgspec
+
+from gristmill.wire.client import (
+    AccountRow,
+    JobStatus,
+    Reason,
+    SubtaskRow,
+    UsageRow,
+    WorkerRow,
+)
+from gristmill.wire.spec import JobSpec
+
+
+class Document(msgspec.Struct, frozen=True, tag_field="schema"):
+    """Base of the documents."""
+
+
+class Up(Document, frozen=True, tag="gristmill/up/1"):
+    """The grid is up. ``metering`` and ``tiers`` are those of its workers."""
+
+    address: str
+    state: str
+    pid: int
+    workers: list[WorkerRow]
+
+
+class Submitted(Document, frozen=True, tag="gristmill/submit/1"):
+    """The job is on disk. ``is_replayed``: it was there before, by the same submission id."""
+
+    id: str
+    job: int
+    count: int
+    decomposition: str = ""
+
+
+class DryRunResult(Document, frozen=True, tag="gristmill/dry-run/1"):
+    """What a submission would do. The price lies between these for work that ends by itself."""
+
+    spec: JobSpec
+    count: int
+    workers_matching: int
+    workers_of: int
+    price_min_ucredits: int
+    price_max_ucredits: int
+    reasons: list[Reason]
+
+
+class Jobs(Document, frozen=True, tag="gristmill/status/1"):
+    """Jobs, newest first; one with ``status JOB``."""
+
+    jobs: list[JobStatus]
+
+
+class Subtasks(Document, frozen=True, tag="gristmill/subtasks/1"):
+    """Subtasks of a job, in index order. ``is_cut``: there are more; see ``--limit``."""
+
+    job: JobStatus
+    subtasks: list[SubtaskRow]
+    is_cut: bool
+
+
+class Workers(Document, frozen=True, tag="gristmill/workers/1"):
+    """Workers of the grid."""
+
+    workers: list[WorkerRow]
+
+
+class Waited(Document, frozen=True, tag="gristmill/wait/1"):
+    """The ends of jobs, in the order asked for. ``failed``: ids of those that did not end well."""
+
+    jobs: list[JobStatus]
+    failed: list[str]
+
+
+class FileOut(msgspec.Struct, frozen=True):
+    """A file that a subtask gave back; ``written``: where it is now, empty without ``--out``."""
+
+    path: str
+    digest: str
+    size_bytes: int
+    written: str = ""
+
+
+class SubtaskResult(Document, frozen=True, tag="gristmill/result/1"):
+    """One subtask, one document a line.
+
+    ``value``: of a function, where JSON can say it, else ``value_repr``. ``stdout``, ``stderr`` of
+    a command, undecodable bytes replaced. ``error``: why there is no value.
+    """
+
+    id: str
+    job: int
+    index: int
+    is_ok: bool
+    value: Any = None
+    value_repr: str = ""
+    exit_code: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+    files: list[FileOut] = []
+    error: str = ""
+    outcome: str = ""
+    written: str = ""
+
+
+class LogLine(Document, frozen=True, tag="gristmill/log/1"):
+    """Output of one attempt of subtasks ``index .. index + count``, one document a line."""
+
+    id: str
+    index: int
+    count: int
+    attempt: int
+    stdout: str
+    stderr: str
+    is_cut: bool
+
+
+class Cancelled(Document, frozen=True, tag="gristmill/cancel/1"):
+    """What was asked to be cancelled; how far it got is in ``status``."""
+
+    asked: list[str]
+
+
+class Why(Document, frozen=True, tag="gristmill/why/1"):
+    """Why a job is not running, or that it is."""
+
+    id: str
+    job: int
+    state: str
+    summary: str
+    reasons: list[Reason]
+
+
+class Usage(Document, frozen=True, tag="gristmill/usage/1"):
+    """A bill; ``key`` of a row is the job, the node or the day."""
+
+    by: str
+    rows: list[UsageRow]
+
+
+class Balance(Document, frozen=True, tag="gristmill/balance/1"):
+    """Accounts, and the sum of all accounts of the ledger."""
+
+    accounts: list[AccountRow]
+    sum_ucredits: int
+    transfers: int
+
+
+class Drained(Document, frozen=True, tag="gristmill/drain/1"):
+    """The worker was asked to finish what it has."""
+
+    worker: str
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at. ``level``: ``ok``, ``note``, ``warning`` or ``fault``."""
+
+    name: str
+    level: str
+    detail: str
+    remedy: str = ""
+
+
+class Doctor(Document, frozen=True, tag="gristmill/doctor/1"):
+    """What this host can do. ``limits``: limit to who holds it."""
+
+    is_able: bool
+    findings: list[Finding]
+    limits: dict[str, str]
+
+
+class Fault(Document, frozen=True, tag="gristmill/error/1"):
+    """An error, on stdout as well when ``--json`` was given."""
+
+    code: str
+    message: str
+    hint: str
+    exit_code: int
+
+
+DOCUMENTS: tuple[type[Document], ...] = (
+    Up,
+    Submitted,
+    DryRunResult,
+    Jobs,
+    Subtasks,
+    Workers,
+    Waited,
+    SubtaskResult,
+    LogLine,
+    Cancelled,
+    Why,
+    Usage,
+    Balance,
+    Drained,
+    Doctor,
+    Fault,
+)
+BY_NAME: dict[str, type[Document]] = {
+    str(document.__struct_config__.tag): document for document in DOCUMENTS
+}
+
+
+def encode(document: Document) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(document)
