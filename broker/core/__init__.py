@@ -1,0 +1,1 @@
+"""The broker without I/O: ``step`` is its only door, see step.py."""

@@ -44,7 +44,10 @@ class KeepResult(Effect, frozen=True):
     """Write this result and its columns, then deliver it to subscribers under ``sequence``.
 
     ``ref`` 0: a result without a worker (cancelled, lost, out of budget): the shell makes the
-    frames from ``outcome`` and ``message``. ``not_final``: runs that will be tried again.
+    frames from ``outcome`` and ``message``; ``lease_id`` is 0, ``node`` is set for a subtask lost
+    with its worker, and ``count`` may be any (the rest of a cancelled job is one result). With a
+    ``ref`` the frames say how each ended; ``outcome`` is the one that all had, or -1 for mixed.
+    ``not_final``: runs that will be tried again.
     """
 
     job: int

@@ -1,0 +1,19 @@
+"""Stable names of the event log's lines (``RecordEvent.name``): never rename one, files have them.
+
+``job`` is 0 for lines about a worker alone. Lines about leases are written only where something
+went wrong: a lease that ends well is told by its results.
+"""
+
+HOLD_GRANTED = "hold.granted"  #: the ledger reserved the job's cap; recovery reads this
+HOLD_REFUSED = "hold.refused"  #: detail: code, message
+UPLOAD_CLOSED = "upload.closed"  #: detail: count; recovery reads this
+CANCEL_ASKED = "cancel.asked"  #: detail: runs (absent: the whole job); recovery reads this
+PAUSED = "job.paused"  #: detail: reason; recovery reads this
+RESUMED = "job.resumed"  #: recovery reads this
+CAP_REACHED = "cap.reached"  #: detail: spent, cap; recovery reads this
+LEASE_RESCUED = "lease.rescued"  #: detail: lease, node, runs, cut (-1: nothing ran), cause
+LEASE_RETURNED = "lease.returned"  #: detail: lease, node, runs, cause, detail
+RESULT_REFUSED = "result.refused"  #: detail: lease, node, cause
+WORKER_JOINED = "worker.joined"  #: detail: name, node, slots
+WORKER_LOST = "worker.lost"  #: detail: name, node, cause
+WORKER_DRAINING = "worker.draining"  #: detail: name, node

@@ -1,0 +1,69 @@
+"""Leases: a slot's right to runs of a job, fenced by an id; and how large to make one.
+
+One lease has one attempt number and at most 64 runs. It ends when all of it is final, returned or
+rescued; a message that names any other lease than a current one of that worker has no effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gristmill.wire.limits import LEASE_ITEMS_MAX, LEASE_TARGET_US
+from gristmill.wire.worker import Run
+
+if TYPE_CHECKING:
+    from gristmill.broker.core.jobs import Job
+    from gristmill.broker.core.workers import Slot
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A lease that is out. ``open``: runs not yet final, returned or rescued; ``items`` of them.
+
+    ``started``: index last told as running, -1 for none. ``budget_ucredits``: what is left of it;
+    ``charged_us``: what its tenant's share was charged so far; ``used_us``: what it really took.
+    ``is_all_the_money``: its budget was everything that the job had left.
+    """
+
+    number: int
+    job: Job
+    slot: Slot
+    attempt: int
+    open: list[Run]
+    items: int
+    size: int
+    granted_ms: int
+    head_ms: int
+    budget_ucredits: int
+    charged_us: float
+    is_all_the_money: bool = False
+    used_us: float = 0.0
+    cpu_us: int = 0
+    started: int = -1
+    is_recalled: bool = False
+    is_stopped: bool = False
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is the one that its slot works on."""
+        return self.slot.leases[0] is self
+
+
+def lease_items(job: Job, serving: int, concurrency_left: int) -> int:
+    """How many subtasks the next lease of a job may hold (its ready queue may hold fewer).
+
+    1, 2, 4, ... until the measured wall time per subtask puts a lease at ``LEASE_TARGET_US`` of
+    work; guided shrinking towards the end: half of an even share of what remains for each of
+    ``serving`` slots. While inputs are still coming the even share itself, since more will come.
+    """
+    if job.est_us:
+        size = min(job.ramp, max(1, int(LEASE_TARGET_US / job.est_us)), LEASE_ITEMS_MAX)
+    else:
+        size = 1
+    remaining = job.ready.count
+    if job.count >= 0:
+        remaining += job.count - job.uploaded
+    remaining = min(remaining, concurrency_left)
+    shares = 2 * serving if job.is_closed else serving
+    return max(1, min(size, -(-remaining // shares)))

@@ -1,0 +1,319 @@
+"""Results: everything that a worker says is checked against its lease before anything changes.
+
+A result that does not name a current lease of that worker and a range still open in it is
+*superseded*: kept as an event, never used, never billed. A range of which every subtask ended OK
+(the common case) is a few slice assignments; a mixed one is judged by runs of equal outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gristmill.broker.core import endings
+from gristmill.broker.core import journal_names as names
+from gristmill.broker.core.columns import ATTEMPT_MAX, CANCELLED, DONE, FAILED
+from gristmill.broker.core.effects import (
+    AddToOutbox,
+    AnyEffect,
+    KeepResult,
+    KeepSuperseded,
+    RecordEvent,
+)
+from gristmill.broker.core.events import ResultArrived
+from gristmill.broker.core.jobs import Job
+from gristmill.broker.core.leases import Lease
+from gristmill.broker.core.pricing import bill, billed_subtasks, clamp_cpu, least_ucredits
+from gristmill.broker.core.runs import cut, find, intersect
+from gristmill.broker.core.state import State
+from gristmill.broker.core.workers import Worker
+from gristmill.wire.ledger import Contribution
+from gristmill.wire.limits import LEASE_ITEMS_MAX
+from gristmill.wire.outcome import GRIDS_DOING, Outcome
+from gristmill.wire.spec import toll_of
+from gristmill.wire.worker import Run
+
+OUTCOME_MIXED = -1  #: ``KeepResult.outcome`` of a result whose subtasks ended differently
+_OUTCOMES = {int(outcome): outcome for outcome in Outcome}
+
+
+def on_result(state: State, event: ResultArrived, now_ms: int, effects: list[AnyEffect]) -> None:
+    """Accepts a result, or keeps it as superseded. A repeated one (by number) is only acked."""
+    worker = state.workers.get(event.worker)
+    if worker is None:
+        return
+    head, meter = event.head, event.meter
+    if head.number <= worker.results_upto:
+        return
+    worker.results_upto = head.number
+    lease = worker.leases.get(head.lease_id)
+    if lease is None or lease.job.number != head.job or head.count <= 0:
+        _supersede(state, event, worker, "not a current lease", now_ms, effects)
+        return
+    position = find(lease.open, head.first, head.count)
+    if position < 0:
+        _supersede(state, event, worker, "not open in its lease", now_ms, effects)
+        return
+    if meter.count != head.count or (meter.outcome and len(meter.outcome) != head.count):
+        _supersede(state, event, worker, f"a meter of {meter.count} subtasks", now_ms, effects)
+        return
+    if meter.uniform not in _OUTCOMES or _has_returned(meter.uniform, meter.outcome):
+        _supersede(state, event, worker, "an outcome that no result has", now_ms, effects)
+        return
+    _accept(state, event, worker, lease, position, now_ms, effects)
+
+
+def _has_returned(uniform: int, outcome: bytes) -> bool:
+    if not outcome:
+        return uniform == Outcome.RETURNED
+    return max(outcome) >= Outcome.RETURNED
+
+
+def _supersede(
+    state: State,
+    event: ResultArrived,
+    worker: Worker,
+    cause: str,
+    now_ms: int,
+    effects: list[AnyEffect],
+) -> None:
+    head = event.head
+    job = state.jobs.get(head.job)
+    if job is not None and worker.number in job.workers:
+        job.superseded += min(max(head.count, 0), LEASE_ITEMS_MAX)
+        state.changed[job.number] = None
+    effects.append(
+        KeepSuperseded(head.job, head.lease_id, head.first, head.count, worker.node, event.ref)
+    )
+    detail: dict[str, str | int | list[Run]] = {
+        "lease": head.lease_id,
+        "node": worker.node,
+        "cause": cause,
+    }
+    effects.append(RecordEvent(head.job, names.RESULT_REFUSED, detail, now_ms))
+
+
+def _accept(
+    state: State,
+    event: ResultArrived,
+    worker: Worker,
+    lease: Lease,
+    position: int,
+    now_ms: int,
+    effects: list[AnyEffect],
+) -> None:
+    head, meter, job = event.head, event.meter, lease.job
+    first, count = head.first, head.count
+    wall_us = max(0, min(head.wall_us, (now_ms - lease.granted_ms + 1) * 1000))
+    cpu_us = clamp_cpu(lease, head.cpu_us, now_ms)
+    billed, is_billed, failed = billed_subtasks(count, meter.uniform, meter.outcome)
+    amount = bill(lease, cpu_us, billed) if is_billed else 0
+    lease.cpu_us += cpu_us
+    lease.budget_ucredits -= amount
+    lease.used_us += wall_us * job.spec.limits.cpus_milli / 1000
+    job.outstanding_ucredits -= amount
+    job.spent_ucredits += amount
+    job.wall_us += wall_us
+    job.cpu_us += cpu_us
+    job.peak_kib = max(job.peak_kib, head.peak_kib)
+    cut(lease.open, position, first, count)
+    lease.items -= count
+    job.leased -= count
+    worker.done += count
+    is_cap_reached = False
+    not_final: list[Run] = []
+    if not meter.outcome and meter.uniform == 0:
+        job.columns.finish(first, count, DONE, lease.attempt, job.is_closed)
+        job.done += count
+        job.measure(wall_us, count)
+        ended = count
+    else:
+        not_final, is_cap_reached = _judge(state, event, lease)
+        if is_billed:
+            job.measure(wall_us, count)
+        ended = count - sum(length for _, length in not_final)
+    state.queued -= ended
+    state.drain.finished += ended
+    job.sequence += 1
+    effects.append(
+        KeepResult(
+            job.number,
+            job.sequence,
+            event.ref,
+            first,
+            count,
+            lease.attempt,
+            lease.number,
+            worker.node,
+            OUTCOME_MIXED if meter.outcome else meter.uniform,
+            "",
+            not_final,
+        )
+    )
+    if is_billed:
+        ref = endings.hold_ref(state, job)
+        contribution = _contribution(
+            event, worker, lease, ref, billed, failed, wall_us, cpu_us, amount
+        )
+        effects.append(AddToOutbox(contribution))
+    _after(state, worker, lease, not_final, is_cap_reached, now_ms, effects)
+
+
+def _contribution(
+    event: ResultArrived,
+    worker: Worker,
+    lease: Lease,
+    ref: str,
+    billed: int,
+    failed: int,
+    wall_us: int,
+    cpu_us: int,
+    amount: int,
+) -> Contribution:
+    head = event.head
+    return Contribution(
+        ref,
+        lease.job.tenant.name,
+        worker.node,
+        head.lease_id,
+        head.first,
+        head.count,
+        lease.attempt,
+        billed,
+        failed,
+        wall_us,
+        cpu_us,
+        head.peak_kib,
+        head.metering,
+        head.is_estimated,
+        amount,
+        toll_of(amount),
+        event.now_utc_ms,
+        0,
+        head.signature,
+    )
+
+
+def _after(
+    state: State,
+    worker: Worker,
+    lease: Lease,
+    not_final: list[Run],
+    is_cap_reached: bool,
+    now_ms: int,
+    effects: list[AnyEffect],
+) -> None:
+    """Retries go back into the queue; the lease, the pause, the cap and the job's end follow."""
+    job = lease.job
+    if not_final:
+        job.ready.add_first(not_final, lease.attempt + 1)
+        state.enlist(job)
+    if not lease.items:
+        job.ramp = max(job.ramp, min(2 * lease.size, LEASE_ITEMS_MAX))
+        endings.close_lease(state, lease, now_ms)
+    elif job.cancelling:
+        endings.stop_unwanted_rest(lease, effects)
+    if worker.shunned:
+        worker.shunned.pop(job.number, None)
+    most = job.spec.failures_max
+    if most and job.failed >= most and not job.done and not job.is_complete:
+        reason = f"{job.failed} subtasks failed and none was done; failures_max is {most}"
+        endings.pause(state, job, reason, now_ms, effects)
+    if is_cap_reached:
+        endings.reach_cap(state, job, now_ms, effects)
+    state.changed[job.number] = None
+    endings.complete(state, job, now_ms, effects)
+
+
+def _groups(first: int, count: int, uniform: int, outcome: bytes) -> Iterator[tuple[int, int, int]]:
+    """(first, count, outcome) of each run of equal outcome."""
+    if not outcome:
+        yield first, count, uniform
+        return
+    at = 0
+    while at < count:
+        value, end = outcome[at], at + 1
+        while end < count and outcome[end] == value:
+            end += 1
+        yield first + at, end - at, value
+        at = end
+
+
+def _judge(state: State, event: ResultArrived, lease: Lease) -> tuple[list[Run], bool]:
+    """Decides each run of equal outcome. Returns (runs to be tried again, is the cap reached)."""
+    head, meter, job = event.head, event.meter, lease.job
+    texts = {offset: text for offset, text in event.failures if 0 <= offset < head.count}
+    not_final: list[Run] = []
+    is_cap_reached = False
+    for first, count, number in _groups(head.first, head.count, meter.uniform, meter.outcome):
+        outcome = _OUTCOMES[number]
+        if outcome is Outcome.OK:
+            job.columns.finish(first, count, DONE, lease.attempt, job.is_closed)
+            job.done += count
+            continue
+        if outcome is Outcome.CANCELLED:
+            _judge_cancelled(job, lease, first, count, not_final)
+            continue
+        if outcome is Outcome.BUDGET:
+            if _may_have_more(job, lease):
+                again = 2 * max(lease.budget_ucredits, job.budget_floor_ucredits, 1)
+                job.budget_floor_ucredits = max(again, least_ucredits(job))
+                job.columns.spend(first, count, lease.attempt)
+                not_final.append((first, count))
+                continue
+            is_cap_reached = True
+            _fail(job, lease, first, count)
+        else:
+            _spend(job, lease, first, count, outcome in GRIDS_DOING, not_final)
+        for offset in range(first - head.first, first - head.first + count):
+            job.note_error(outcome, texts.get(offset, ""), head.first + offset, 1)
+    return not_final, is_cap_reached and job.ending is None
+
+
+def _judge_cancelled(job: Job, lease: Lease, first: int, count: int, not_final: list[Run]) -> None:
+    """Cancelled where somebody asked for it; otherwise the grid's own doing."""
+    is_ending = job.ending is not None
+    asked = [(first, count)] if is_ending else intersect([(first, count)], job.cancelling)
+    at = first
+    for start, length in asked:
+        if start > at:
+            _spend(job, lease, at, start - at, True, not_final)
+        job.columns.finish(start, length, CANCELLED, lease.attempt, job.is_closed)
+        job.cancelled += length
+        at = start + length
+    if at < first + count:
+        _spend(job, lease, at, first + count - at, True, not_final)
+
+
+def _may_have_more(job: Job, lease: Lease) -> bool:
+    """Whether a subtask that was stopped at its lease's budget may be tried with a larger one."""
+    others = job.outstanding_ucredits - lease.budget_ucredits
+    left = job.available_ucredits + lease.budget_ucredits
+    return (
+        job.ending is None
+        and not lease.is_all_the_money
+        and lease.attempt < ATTEMPT_MAX
+        and (left >= least_ucredits(job) or others > 0)
+    )
+
+
+def _fail(job: Job, lease: Lease, first: int, count: int) -> None:
+    job.columns.finish(first, count, FAILED, lease.attempt, job.is_closed)
+    job.failed += count
+
+
+def _spend(
+    job: Job, lease: Lease, first: int, count: int, is_loss: bool, not_final: list[Run]
+) -> None:
+    """Spends a retry or a loss of each; those that have one left are tried again."""
+    most = job.spec.losses_max if is_loss else job.spec.retries
+    for start, length, spent in list(job.columns.spent(first, count, is_loss)):
+        is_wanted = job.ending is None and not intersect([(start, length)], job.cancelling)
+        if is_loss:
+            job.lost += length
+        if spent >= most or not is_wanted or lease.attempt >= ATTEMPT_MAX:
+            _fail(job, lease, start, length)
+            continue
+        job.columns.set_spent(start, length, is_loss, spent + 1)
+        job.columns.spend(start, length, lease.attempt)
+        job.retried += length
+        not_final.append((start, length))

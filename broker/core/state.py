@@ -1,0 +1,251 @@
+"""The whole state of the broker's core, and the indices that keep each step's work constant.
+
+Nothing here decides anything: handlers (``on_*.py``) say what an event means, ``placement.py`` what
+a free slot does next, ``endings.py`` how subtasks and jobs end. Dicts are in insertion order, no
+set is iterated, so a run of events has one outcome.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from gristmill.broker.core.jobs import Job
+from gristmill.broker.core.leases import Lease
+from gristmill.broker.core.tenants import Requirement, RequirementKey, Tenant
+from gristmill.broker.core.workers import Pool, Profile, Slot, Worker
+from gristmill.wire import limits
+from gristmill.wire.client import JobStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What an operator may set.
+
+    ``broker``: prefix of hold refs; ``weights``: by tenant, default 1; ``slots_max``: by tenant,
+    absent for no limit. Times in ms.
+    """
+
+    broker: str = "broker"
+    report_ms: int = limits.REPORT_MS
+    ttl_ms: int = limits.TTL_MS
+    weights: dict[str, int] = field(default_factory=dict)
+    slots_max: dict[str, int] = field(default_factory=dict)
+    jobs_per_tenant_max: int = limits.JOBS_PER_TENANT_MAX
+    queued_subtasks_max: int = limits.QUEUED_SUBTASKS_MAX
+    input_credit_bytes: int = limits.INPUT_CREDIT_BYTES
+    tenant_disk_bytes: int = limits.TENANT_DISK_BYTES
+    recall_after_ms: int = 100  #: an unstarted lease this old is asked back for an idle slot
+    status_ms: int = 100  #: a job's card goes to its subscribers at most this often
+    shun_ms: int = 1_000  #: a job that could not be set up on a worker stays away, doubling
+    finished_max: int = 10_000  #: final jobs whose cards stay in memory
+
+
+@dataclass(slots=True)
+class Finished:
+    """A final job: its card. Older ones than ``finished_max`` are in the journal only."""
+
+    tenant: str
+    status: JobStatus
+
+
+@dataclass(slots=True)
+class Drain:
+    """How fast the grid finishes subtasks: an average over about ten seconds."""
+
+    finished: int = 0
+    seen: int = 0
+    at_ms: int = 0
+    per_s: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Owned by ``step``; the shell only reads it, through ``cards.py`` and ``why.py``.
+
+    ``submissions``: (tenant, submission id) -> (job, digest of its content), for ever. ``by_seen``:
+    workers, the one silent for longest first. ``recallable``: leases of which something has
+    probably not started, oldest first. ``dirty_workers``, ``dirty_requirements``: who gained room,
+    who gained work in this step.
+    """
+
+    config: Config
+    incarnation: int
+    lease_counter: int = 0
+    job_counter: int = 0
+    tenant_counter: int = 0
+    pool_counter: int = 0
+    jobs: dict[int, Job] = field(default_factory=dict)
+    finished: dict[int, Finished] = field(default_factory=dict)
+    submissions: dict[tuple[str, bytes], tuple[int, bytes]] = field(default_factory=dict)
+    uploads: dict[int, dict[int, None]] = field(default_factory=dict)
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    active: dict[str, Tenant] = field(default_factory=dict)
+    requirements: dict[RequirementKey, Requirement] = field(default_factory=dict)
+    ready: dict[RequirementKey, Requirement] = field(default_factory=dict)
+    workers: dict[int, Worker] = field(default_factory=dict)
+    by_seen: OrderedDict[int, Worker] = field(default_factory=OrderedDict)
+    pools: dict[Profile, Pool] = field(default_factory=dict)
+    idle_pools: dict[int, Pool] = field(default_factory=dict)
+    half_pools: dict[int, Pool] = field(default_factory=dict)
+    idle_slots: int = 0
+    leases: dict[int, Lease] = field(default_factory=dict)
+    recallable: OrderedDict[int, Lease] = field(default_factory=OrderedDict)
+    dirty_workers: dict[int, None] = field(default_factory=dict)
+    dirty_requirements: dict[RequirementKey, None] = field(default_factory=dict)
+    changed: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    shuns: list[tuple[int, int]] = field(default_factory=list)
+    queued: int = 0
+    is_ledger_up: bool = True
+    is_outbox_full: bool = False
+    held_back: dict[int, None] = field(default_factory=dict)
+    utc_offset_ms: int = 0
+    drain: Drain = field(default_factory=Drain)
+
+    @classmethod
+    def new(cls, config: Config, incarnation: int) -> State:
+        """An empty grid. ``incarnation``: one more than at the last start (it fences leases)."""
+        return cls(config=config, incarnation=incarnation)
+
+    def utc(self, now_ms: int) -> int:
+        """UTC milliseconds of a moment of the core's clock."""
+        return now_ms + self.utc_offset_ms
+
+    @property
+    def report_ms(self) -> int:
+        """How often a worker reports: grows with the fleet beyond ``REPORTS_PER_SECOND_MAX``."""
+        fleet = len(self.workers) * 1000 // limits.REPORTS_PER_SECOND_MAX
+        return max(self.config.report_ms, fleet)
+
+    @property
+    def ttl_ms(self) -> int:
+        """How long a slot or worker may be silent: grows with the report interval."""
+        config = self.config
+        return config.ttl_ms * self.report_ms // config.report_ms
+
+    # ------------------------------------------------------------ tenants and requirements
+
+    def tenant(self, name: str) -> Tenant:
+        """The tenant of this name, made at its first job."""
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            self.tenant_counter += 1
+            tenant = self.tenants[name] = Tenant(
+                name,
+                self.tenant_counter,
+                max(1, self.config.weights.get(name, 1)),
+                self.config.slots_max.get(name, 0),
+            )
+        return tenant
+
+    def requirement(self, key: RequirementKey) -> Requirement:
+        """The requirement of this key, matched against all pools when it is new."""
+        requirement = self.requirements.get(key)
+        if requirement is None:
+            requirement = self.requirements[key] = Requirement(key)
+            for pool in self.pools.values():
+                if requirement.is_feasible(pool):
+                    requirement.slots += pool.slots
+        return requirement
+
+    def forget_requirement(self, requirement: Requirement) -> None:
+        """Drops a requirement that no unfinished job has."""
+        if not requirement.jobs:
+            for lane in list(requirement.lanes.values()):
+                for _, _, job in lane.jobs:
+                    self.note_dequeued(job)
+                requirement.drop_lane(lane)
+            self.requirements.pop(requirement.key, None)
+            self.ready.pop(requirement.key, None)
+            self.dirty_requirements.pop(requirement.key, None)
+
+    # ------------------------------------------------------------ ready jobs
+
+    def is_dispatchable(self, job: Job) -> bool:
+        """Whether something of the job could be handed out now, room permitting."""
+        return (
+            job.ready.count > 0
+            and job.hold in ("none", "granted")
+            and job.ending is None
+            and not job.is_paused
+            and not job.is_waiting_for_budget
+            and not (job.spec.concurrency_max and job.leased >= job.spec.concurrency_max)
+            and not (self.is_outbox_full and not job.started_utc_ms)
+        )
+
+    def enlist(self, job: Job) -> None:
+        """Queues a job that may have become dispatchable (it may not be, or be queued already)."""
+        if job.is_queued or not self.is_dispatchable(job):
+            return
+        tenant, requirement = job.tenant, job.requirement
+        job.is_queued = True
+        tenant.ready_jobs += 1
+        if not tenant.is_active:
+            # A returning tenant is owed nothing for its absence.
+            lowest = min((other.share for other in self.active.values()), default=tenant.share)
+            tenant.share = max(tenant.share, lowest)
+            tenant.is_active = True
+            self.active[tenant.name] = tenant
+        requirement.add(job)
+        self.ready[requirement.key] = requirement
+        if not requirement.is_starved:
+            self.dirty_requirements[requirement.key] = None
+
+    def note_dequeued(self, job: Job) -> None:
+        """The job left its lane (the caller popped it)."""
+        job.is_queued = False
+        job.tenant.ready_jobs -= 1
+        self.rest(job.tenant)
+
+    def rest(self, tenant: Tenant) -> None:
+        """A tenant with nothing ready and nothing running is no longer active."""
+        if tenant.is_active and not tenant.ready_jobs and not tenant.leases:
+            tenant.is_active = False
+            del self.active[tenant.name]
+
+    def reopen(self, tenant: Tenant) -> None:
+        """The tenant may use more slots again: what it has ready is offered to all free ones."""
+        for requirement in tenant.lanes.values():
+            requirement.is_starved = False
+            self.dirty_requirements[requirement.key] = None
+
+    def note_shun(self, until_ms: int, worker: int) -> None:
+        """The worker is offered work again at this time."""
+        heapq.heappush(self.shuns, (until_ms, worker))
+
+    # ------------------------------------------------------------ room
+
+    def index_slot(self, slot: Slot) -> None:
+        """Puts a slot where it belongs after its leases changed."""
+        worker, leases = slot.worker, len(slot.leases)
+        pool, is_open = worker.pool, not worker.is_draining
+        if is_open and leases == 0:
+            if slot.number not in worker.idle:
+                worker.idle[slot.number] = None
+                self.idle_slots += 1
+                pool.idle[worker.number] = worker
+                self.idle_pools[pool.number] = pool
+        elif slot.number in worker.idle:
+            del worker.idle[slot.number]
+            self.idle_slots -= 1
+            if not worker.idle:
+                pool.idle.pop(worker.number, None)
+                if not pool.idle:
+                    self.idle_pools.pop(pool.number, None)
+        if is_open and 0 < leases < limits.LEASES_PER_SLOT:
+            worker.half[slot.number] = None
+            pool.half[worker.number] = worker
+            self.half_pools[pool.number] = pool
+        else:
+            self.leave_half(slot)
+
+    def leave_half(self, slot: Slot) -> None:
+        """Nothing is to be stacked behind what this slot runs."""
+        worker = slot.worker
+        if slot.number in worker.half:
+            del worker.half[slot.number]
+            if not worker.half:
+                worker.pool.half.pop(worker.number, None)
+                if not worker.pool.half:
+                    self.half_pools.pop(worker.pool.number, None)
