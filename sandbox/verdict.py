@@ -70,7 +70,7 @@ class Verdict:
     suggested: int = 0
 
 
-#: The kernel holds RLIMIT_CPU by clock ticks, which on a busy machine run ahead of the exact meters.
+#: The kernel holds RLIMIT_CPU by clock ticks, which on a busy machine run ahead of exact meters.
 #: Process 1 of a jail gets KILL from nobody inside, so little else can be meant.
 RLIMIT_CPU_SLACK = 0.8
 
@@ -126,8 +126,8 @@ def judge(
         return ours
     if wait_status is None:
         return Verdict(Outcome.LOST, "the process that starts jails died, and the jail with it")
-    unstarted = _never_started(log)
-    if unstarted is not None:
+    unstarted = _never_started(wait_status, log)
+    if unstarted is not None and not reading.oom_kills:
         return unstarted
     exit_code, number = _end_of(wait_status, log)
     if exit_code == 0:
@@ -139,8 +139,6 @@ def judge(
         return dataclasses.replace(
             _out_of_memory(reading, limits), exit_code=exit_code, signal_number=number
         )
-    if exit_code == 255 and log.exit_code is None:
-        return _not_set_up(log)
     if number:
         return _by_signal(number, reading, limits)
     if reading.pids_denied:
@@ -239,8 +237,11 @@ def _our_doing(
     return None
 
 
-def _never_started(log: LogFacts) -> Verdict | None:
-    """The log calls a half-made child killed: its errors say that nothing ever ran."""
+def _never_started(wait_status: int, log: LogFacts) -> Verdict | None:
+    """The command never ran: the log's errors say so, or nsjail left without telling its end.
+
+    The log also calls a half-made child killed, so the errors come first.
+    """
     for error in log.errors:
         if found := _NOT_EXECUTED.search(error):
             path, why = found.groups()
@@ -251,11 +252,19 @@ def _never_started(log: LogFacts) -> Verdict | None:
                 "its first line names, under /usr or mounted?",
                 exit_code=exit_code,
             )
-    return _not_set_up(log) if any(_NOT_LAUNCHED in error for error in log.errors) else None
+    is_told = log.exit_code is not None or log.signal_number is not None
+    if any(_NOT_LAUNCHED in error for error in log.errors) or (
+        os.WIFEXITED(wait_status) and not is_told
+    ):
+        return _not_set_up(wait_status, log)
+    return None
 
 
-def _not_set_up(log: LogFacts) -> Verdict:
-    cause = "; ".join(log.errors[:3]) if log.errors else "nsjail said nothing"
+def _not_set_up(wait_status: int, log: LogFacts) -> Verdict:
+    cause = "; ".join(log.errors[:3])
+    if not cause:
+        code = os.waitstatus_to_exitcode(wait_status)
+        cause = f"nsjail ended with {code} and no reason; its stderr may have one"
     return Verdict(Outcome.SETUP, f"the jail could not be set up: {cause}")
 
 

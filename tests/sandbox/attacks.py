@@ -1,4 +1,4 @@
-"""Runs inside a jail: ``python attacks.py NAME [ARGUMENT]`` tries something and says what came of it.
+"""Runs inside a jail: ``python attacks.py NAME [ARGUMENT]`` tries something and tells the result.
 
 One JSON line a try on stdout: ``{"what", "errno", "kind", "got"}``; errno 0 means that it worked.
 Standard library only: any Python must be able to run it.

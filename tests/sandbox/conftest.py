@@ -1,4 +1,4 @@
-"""Hosts for jails, the attack program, and a neighbour whose going on is checked after each test."""
+"""Hosts for jails, the attack program, and a neighbour that must go on whatever is tried."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gristmill.sandbox.host import Host, prepare_host
 from gristmill.sandbox.interpreter import Interpreter, find_interpreter
 from gristmill.sandbox.jail import Jail

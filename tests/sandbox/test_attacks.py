@@ -12,6 +12,7 @@ import socket
 import subprocess
 
 import pytest
+
 from gristmill.sandbox.collect import collect
 from gristmill.sandbox.limits import MEBIBYTE, Limits
 from gristmill.sandbox.spec import INSIDE_ID, Bind

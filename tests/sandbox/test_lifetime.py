@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from gristmill.sandbox.delegation import agent_name
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import prepare_host

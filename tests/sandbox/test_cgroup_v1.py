@@ -1,0 +1,123 @@
+"""Version 1 groups against the kernel, and where they are found."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gristmill.sandbox.delegation import CONTROLLERS_V1, find_place, parse_mounts, parse_own
+from gristmill.sandbox.limits import MEBIBYTE, Limits
+from gristmill.sandbox.run import run
+from gristmill.sandbox.spec import JailSpec
+
+
+@pytest.fixture
+def ground(host):
+    if host.place.version != 1:
+        pytest.skip(f"cgroup version here is {host.place.version}")
+    return host._ground
+
+
+def file_of(ground, controller, name, group="j"):
+    found = sorted(ground.directories[controller].glob(f"{group}*"), key=lambda p: int(p.name[1:]))
+    return found[-1] / name
+
+
+def test_limits_are_in_force(ground):
+    group = ground.make(Limits(memory_bytes=64 * MEBIBYTE, pids_max=9, cpu_quota_ms_per_s=250))
+    try:
+        assert int(file_of(ground, "memory", "memory.limit_in_bytes").read_text()) == 64 * MEBIBYTE
+        swap = file_of(ground, "memory", "memory.memsw.limit_in_bytes")
+        assert not swap.exists() or int(swap.read_text()) == 64 * MEBIBYTE
+        assert int(file_of(ground, "pids", "pids.max").read_text()) == 10
+        assert int(file_of(ground, "cpu", "cpu.cfs_quota_us").read_text()) == 25_000
+    finally:
+        assert group.remove()
+
+
+def test_readings_are_the_kernels(ground):
+    group = ground.make(Limits())
+    try:
+        before = group.reading()
+        assert (before.cpu_us, before.oom_kills, before.pids_denied) == (0, 0, 0)
+        worker = subprocess.Popen(
+            [
+                "/usr/bin/python3",
+                "-Sc",
+                "b = bytearray(32 << 20); input(); [0 for _ in range(10**6)]",
+            ],
+            stdin=subprocess.PIPE,
+        )
+        for path in group.procs_files:
+            Path(path).write_text(str(worker.pid))
+        assert group.pids() == [worker.pid]
+        worker.communicate(b"\n")
+        after = group.reading()
+        assert after.cpu_us > 10_000
+        assert after.source == "cgroup-v1"
+        assert group.cpu_us() == after.cpu_us
+        peak = after.memory_peak_bytes
+        assert group.reset_peak()
+        assert group.reading().memory_peak_bytes < max(peak, 1)
+    finally:
+        assert group.remove()
+
+
+def test_a_cpu_quota_slows_a_jail_down(host, ground):
+    """100 ms of cpu under 200 ms a second are throttled; counted by the kernel, not timed."""
+    spec = JailSpec(
+        argv=("/usr/bin/python3", "-Sc", "import time\nwhile time.process_time() < 0.1: pass"),
+        limits=Limits(wall_ms=30_000, cpu_quota_ms_per_s=200),
+    )
+    jail = host.start(spec)
+    stat = file_of(ground, "cpu", "cpu.stat")
+    seen = 0
+    while jail.poll() is None:
+        seen = max(seen, int(stat.read_text().split("nr_throttled ")[1].split()[0]))
+    jail.close()
+    assert seen > 0
+
+
+def test_peak_and_cpu_of_a_jail_against_what_it_did(host, ground):
+    code = "b = bytearray(40 << 20)\nimport time\nwhile time.process_time() < 0.3: pass"
+    result = run(host, JailSpec(argv=("/usr/bin/python3", "-Sc", code)))
+    reading = result.ending.reading
+    assert 40 * MEBIBYTE <= reading.memory_peak_bytes <= 60 * MEBIBYTE
+    assert 300_000 <= reading.cpu_us <= 900_000
+
+
+HYBRID = """\
+31 24 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+32 24 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+33 24 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+34 24 0:30 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
+35 24 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+36 24 0:32 / /proc rw - proc proc rw
+"""
+
+
+def test_trees_that_are_mounted_together_are_one():
+    mounts = parse_mounts(HYBRID)
+    assert len(mounts) == 5
+    both = next(mount for mount in mounts if "cpuacct" in mount.controllers)
+    assert both.controllers >= {"cpu", "cpuacct"}
+    assert parse_own("4:cpu,cpuacct:/a\n0::/b\n") == {"cpu": "/a", "cpuacct": "/a", "": "/b"}
+
+
+def test_a_user_is_told_what_to_make(tmp_path):
+    text = HYBRID.replace("/sys/fs/cgroup", str(tmp_path / "absent"))
+    place = find_place(text, "4:memory:/x\n0::/\n", False, lambda _: False)
+    assert place.version == 0
+    assert "not writable" in place.reason
+    assert f"chown -R {os.geteuid()}" in place.remedy
+
+
+def test_a_user_uses_a_directory_made_for_it(tmp_path):
+    text = HYBRID.replace("/sys/fs/cgroup", str(tmp_path))
+    for name in ("cpu,cpuacct", "memory", "pids"):
+        (tmp_path / name / "gristmill").mkdir(parents=True)
+    place = find_place(text, "0::/\n", False, lambda _: False)
+    assert place.version == 1
+    assert set(place.directories) == set(CONTROLLERS_V1)
+    assert place.directories["cpu"] == place.directories["cpuacct"] == tmp_path / "cpu,cpuacct"

