@@ -1,0 +1,21 @@
+"""``python -m gristmill.store --state DIR --listen ADDRESS --key HEX``."""
+
+import sys
+
+from gristmill.store.app import serve
+from gristmill.store.settings import from_process
+from gristmill.wire.errors import RemoteError
+
+
+def main() -> int:
+    """Run a store with this process's options; an exit code."""
+    try:
+        settings = from_process(sys.argv[1:])
+    except RemoteError as error:
+        print(error, file=sys.stderr)
+        return error.spec.exit_code
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

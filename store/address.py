@@ -1,0 +1,96 @@
+"""Addresses of a store: ``unix:///path`` or ``http://127.0.0.1:PORT``; how one listens on them."""
+
+import os
+import pathlib
+import re
+import socket
+
+from gristmill.wire.errors import RemoteError
+
+UNIX = "unix://"
+_PATH_BYTES_MAX = 107  #: sun_path
+_HTTP = re.compile(r"http://(\[[0-9a-f:]+\]|[^:/\[\]]+):(\d{1,5})/?")
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """(path of a unix socket, -1) or (host, port).
+
+    Raises:
+        RemoteError: ``INVALID_SPEC``.
+    """
+    if address.startswith(UNIX + "/"):
+        path = address.removeprefix(UNIX)
+        if len(os.fsencode(path)) > _PATH_BYTES_MAX:
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"{address} has a path of {len(path)} characters; a socket's may have "
+                f"{_PATH_BYTES_MAX}",
+                "choose a shorter folder with --state or XDG_RUNTIME_DIR",
+            )
+        return path, -1
+    match = _HTTP.fullmatch(address)
+    if match is None or int(match[2]) > 65_535:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"{address!r} is no store's address; write unix:///path or http://127.0.0.1:7033",
+        )
+    return match[1].strip("[]"), int(match[2])
+
+
+def listen(address: str) -> tuple[socket.socket, str]:
+    """A listening socket, and the address with the port that it got.
+
+    Raises:
+        RemoteError: ``NOT_LOOPBACK`` for TCP elsewhere, or a unix socket in a folder that others
+            may enter; ``INVALID_SPEC`` when somebody listens there already.
+    """
+    host, port = parse_address(address)
+    if port < 0:
+        return _listen_unix(pathlib.Path(host)), address
+    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
+        raise RemoteError("NOT_LOOPBACK", f"{address} is not on loopback", "use 127.0.0.1")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        raise _taken(address, error) from None
+    shown = f"[{host}]" if ":" in host else host
+    return listener, f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _listen_unix(path: pathlib.Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.parent.stat()
+    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+        raise RemoteError(
+            "NOT_LOOPBACK", f"{path.parent} is open to other users", f"chmod 700 {path.parent}"
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and _is_dead(path):
+            path.unlink()
+        listener.bind(str(path))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise _taken(f"{UNIX}{path}", error) from None
+    return listener
+
+
+def _is_dead(path: pathlib.Path) -> bool:
+    """Whether a socket was left behind by a process that is gone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+def _taken(address: str, error: OSError) -> RemoteError:
+    return RemoteError(
+        "INVALID_SPEC",
+        f"cannot listen on {address}: {error.strerror or error}",
+        "end the process that has it, or choose another address with --listen",
+    )

@@ -1,0 +1,109 @@
+"""The store's process: the HTTP server, and a thread that frees what nobody keeps."""
+
+import logging
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+from nacl.signing import VerifyKey
+
+from gristmill.store.address import UNIX, listen
+from gristmill.store.interface import BlobStore
+from gristmill.store.local import LocalStore
+from gristmill.store.server import StoreServer
+from gristmill.store.settings import Settings
+from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+from gristmill.wire.process import announce_ready, die_with_parent
+from gristmill.wire.units import format_bytes
+
+log = logging.getLogger("gristmill.store")
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def collect_once(settings: Settings) -> int:
+    """``--collect``: free, or only say, what nobody keeps; an exit code."""
+    store = LocalStore(settings.state, settings.size_max, _now_ms)
+    try:
+        done = store.collect(_now_ms(), settings.grace_ms, settings.is_dry_run)
+    finally:
+        store.close()
+    verb = "would free" if settings.is_dry_run else "freed"
+    for digest in done.digests:
+        print(digest)
+    print(f"{verb} {done.blobs} blobs, {format_bytes(done.freed_bytes)}", file=sys.stderr)
+    return EXIT_OK
+
+
+def _collect_for_ever(store: BlobStore, settings: Settings, stop: threading.Event) -> None:
+    while not stop.wait(settings.collect_every_ms / 1000):
+        try:
+            done = store.collect(_now_ms(), settings.grace_ms)
+        except Exception:  # the edge of a thread: the store serves on
+            log.exception("collection failed")
+            continue
+        if done.blobs:
+            log.info("freed %d blobs, %s", done.blobs, format_bytes(done.freed_bytes))
+
+
+def _serve(settings: Settings, stop: threading.Event) -> None:
+    store = LocalStore(settings.state, settings.size_max, _now_ms)
+    try:
+        listener, address = listen(settings.listen)
+        server = StoreServer(
+            listener,
+            store,
+            VerifyKey(bytes.fromhex(settings.key)),
+            _now_ms,
+            settings.idle_s,
+            settings.connections_max,
+        )
+        threads = [threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)]
+        if settings.collect_every_ms:
+            arguments = (store, settings, stop)
+            threads.append(threading.Thread(target=_collect_for_ever, args=arguments, daemon=True))
+        for thread in threads:
+            thread.start()
+        usage = store.usage()
+        log.info("%d blobs, %s", usage.blobs, format_bytes(usage.used_bytes))
+        announce_ready("store", address, settings.ready_fd)
+        # Blocked since before the threads began, so that it is this call which takes them.
+        signal.sigwait(_ENDING)
+        stop.set()
+        if address.startswith(UNIX):
+            pathlib.Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
+        server.shutdown()
+        log.info("ends: %s", dict(server.counts))
+    finally:
+        # Transfers under way end with the process: half a put leaves nothing, by construction.
+        store.close()
+
+
+def serve(settings: Settings) -> int:
+    """The process's life; an exit code of wire/errors.py."""
+    os.umask(0o077)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    if settings.is_dying_with_parent:
+        die_with_parent()
+    try:
+        if settings.is_collecting:
+            return collect_once(settings)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        _serve(settings, threading.Event())
+    except RemoteError as error:
+        print(error, file=sys.stderr)
+        return error.spec.exit_code
+    except OSError as error:
+        print(f"the store cannot use {settings.state}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
