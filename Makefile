@@ -20,7 +20,9 @@ ifneq ($(shell cat .venv/made-in 2>/dev/null),$(CURDIR))
 endif
 
 demo: .venv/.stamp ## three real jobs on a grid of this machine; results in out/, then the bills
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" gristmill up --workers $(WORKERS) -- sh -eu examples/demo.sh
+	@rm -rf .state/demo
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" gristmill up --state .state/demo --workers $(WORKERS) -- \
+		sh -eu examples/demo.sh
 
 test: lint ## lint, then every suite with its minutes
 	.venv/bin/pytest $(PYTEST)
@@ -28,7 +30,6 @@ test: lint ## lint, then every suite with its minutes
 lint: .venv/.stamp ## style, types and the import law
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/mypy --explicit-package-bases tests
 	.venv/bin/lint-imports
 
 bench: .venv/.stamp ## each question of bench/ in turn; JSON in bench/results/
@@ -44,6 +45,6 @@ sim: .venv/.stamp ## the cores on virtual time under faults
 	.venv/bin/pytest tests/sim $(PYTEST)
 
 clean: ## remove what the other targets made
-	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+	rm -rf .venv build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
 		*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,7 +42,7 @@ def test_a_daemon_that_hides_is_named_and_ended(tmp_path: pathlib.Path) -> None:
 
 def test_the_limit_ends_everything(tmp_path: pathlib.Path) -> None:
     note = tmp_path / "pid"
-    done = supervise(1, f'setsid sh -c \'echo $$ >"{note}"; exec sleep 600\' & sleep 600')
+    done = supervise(1, f"setsid sh -c 'echo $$ >\"{note}\"; exec sleep 600' & sleep 600")
     assert done.returncode == 124
     assert is_gone(int(note.read_text()))
 

@@ -104,7 +104,11 @@ def test_the_commands_run(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
     commands = tmp_path / "page.sh"
     commands.write_text(script(page.read_text()))
     scripts = str(pathlib.Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{scripts}:{os.environ['PATH']}",
+        "GRISTMILL_STATE": str(tmp_path / "state"),
+    }
     grid = ["gristmill", "up", "--workers", "2", "--", "sh", "-eux", str(commands)]
     done = subprocess.run(
         grid,

@@ -47,9 +47,9 @@ def test_examples(root: pathlib.Path, rooms: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_examples_in_a_grid(root: pathlib.Path, rooms: list[str]) -> None:
+def test_examples_in_a_grid(root: pathlib.Path, rooms: list[str], tmp_path: pathlib.Path) -> None:
     gristmill = str(pathlib.Path(sys.executable).with_name("gristmill"))
-    grid = (gristmill, "up", "--workers", "1", "--")
+    grid = (gristmill, "up", "--state", str(tmp_path / "state"), "--workers", "1", "--")
     run(modules(root, [room for room in rooms if room in IN_A_GRID]), *grid)
 
 
