@@ -256,7 +256,7 @@ class Ledger:
                     ),
                 )
             else:
-                applied = self.book.state.applied.get(question.broker, -1)
+                applied = self.book.state.applied.get(question.broker, 0)
                 self._send(peer, Acked(question.broker, applied))
             return
         try:

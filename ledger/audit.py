@@ -155,11 +155,11 @@ def _contribution_faults(db: apsw.Connection) -> Iterator[str]:
 def _entry_faults(db: apsw.Connection) -> Iterator[str]:
     """Every outbox without a gap."""
     query = (
-        "SELECT outbox.broker, applied, count(sequence), ifnull(max(sequence), -1) FROM outbox"
+        "SELECT outbox.broker, applied, count(sequence), ifnull(max(sequence), 0) FROM outbox"
         " LEFT JOIN entry ON entry.broker = outbox.id GROUP BY outbox.id"
     )
     for broker, applied, count, last in db.execute(query):
-        if not applied == last == count - 1:
+        if not applied == last == count:
             yield f"outbox {broker} is applied up to {applied}; it has {count} entries up to {last}"
 
 

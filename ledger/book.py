@@ -112,7 +112,7 @@ class Book:
     def _recall(self, post: Post, group: Sequence[list[fx.AnyEffect]]) -> OutboxReceived:
         """The event of a post, with what the file and this group know about its entries."""
         applied: dict[int, Applied] = {}
-        cursor = self.state.applied.get(post.broker, -1)
+        cursor = self.state.applied.get(post.broker, 0)
         if post.first <= cursor:
             query = (
                 "SELECT sequence, digest, code, message FROM entry "
@@ -245,9 +245,7 @@ class Book:
         id_ = self._outbox_ids.get(broker)
         if id_ is None:
             id_ = self._outbox_ids[broker] = len(self._outbox_ids) + 1
-            self.db.execute(
-                schema.insert("outbox", schema.OUTBOX), schema.sealed((id_, broker, -1))
-            )
+            self.db.execute(schema.insert("outbox", schema.OUTBOX), schema.sealed((id_, broker, 0)))
         return id_
 
     # ------------------------------------------------------------ room

@@ -66,7 +66,7 @@ Entry = Hold | Release | Contribution
 
 
 class Post(Message, frozen=True, tag=1):
-    """Entries ``first .. first + len(entries)`` of the broker's outbox, in order."""
+    """Entries ``first .. first + len(entries)`` of the broker's outbox, in order, from 1."""
 
     broker: str
     first: int
@@ -121,7 +121,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Acked(Message, frozen=True, tag=1):
-    """Every entry up to ``sequence`` is on disk (-1 for none).
+    """Every entry up to ``sequence`` is on disk (0 for none: entries begin at 1).
 
     ``verdicts`` of those that were holds or were refused.
     """

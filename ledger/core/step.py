@@ -93,9 +93,12 @@ def on_outbox_received(
     """Entries in order: new ones are applied, repeats answered again, a gap is not jumped."""
     for hold in event.recalled:
         state.holds.setdefault(hold.ref, hold)
-    applied = state.applied.get(event.broker, -1)
+    applied = state.applied.get(event.broker, 0)
     verdicts: list[Verdict] = []
-    if event.first <= applied + 1:
+    if event.first < 1:
+        message = f"a post of {event.broker} begins with entry {event.first}; the first is 1"
+        effects.append(RaiseAlarm(event.broker, event.first, "MALFORMED", message))
+    elif event.first <= applied + 1:
         for sequence, entry in enumerate(event.entries, event.first):
             digest = digest_of_entry(entry)
             if sequence <= applied:
@@ -351,7 +354,7 @@ def on_credits_funded(
             f"the funding {event.ref!r} was {format_credits(event.earlier[1])} credits to "
             f"{event.earlier[0]}; now it asks {format_credits(asked[1])} to {asked[0]}"
         )
-        effects.append(RaiseAlarm("", -1, "LEDGER_CONFLICT", message))
+        effects.append(RaiseAlarm("", 0, "LEDGER_CONFLICT", message))
         effects.append(AnswerFunding("LEDGER_CONFLICT", message))
         return
     bad = []
