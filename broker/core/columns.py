@@ -18,6 +18,28 @@ ATTEMPT_MAX = 255
 _FILL = {state: bytes([state]) * SEGMENT_SUBTASKS for state in NAMES}
 
 
+def _end_of_equal(column: bytearray, at: int, end: int) -> int:
+    """Where the run of equal bytes that begins at ``at`` ends; compares in growing chunks."""
+    value, position, step = column[at : at + 1], at + 1, 1
+    while position < end:
+        step = min(step, end - position)
+        if column[position : position + step] == value * step:
+            position, step = position + step, step * 2
+        elif step == 1:
+            break
+        else:
+            step = 1
+    return position
+
+
+def _equal_runs(column: bytearray, low: int, high: int) -> Iterator[tuple[int, int, int]]:
+    """(start, length, value) of each run of equal bytes in ``low .. high``."""
+    while low < high:
+        end = _end_of_equal(column, low, high)
+        yield low, end - low, column[low]
+        low = end
+
+
 class Segment:
     """Up to ``SEGMENT_SUBTASKS`` subtasks; ``final`` counts those that ended."""
 
@@ -124,12 +146,8 @@ class Columns:
             if column is None:
                 yield base + low, high - low, 0
                 continue
-            while low < high:
-                value, end = column[low], low + 1
-                while end < high and column[end] == value:
-                    end += 1
-                yield base + low, end - low, value
-                low = end
+            for start, count_equal, value in _equal_runs(column, low, high):
+                yield base + start, count_equal, value
 
     def set_spent(self, first: int, count: int, is_loss: bool, value: int) -> None:
         """Notes retries or losses spent in the exception columns."""
@@ -158,20 +176,21 @@ class Columns:
                 continue
             at, base = segment.state.find(state), number * SEGMENT_SUBTASKS
             while at >= 0:
-                end = at
-                size = len(segment.state)
-                while end < size and segment.state[end] == state:
-                    step = min(4096, size - end)
-                    if segment.state[end : end + step] == _FILL[state][:step]:
-                        end += step
-                    else:
-                        end += 1
+                end = _end_of_equal(segment.state, at, len(segment.state))
                 if runs and runs[-1][0] + runs[-1][1] == base + at:
                     runs[-1] = (runs[-1][0], runs[-1][1] + end - at)
                 else:
                     runs.append((base + at, end - at))
                 at = segment.state.find(state, end)
         return runs
+
+    def attempts(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """(first, count, attempts spent) of a range, in runs of equal figures."""
+        for number, low, high in self.pieces(first, count):
+            segment = self.segments[number]
+            assert segment is not None
+            for start, length, value in _equal_runs(segment.attempt, low, high):
+                yield number * SEGMENT_SUBTASKS + start, length, value
 
     def at(self, index: int) -> tuple[int, int] | None:
         """(state, attempts spent) of one subtask; None when its segment was freed."""

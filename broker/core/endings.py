@@ -172,9 +172,10 @@ def end_rest(
     job.ending_code, job.ending_message = code, message
     for start, length, attempt, _ in job.ready.clear():
         end_runs(state, job, [(start, length)], outcome, attempt - 1, now_ms, effects)
-    waiting = job.count - job.uploaded if job.count >= 0 else 0
+    waiting = job.count - job.uploaded - job.waiting_ended if job.count >= 0 else 0
     if waiting > 0:  # their inputs never came: they have no columns, only a count
         _tell_end(state, job, job.uploaded, waiting, outcome, 0, message, effects)
+        job.waiting_ended = waiting
         state.queued -= waiting
         state.drain.finished += waiting
     if job.count < 0:

@@ -44,7 +44,8 @@ class Job:
     ``count``: -1 while open-ended. ``hold``: ``none`` (needs none), ``asked``, ``granted`` or
     ``refused``. ``ending``: once set, whatever is not running ends with this outcome. ``est_us``:
     wall per subtask, 0 before the first measurement. ``ramp``: what a lease may hold at most until
-    larger ones have come back. ``outstanding_ucredits``: budgets of its leases.
+    larger ones have come back. ``waiting_ended``: subtasks that ended
+    before their input came (they have no columns). ``outstanding_ucredits``: budgets of its leases.
     """
 
     number: int
@@ -77,6 +78,7 @@ class Job:
     done: int = 0
     failed: int = 0
     cancelled: int = 0
+    waiting_ended: int = 0
     retried: int = 0
     lost: int = 0
     superseded: int = 0

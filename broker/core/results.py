@@ -224,7 +224,7 @@ def _after(
     endings.complete(state, job, now_ms, effects)
 
 
-def _groups(first: int, count: int, uniform: int, outcome: bytes) -> Iterator[tuple[int, int, int]]:
+def groups(first: int, count: int, uniform: int, outcome: bytes) -> Iterator[tuple[int, int, int]]:
     """(first, count, outcome) of each run of equal outcome."""
     if not outcome:
         yield first, count, uniform
@@ -244,7 +244,7 @@ def _judge(state: State, event: ResultArrived, lease: Lease) -> tuple[list[Run],
     texts = {offset: text for offset, text in event.failures if 0 <= offset < head.count}
     not_final: list[Run] = []
     is_cap_reached = False
-    for first, count, number in _groups(head.first, head.count, meter.uniform, meter.outcome):
+    for first, count, number in groups(head.first, head.count, meter.uniform, meter.outcome):
         outcome = _OUTCOMES[number]
         if outcome is Outcome.OK:
             job.columns.finish(first, count, DONE, lease.attempt, job.is_closed)

@@ -1,0 +1,243 @@
+"""The state after a restart, from what the journal has: unfinished work is ready again.
+
+The shell reads facts (the dataclasses here) from its tables and calls ``rebuild`` once, before any
+event, with an incarnation that was never used: every lease of an earlier one is void by its id.
+Workers that still hold such leases are told to stop them when they join.
+
+The shell then carries out the effects that ``rebuild`` gives (holds asked again under their old
+ref, cancellations finished, jobs that turn out to be complete), and after ``CLIENT_TTL_MS`` steps
+``ClientLost(0)``: uploads whose client did not come back by a repeated submission are closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gristmill.broker.core import endings
+from gristmill.broker.core.columns import CANCELLED, DONE, FAILED, READY
+from gristmill.broker.core.effects import AddToOutbox, AnyEffect
+from gristmill.broker.core.events import JobSubmitted
+from gristmill.broker.core.jobs import Job
+from gristmill.broker.core.on_clients import add_job, content_digest
+from gristmill.broker.core.results import groups
+from gristmill.broker.core.runs import intersect, normalise, subtract
+from gristmill.broker.core.state import Config, Finished, State
+from gristmill.wire.client import FINAL_JOB_STATES, JobStatus
+from gristmill.wire.ledger import Hold
+from gristmill.wire.limits import LEASE_ITEMS_MAX
+from gristmill.wire.outcome import OWN_DOING, Outcome
+from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff
+from gristmill.wire.worker import Run
+
+
+@dataclass(frozen=True, slots=True)
+class ParcelFact:
+    """A parcel on disk; parcels of a job come in order."""
+
+    first: int
+    count: int
+    codec: str
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFact:
+    """A ``KeepResult`` on disk, in order of ``sequence``.
+
+    ``outcomes``: u8[count], or one byte when all ended alike. ``amount_ucredits``: of the
+    contribution that went with it, 0 for none. ``message``: of a result without a worker.
+    """
+
+    sequence: int
+    first: int
+    count: int
+    attempt: int
+    outcomes: bytes
+    not_final: list[Run] = field(default_factory=list)
+    amount_ucredits: int = 0
+    wall_us: int = 0
+    cpu_us: int = 0
+    peak_kib: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFact:
+    """A job's row and what its event log says.
+
+    ``status``: its last ``RecordState``, None before the first; of a final job nothing else but
+    the row is needed. ``is_hold_granted``: a ``hold.granted`` line; ``refusal``: (code, message) of
+    a ``hold.refused`` line. ``closed_at``: count of its ``upload.closed`` line. ``pause_reason``:
+    of     a ``job.paused`` line without a later ``job.resumed``. ``is_cancelled``: a ``cancel.asked`` line
+    without runs; ``cancelled_runs``: runs of the others. ``is_capped``: a ``cap.reached`` line.
+    """
+
+    job: int
+    tenant: str
+    submission: bytes
+    spec: JobSpec
+    tariff: Tariff
+    submitted_utc_ms: int
+    status: JobStatus | None = None
+    is_hold_granted: bool = False
+    refusal: tuple[str, str] | None = None
+    closed_at: int = -1
+    pause_reason: str = ""
+    is_cancelled: bool = False
+    cancelled_runs: list[Run] = field(default_factory=list)
+    is_capped: bool = False
+    parcels: Iterable[ParcelFact] = ()
+    results: Iterable[ResultFact] = ()
+
+
+def rebuild(
+    config: Config, incarnation: int, facts: Iterable[JobFact], now_ms: int, now_utc_ms: int
+) -> tuple[State, list[AnyEffect]]:
+    """The state that these facts (in order of job number) leave, and what is to be done next."""
+    state = State.new(config, incarnation)
+    state.utc_offset_ms = now_utc_ms - now_ms
+    state.drain.at_ms = now_ms
+    effects: list[AnyEffect] = []
+    for fact in facts:
+        state.job_counter = max(state.job_counter, fact.job)
+        if fact.status is not None and fact.status.state in FINAL_JOB_STATES:
+            known = (fact.job, content_digest(fact.spec))
+            state.submissions[fact.tenant, fact.submission] = known
+            state.finished[fact.job] = Finished(fact.tenant, fact.status)
+            if len(state.finished) > config.finished_max:
+                del state.finished[next(iter(state.finished))]
+        else:
+            _restore(state, fact, now_ms, effects)
+    return state, effects
+
+
+def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect]) -> None:
+    spec = fact.spec
+    submitted_ms = fact.submitted_utc_ms - state.utc_offset_ms
+    event = JobSubmitted(
+        0, 0, fact.tenant, fact.submission, spec, fact.tariff, fact.submitted_utc_ms
+    )
+    tariff = ZERO_TARIFF if spec.tariff == "zero" else fact.tariff
+    job = add_job(state, fact.job, event, tariff, submitted_ms)
+    for parcel in fact.parcels:
+        job.parcels.add(parcel.first, parcel.count, parcel.codec, parcel.body_bytes)
+        job.columns.grow(parcel.count)
+        if job.count < 0:
+            state.queued += parcel.count
+    _restore_upload(state, job, fact)
+    for result in fact.results:
+        _replay_result(state, job, result)
+    _restore_ready(job)
+    if fact.status is not None:
+        job.started_utc_ms = fact.status.started_ms
+        job.state = "running" if job.started_utc_ms else "accepted"
+        job.superseded = fact.status.superseded
+    _restore_intent(state, job, fact, now_ms, effects)
+    if job.number in state.jobs:
+        state.enlist(job)
+        endings.complete(state, job, now_ms, effects)
+
+
+def _restore_upload(state: State, job: Job, fact: JobFact) -> None:
+    job.tenant.parcel_bytes += job.parcels.bytes_total
+    job.committed = job.uploaded
+    job.bytes_committed = job.parcels.bytes_total
+    job.bytes_allowed = job.bytes_committed + state.config.input_credit_bytes
+    if fact.closed_at >= 0 and job.count != fact.closed_at:
+        if job.count > fact.closed_at:
+            state.queued -= job.count - fact.closed_at
+        job.count = fact.closed_at
+    if job.count == job.uploaded:
+        endings.close_upload(state, job)
+    else:
+        state.uploads.setdefault(0, {})[job.number] = None
+
+
+def _restore_intent(
+    state: State, job: Job, fact: JobFact, now_ms: int, effects: list[AnyEffect]
+) -> None:
+    """What the ledger, the tenant and the cap had decided before the restart."""
+    needs_hold = bool(not job.is_free and job.spec.cap_ucredits and job.count != 0)
+    if needs_hold and fact.refusal is not None:
+        job.hold = "refused"
+        code, message = fact.refusal
+        endings.end_rest(state, job, Outcome.BUDGET, "failed", code, message, now_ms, effects)
+        return
+    if needs_hold:
+        job.hold = "granted" if fact.is_hold_granted else "asked"
+        if job.hold == "asked":
+            ref = endings.hold_ref(state, job)
+            effects.append(AddToOutbox(Hold(ref, fact.tenant, job.spec.cap_ucredits)))
+    if fact.is_cancelled:
+        message = "cancelled by its tenant"
+        endings.end_rest(
+            state, job, Outcome.CANCELLED, "cancelled", "CANCELLED", message, now_ms, effects
+        )
+    elif fact.is_capped:
+        endings.reach_cap(state, job, now_ms, effects)
+    else:
+        if fact.cancelled_runs:
+            runs = normalise(fact.cancelled_runs, job.uploaded)
+            endings.cancel_runs(state, job, runs, now_ms, effects)
+        if fact.pause_reason and job.number in state.jobs:
+            job.is_paused, job.pause_reason, job.state = True, fact.pause_reason, "paused"
+
+
+def _replay_result(state: State, job: Job, fact: ResultFact) -> None:
+    job.sequence = max(job.sequence, fact.sequence)
+    job.spent_ucredits += fact.amount_ucredits
+    job.wall_us += fact.wall_us
+    job.cpu_us += fact.cpu_us
+    job.peak_kib = max(job.peak_kib, fact.peak_kib)
+    again = normalise(fact.not_final, max(job.uploaded, fact.first + fact.count))
+    uniform = fact.outcomes[0] if len(fact.outcomes) == 1 else 0
+    column = b"" if len(fact.outcomes) == 1 else fact.outcomes
+    for first, count, number in groups(fact.first, fact.count, uniform, column):
+        outcome = Outcome(number)
+        run = [(first, count)]
+        for start, length in subtract(run, again):
+            _replay_end(state, job, start, length, outcome, fact)
+        for start, length in intersect(run, again):
+            if outcome is not Outcome.BUDGET:
+                is_loss = outcome not in OWN_DOING
+                for at, size, spent in list(job.columns.spent(start, length, is_loss)):
+                    job.columns.set_spent(at, size, is_loss, spent + 1)
+                job.lost += length if is_loss else 0
+                job.retried += length
+            job.columns.spend(start, length, fact.attempt)
+    if fact.wall_us and fact.count:
+        job.measure(fact.wall_us, fact.count)
+        job.ramp = max(job.ramp, min(2 * fact.count, LEASE_ITEMS_MAX))
+
+
+def _replay_end(
+    state: State, job: Job, first: int, count: int, outcome: Outcome, fact: ResultFact
+) -> None:
+    word = DONE if outcome is Outcome.OK else FAILED
+    if outcome is Outcome.OK:
+        job.done += count
+    elif outcome is Outcome.CANCELLED:
+        word = CANCELLED
+        job.cancelled += count
+    else:
+        job.failed += count
+        job.note_error(outcome, fact.message, first, count)
+    state.queued -= count
+    known = max(0, min(count, job.uploaded - first))  # the rest never had its input
+    job.waiting_ended += count - known
+    if known > 0:
+        job.columns.finish(first, known, word, fact.attempt, job.is_closed)
+
+
+def _restore_ready(job: Job) -> None:
+    """What is not final is ready; what was tried before goes first."""
+    again: list[tuple[int, int, int]] = []
+    for first, count in job.columns.runs_of(READY):
+        for start, length, spent in job.columns.attempts(first, count):
+            if spent:
+                again.append((start, length, spent + 1))
+            else:
+                job.ready.add_last(start, length, 1)
+    for start, length, attempt in reversed(again):
+        job.ready.add_first([(start, length)], attempt)
