@@ -1,0 +1,651 @@
+"""``Client``: a grid from Python.
+
+>>> with Client() as client:                                      # doctest: +SKIP
+...     print(sum(client.map(pow, range(1000), range(1000))))
+"""
+
+import concurrent.futures
+import itertools
+import os
+import pickle
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Unpack
+
+from gristmill.client.address import default_address
+from gristmill.client.attach import attach
+from gristmill.client.command import CommandOutput, FilesIn, input_text, make_command, read_files
+from gristmill.client.decode import ResultReader
+from gristmill.client.encode import Parcels
+from gristmill.client.errors import BrokerUnavailable, GridError, grid_error
+from gristmill.client.futures import CoalescedJob, Future, keep_keywords
+from gristmill.client.jobs import Job, job_number, poll_until_final
+from gristmill.client.link import Link, decode_body
+from gristmill.client.map import MapResults, Stream, tell, zipped
+from gristmill.client.options import Options, make_spec
+from gristmill.client.pickling import FunctionBytes, dump_function
+from gristmill.client.progress import Bar, progress
+from gristmill.wire import client as wire
+from gristmill.wire import limits
+from gristmill.wire.spec import JobSpec
+from gristmill.wire.values import BlobRef, encode_ref
+
+Trust = Literal["auto", "fleet", "none"]
+AnyJob = int | str | Job | Future | MapResults
+
+_CLOSE_S = 5.0  #: how long a close waits for open uploads to be counted
+
+
+class Client:
+    """A connection to one grid; use it as a context manager.
+
+    Nothing is connected before the first call that needs the broker. All methods may be called
+    from any thread.
+
+    Args:
+        address: of the broker's front; by default ``$GRISTMILL_ADDRESS``, else the grid that
+            ``gristmill up`` started for this user.
+        tenant: who pays; by default who the broker says that we are.
+        token: credential, by default ``$GRISTMILL_TOKEN``.
+        trust: whether results may be unpickled: ``auto`` if the broker says that every worker is
+            ours, ``fleet`` always, ``none`` never (docs/trust.md).
+        environment: path of the Python that runs functions on the worker's host; by default
+            this interpreter for a grid on this machine (``ipc://``), else the workers' own.
+        timeout: seconds of silence after which a request fails with ``BrokerUnavailable``.
+        warn: called with lines for a person; by default they go to stderr.
+
+    >>> with Client() as client:                                  # doctest: +SKIP
+    ...     for root in client.map(math.sqrt, [1, 4, 9]):
+    ...         print(root)
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        tenant: str | None = None,
+        token: str | None = None,
+        trust: Trust = "auto",
+        environment: str | None = None,
+        timeout: float = 10.0,
+        warn: Callable[[str], None] = tell,
+    ) -> None:
+        if trust not in ("auto", "fleet", "none"):
+            raise ValueError(f"trust is {trust!r}; it is 'auto', 'fleet' or 'none'")
+        self.address = address or default_address()
+        self._trust = trust
+        if environment is None:
+            environment = sys.executable if self.address.startswith("ipc://") else ""
+        self._environment = environment
+        self._warn = warn
+        hello = wire.Hello(
+            limits.PROTOCOL,
+            os.urandom(16),
+            tenant or "",
+            token if token is not None else os.environ.get("GRISTMILL_TOKEN", ""),
+            f"{sys.version_info[0]}.{sys.version_info[1]}",
+            _version(),
+        )
+        self._link = Link(self.address, hello, timeout, warn)
+        self._lock = threading.Lock()
+        self._functions = FunctionBytes()
+        self._groups: dict[tuple[Any, ...], CoalescedJob] = {}
+        self._old_groups: list[CoalescedJob] = []
+        self._calls: dict[tuple[Any, ...], tuple[Callable[..., Any], Callable[..., Any]]] = {}
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._background: concurrent.futures.ThreadPoolExecutor | None = None
+        self._blobs: Any = None
+        self._finalizer = weakref.finalize(self, self._link.close)
+
+    # ------------------------------------------------------------ work
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        window: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        chunk: int | None = None,
+        progress: bool | None = False,
+        **options: Unpack[Options],
+    ) -> MapResults:
+        """Values of ``fn`` over inputs, as they come.
+
+        Lazy at both ends: inputs are read as results make room, so an endless generator is
+        welcome and memory stays flat. Work starts with the first ``next``. Dropping the iterator
+        cancels the rest; Ctrl-C leaves the job running and says how to come back.
+
+        Args:
+            fn: called with one item of each iterable, as the builtin ``map`` does. It travels by
+                value unless it is installed.
+            iterables: inputs; ranges, lists and numpy arrays are the fastest.
+            window: how many inputs may be on their way; by default bounded by bytes.
+            ordered: False yields values as subtasks end.
+            return_exceptions: exceptions are yielded in place instead of raised.
+            chunk: inputs in one parcel; by default about 1,000 of at most 64 KiB.
+            progress: True draws a bar on a terminal, or prints lines elsewhere; None only draws
+                on a terminal.
+            options: see ``Options``.
+
+        Raises (from the iterator, unless said otherwise):
+            UnpicklableError: at the call, naming what cannot travel.
+            GridError: at the call for a bad option; later for what the broker refuses.
+            BrokerUnavailable: the broker does not answer; results that were on their way are
+                waited for instead, with a line on stderr.
+            Exception: what ``fn`` raised, with the remote traceback as its cause.
+            SubtaskError: an end of another kind (``TimeLimit``, ``OutOfMemory``, ...).
+        """
+        if not iterables:
+            raise TypeError("map needs at least one iterable")
+        if window is not None and window < 1:
+            raise ValueError(f"window is {window}; it is at least 1")
+        body = dump_function(fn)
+        spec, frame = self._function_spec(options, body, len(iterables) > 1, _name_of(fn))
+        return self._stream(
+            spec, frame, zipped(iterables), window, ordered, return_exceptions, chunk, progress
+        )
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """One call, as a future.
+
+        Calls of the same function share one job; options are given with ``with_options``.
+
+        Raises:
+            UnpicklableError: the function cannot travel (an argument that cannot is the
+                future's exception).
+        """
+        return self._submit({}, fn, args, kwargs)
+
+    def with_options(self, **options: Unpack[Options]) -> "Submitter":
+        """``client.with_options(memory="2G").submit(fn, ...)``: ``submit`` with options."""
+        return Submitter(self, options)
+
+    def run(
+        self,
+        argv: Iterable[str | os.PathLike[str]],
+        *,
+        each: Iterable[Any] | None = None,
+        stdin: str | bytes | None = None,
+        each_stdin: bool = False,
+        env: Mapping[str, str] | None = None,
+        files_in: FilesIn | None = None,
+        files_out: Iterable[str] = (),
+        ok_exit_codes: Iterable[int] = (0,),
+        window: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: bool | None = False,
+        **options: Unpack[Options],
+    ) -> MapResults:
+        """Runs of a command, each in a jail; yields a ``CommandOutput`` for each.
+
+        Args:
+            argv: the command; ``{}`` stands for the input, ``{0}``, ``{1}`` for its parts,
+                ``{index}`` for the index of the subtask. Likewise in ``env`` and ``files_out``.
+            each: inputs: texts, or lists of texts; without it the command runs once.
+            stdin: the standard input of a single run.
+            each_stdin: every input is the standard input, and ``argv`` is used as it is.
+            files_in: paths, or a mapping of names in the jail to paths or bytes.
+            files_out: glob patterns of files to collect.
+            ok_exit_codes: others raise ``CommandFailed``.
+            env: environment of the command.
+            window: as in ``map``.
+            ordered: as in ``map``.
+            return_exceptions: as in ``map``.
+            progress: as in ``map``.
+            options: see ``Options``.
+        """
+        if each is not None and stdin is not None:
+            raise ValueError("stdin is for a single run; give each= with each_stdin=True instead")
+        is_stdin = each_stdin or stdin is not None
+        inputs: Iterable[Any] = [stdin if stdin is not None else ""] if each is None else each
+        bodies = read_files(files_in)
+        command = make_command(
+            argv,
+            env=env,
+            is_stdin=is_stdin,
+            files_in=bodies,
+            files_out=files_out,
+            ok_exit_codes=ok_exit_codes,
+        )
+        spec = make_spec(
+            options,
+            command=command,
+            name=os.path.basename(command.argv[0]) if command.argv else "",
+            environment=self._environment,
+        )
+        for _, body, _ in bodies:
+            self._store_blob(body)
+        return self._stream(
+            spec,
+            b"",
+            inputs if isinstance(inputs, range) else (input_text(value) for value in inputs),
+            window,
+            ordered,
+            return_exceptions,
+            None,
+            progress,
+            lambda value: CommandOutput(value, self._fetch_blob),
+        )
+
+    def dry_run(
+        self,
+        fn: Callable[..., Any] | None = None,
+        *,
+        argv: Iterable[str] | None = None,
+        **options: Unpack[Options],
+    ) -> wire.DryRun:
+        """What a submission would do: the full spec, workers that match, reasons of the others."""
+        if (fn is None) == (argv is None):
+            raise TypeError("dry_run needs a function or argv")
+        if fn is not None:
+            spec, frame = self._function_spec(options, dump_function(fn), False, _name_of(fn))
+        else:
+            assert argv is not None
+            command = make_command(
+                argv, env=None, is_stdin=False, files_in=[], files_out=(), ok_exit_codes=(0,)
+            )
+            spec = make_spec(options, command=command, environment=self._environment)
+            frame = b""
+        message = wire.Submit(b"", 0, os.urandom(16), spec, True)
+        return decode_body(self._link.ask(message, [frame]), wire.DryRun)  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------ jobs
+
+    def job(self, job: AnyJob) -> Job:
+        """A handle on a job: ``client.job("j17")``."""
+        return Job(self, job_number(job))
+
+    def status(self, job: AnyJob) -> wire.JobStatus:
+        """The card of a job: state, counts, cost, first errors."""
+        return self._question(wire.JobStatus, "job", job=job_number(job))  # type: ignore[no-any-return]
+
+    def jobs(self, limit: int = 100) -> list[wire.JobStatus]:
+        """The newest jobs of the tenant, newest first."""
+        return self._question(list[wire.JobStatus], "jobs", limit=limit)  # type: ignore[no-any-return]
+
+    def subtasks(
+        self, job: AnyJob, first: int = 0, limit: int = 100, state: str = ""
+    ) -> list[wire.SubtaskRow]:
+        """Subtasks of a job from an index on, of one state or all."""
+        return self._question(  # type: ignore[no-any-return]
+            list[wire.SubtaskRow],
+            "subtasks",
+            job=job_number(job),
+            first=first,
+            limit=limit,
+            text=state,
+        )
+
+    def why(self, job: AnyJob) -> wire.WhyAnswer:
+        """What keeps a job from running, and the cheapest change."""
+        return self._question(wire.WhyAnswer, "why", job=job_number(job))  # type: ignore[no-any-return]
+
+    def results(
+        self,
+        job: AnyJob,
+        *,
+        after: int = 0,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """Values of any job, those to come included; leaving it early does not cancel the job.
+
+        Args:
+            job: ``"j17"``, 17, or what ``map`` and ``submit`` returned in another client.
+            after: skip results up to this sequence number.
+            ordered: in index order; False as they were committed.
+            return_exceptions: exceptions are yielded in place instead of raised.
+        """
+        return attach(
+            self._link,
+            job_number(job),
+            self._reader(self._is_command(job)),
+            after=after,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            warn=self._warn,
+        )
+
+    def wait(self, job: AnyJob, timeout: float | None = None) -> wire.JobStatus:
+        """The card of a job once it has ended.
+
+        Raises:
+            TimeoutError: it has not within ``timeout`` seconds; it goes on.
+        """
+        handle = self.job(job)
+        try:
+            return poll_until_final(handle, timeout)
+        except KeyboardInterrupt:
+            self._warn(
+                f"{handle.id} goes on; come back with 'gristmill wait {handle.id}' or "
+                f'client.results("{handle.id}")'
+            )
+            raise
+
+    def cancel(self, job: AnyJob, indices: Iterable[int] | None = None) -> None:
+        """Cancel a job, some of its subtasks, or the call behind a future."""
+        if isinstance(job, Future):
+            job.cancel()
+            return
+        runs = _runs(indices) if indices is not None else []
+        if indices is not None and not runs:
+            return
+        self._link.ask(wire.Cancel(b"", 0, job_number(job), runs))
+
+    def pause(self, job: AnyJob) -> None:
+        """Hand out no more of a job; what runs goes on."""
+        self._link.ask(wire.Steer(b"", 0, job_number(job), "pause"))
+
+    def resume(self, job: AnyJob) -> None:
+        """Hand out a paused job again."""
+        self._link.ask(wire.Steer(b"", 0, job_number(job), "resume"))
+
+    def logs(self, job: AnyJob, index: int = 0, limit: int = 1) -> list[wire.LogRow]:
+        """What subtasks wrote to stdout and stderr, from an index on.
+
+        Long output is fetched from the store.
+        """
+        rows: list[wire.LogRow] = self._question(
+            list[wire.LogRow], "logs", job=job_number(job), first=index, limit=limit
+        )
+        return [self._whole_log(row) for row in rows]
+
+    def progress(self, job: AnyJob, *, visible: bool | None = None) -> wire.JobStatus:
+        """Follow a job to its end: a bar on a terminal, lines elsewhere if ``visible``."""
+        return progress(self.job(job), visible=visible)
+
+    # ------------------------------------------------------------ the grid
+
+    def usage(
+        self, by: Literal["job", "node", "day"] = "job", job: AnyJob | None = None
+    ) -> list[wire.UsageRow]:
+        """The bill of the tenant by job, node or day; of one job if given."""
+        number = 0 if job is None else job_number(job)
+        return self._question(list[wire.UsageRow], "usage", text=by, job=number)  # type: ignore[no-any-return]
+
+    def balance(self) -> wire.BalanceAnswer:
+        """The tenant's accounts, and the sum over the whole ledger, which is zero."""
+        return self._question(wire.BalanceAnswer, "balance")  # type: ignore[no-any-return]
+
+    def workers(self) -> list[wire.WorkerRow]:
+        """The workers of the grid with their readings."""
+        return self._question(list[wire.WorkerRow], "workers")  # type: ignore[no-any-return]
+
+    def grid(self) -> dict[str, Any]:
+        """Counters of the broker."""
+        return self._question(dict[str, Any], "grid")  # type: ignore[no-any-return]
+
+    def drain(self, worker: str) -> None:
+        """Operator: a worker finishes what it has and takes no more."""
+        self._link.ask(wire.DrainWorker(b"", 0, worker))
+
+    @property
+    def is_fleet_trusted(self) -> bool:
+        """Whether this client unpickles results."""
+        if self._trust == "auto":
+            return self._link.wait_welcome().is_fleet_trusted
+        return self._trust == "fleet"
+
+    @property
+    def pythons(self) -> list[str]:
+        """Versions of Python that the workers offered when this client joined."""
+        return self._link.wait_welcome().pythons
+
+    # ------------------------------------------------------------ life
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            for stream in list(self._streams):
+                stream.leave()
+        self.close()
+
+    def close(self) -> None:
+        """End the session.
+
+        Maps that were not read to their end are cancelled; calls without a value go on, their
+        futures fail; jobs go on.
+        """
+        for stream in list(self._streams):
+            stream.close()
+        with self._lock:
+            groups = [*self._groups.values(), *self._old_groups]
+            self._groups, self._old_groups = {}, []
+        for group in groups:
+            group.close()
+        for group in groups:
+            group.wait_closed(_CLOSE_S)
+        for group in groups:
+            group.abandon(
+                grid_error(
+                    "UNREACHABLE",
+                    "the client was closed before the call had a value",
+                    f'its job goes on: client.results("j{group.job}") in another client',
+                )
+            )
+        self._finalizer()
+        if self._background is not None:
+            self._background.shutdown(wait=False)
+
+    def __repr__(self) -> str:
+        return f"<gristmill Client {self.address}{'' if self._link.is_open else ' closed'}>"
+
+    def _repr_html_(self) -> str:
+        try:
+            rows = self.workers()
+        except BrokerUnavailable:
+            return f"<b>gristmill</b> {self.address}: no answer"
+        slots, busy = sum(row.slots for row in rows), sum(row.busy for row in rows)
+        return (
+            f"<b>gristmill</b> {self.address}<br>{len(rows)} workers, {busy} of {slots} slots busy"
+        )
+
+    # ------------------------------------------------------------ inside
+
+    def _function_spec(
+        self, options: Options, body: bytes, is_star: bool, name: str, **more: Any
+    ) -> tuple[JobSpec, bytes]:
+        """(spec, frame) of a function; a large one goes to the store first."""
+        is_stored = len(body) > limits.FRAME_BYTES_MAX
+        spec = make_spec(
+            options,
+            function=body,
+            is_function_stored=is_stored,
+            is_star=is_star,
+            name=name,
+            environment=self._environment,
+            is_trusted=options.get("results") is None and self.is_fleet_trusted,
+            **more,
+        )
+        if spec.results == "any" and not self.is_fleet_trusted:
+            raise grid_error(
+                "UNSAFE_RESULT",
+                "results='any' asks for pickles, and this client does not trust its fleet",
+            )
+        return spec, encode_ref(self._store_blob(body)) if is_stored else body
+
+    def _stream(
+        self,
+        spec: JobSpec,
+        function: bytes,
+        source: Iterable[Any],
+        window: int | None,
+        ordered: bool,
+        return_exceptions: bool,
+        chunk: int | None,
+        progress: bool | None,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> MapResults:
+        items_max = chunk
+        if window is not None:
+            # Several parcels to a window: one comes back while the next is on its way.
+            items_max = max(1, min(chunk or limits.PARCEL_ITEMS_TARGET, window // 4 or 1))
+        parcels = Parcels(source, items_max, self._store_blob)
+        bar = (
+            Bar(spec.name, parcels.length, is_forced=bool(progress))
+            if progress is not False
+            else None
+        )
+        stream = Stream(
+            self._link,
+            wire.Submit(b"", 0, os.urandom(16), spec),
+            function,
+            parcels,
+            self._reader(convert),
+            window=window,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            warn=self._warn,
+            on_count=bar.show if bar else None,
+        )
+        self._streams.add(stream)
+        return MapResults(stream)
+
+    def _submit(
+        self,
+        options: Options,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Future:
+        names = tuple(sorted(kwargs))
+        if names:
+            args = (*args, *(kwargs[name] for name in names))
+        body = self._functions.of(fn)
+        key = (
+            body,
+            repr(sorted(options.items())) if options else "",
+            len(args) if names else -1,
+            names,
+        )
+        group = self._groups.get(key)
+        if group is not None and (future := group.call(args)) is not None:
+            return future
+        with self._lock:
+            group = self._groups.get(key)
+            if group is None or group.is_closed:
+                if group is not None:
+                    self._old_groups = [g for g in (*self._old_groups, group) if g.pending]
+                group = self._groups[key] = self._new_group(options, fn, body, len(args), names)
+        future = group.call(args)
+        if future is None:
+            raise grid_error("UNREACHABLE", "the client is closed")
+        return future
+
+    def _new_group(
+        self,
+        options: Options,
+        fn: Callable[..., Any],
+        body: bytes,
+        arguments: int,
+        names: tuple[str, ...],
+    ) -> CoalescedJob:
+        if names:
+            body = dump_function(keep_keywords(fn, arguments - len(names), names))
+        single: Options = {"keep": False, **options}
+        spec, frame = self._function_spec(single, body, True, _name_of(fn))
+        return CoalescedJob(
+            self._link,
+            wire.Submit(b"", 0, os.urandom(16), spec),
+            frame,
+            self._reader(),
+            self._store_blob,
+            self._in_background,
+        )
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            if self._background is None:
+                self._background = concurrent.futures.ThreadPoolExecutor(
+                    1, thread_name_prefix="gristmill-blobs"
+                )
+            self._background.submit(work)
+
+    def _reader(self, convert: Callable[[Any], Any] | None = None) -> ResultReader:
+        loads = pickle.loads if self.is_fleet_trusted else None
+        return ResultReader(loads, self._fetch_blob, convert)
+
+    def _is_command(self, job: AnyJob) -> Callable[[Any], Any] | None:
+        if self.status(job).kind != "command":
+            return None
+        return lambda value: CommandOutput(value, self._fetch_blob)
+
+    def _question(self, kind: Any, about: Any, **arguments: Any) -> Any:
+        return decode_body(self._link.ask(wire.Ask(b"", 0, about, **arguments)), kind)
+
+    def _blob_store(self) -> Any:
+        if self._blobs is None:
+            from gristmill.client.blobs import Blobs  # brings an HTTP client: only when needed
+
+            self._blobs = Blobs(self._link)
+        return self._blobs
+
+    def _store_blob(self, body: bytes) -> BlobRef:
+        return self._blob_store().put(body)  # type: ignore[no-any-return]
+
+    def _fetch_blob(self, reference: BlobRef) -> bytes:
+        return self._blob_store().get(reference)  # type: ignore[no-any-return]
+
+    def _whole_log(self, row: wire.LogRow) -> wire.LogRow:
+        stdout, stderr = row.stdout, row.stderr
+        if row.stdout_digest:
+            stdout = self._fetch_blob(BlobRef(row.stdout_digest, 0))
+        if row.stderr_digest:
+            stderr = self._fetch_blob(BlobRef(row.stderr_digest, 0))
+        if (stdout, stderr) == (row.stdout, row.stderr):
+            return row
+        return wire.LogRow(
+            row.index, row.count, row.attempt, stdout, stderr,
+            row.stdout_digest, row.stderr_digest, row.is_cut,
+        )  # fmt: skip
+
+
+class Submitter:
+    """``submit`` with options, made by ``Client.with_options``."""
+
+    def __init__(self, client: Client, options: Options) -> None:
+        self._client = client
+        self._options = options
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """One call, as a future; see ``Client.submit``."""
+        return self._client._submit(self._options, fn, args, kwargs)
+
+
+def _runs(indices: Iterable[int]) -> list[tuple[int, int]]:
+    """Indices as runs of consecutive ones."""
+    runs = []
+    for _, group in itertools.groupby(
+        enumerate(sorted(set(indices))), lambda pair: pair[1] - pair[0]
+    ):
+        members = [index for _, index in group]
+        runs.append((members[0], len(members)))
+    return runs
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _version() -> str:
+    from importlib import metadata  # 20 ms that `import gristmill.client` need not pay
+
+    try:
+        return metadata.version("gristmill")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+__all__ = ["Client", "GridError", "Submitter"]

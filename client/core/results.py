@@ -1,0 +1,134 @@
+"""Subscriptions: results in sequence, each once, under cumulative credit."""
+
+from gristmill.client.core import effects as out
+from gristmill.client.core import events as on
+from gristmill.client.core.requests import ask
+from gristmill.client.core.state import State, Subscription
+from gristmill.wire import client as wire
+from gristmill.wire.client import FINAL_JOB_STATES
+
+
+def subscribe(state: State, job: int, after: int, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """Ask for a job's results; a second wish for the same job changes nothing."""
+    if job in state.subscriptions:
+        return
+    subscription = Subscription(job, after=after, acked=after, told_acked=after)
+    state.subscriptions[job] = subscription
+    _ask(state, subscription, now_ms, todo)
+
+
+def _ask(state: State, subscription: Subscription, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    subscription.is_fresh = False
+    subscription.got_bytes = 0
+    subscription.granted_bytes = max(state.window_bytes - subscription.queued_bytes, 0)
+    message = wire.Subscribe(
+        b"", 0, subscription.job, subscription.after, subscription.granted_bytes
+    )
+    ask(state, "subscribe", subscription.job, message, [], now_ms, todo)
+
+
+def subscribe_again(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """A new session knows nothing of our subscriptions (those still unanswered were just said)."""
+    asked = {pending.key for pending in state.requests.values() if pending.kind == "subscribe"}
+    for subscription in state.subscriptions.values():
+        if subscription.job not in asked and not subscription.is_final:
+            _ask(state, subscription, now_ms, todo)
+
+
+def forget_credit(state: State) -> None:
+    """Credit is counted since the subscription, and the old ones are gone."""
+    for subscription in state.subscriptions.values():
+        subscription.got_bytes = 0
+        subscription.granted_bytes = 0
+
+
+def on_subscribed(state: State, job: int) -> None:
+    """What comes next is the new subscription's: a gap before it was freed, or is damaged."""
+    subscription = state.subscriptions.get(job)
+    if subscription is not None:
+        subscription.is_fresh = True
+
+
+def unsubscribe(state: State, job: int, todo: list[out.AnyEffect]) -> None:
+    """Nobody reads this job here any more."""
+    subscription = state.subscriptions.pop(job, None)
+    if subscription is None:
+        return
+    for number in [n for n, p in state.requests.items() if (p.kind, p.key) == ("subscribe", job)]:
+        del state.requests[number]
+    if state.phase == "open" and not subscription.is_final:
+        todo.append(out.Send(wire.Unsubscribe(state.session, job)))
+
+
+def on_results(
+    state: State, result: wire.Results, frames: list[bytes], now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """One result: the next, one that we have, or one after a gap."""
+    subscription = state.subscriptions.get(result.job)
+    if subscription is None:
+        if state.phase == "open":
+            todo.append(out.Send(wire.Unsubscribe(state.session, result.job)))
+        return
+    size_bytes = sum(map(len, frames))
+    subscription.got_bytes += size_bytes
+    if result.sequence <= subscription.after:
+        _grant(state, subscription, todo)
+        return
+    if result.sequence > subscription.after + 1 and not subscription.is_fresh:
+        # The transport lost some: start again behind the last one we have, once for all of them.
+        if not any((p.kind, p.key) == ("subscribe", result.job) for p in state.requests.values()):
+            _ask(state, subscription, now_ms, todo)
+        return
+    subscription.is_fresh = False
+    subscription.after = result.sequence
+    subscription.queued_bytes += size_bytes
+    todo.append(out.ResultArrived(result, frames))
+
+
+def on_result_taken(state: State, event: on.ResultTaken, todo: list[out.AnyEffect]) -> None:
+    """The consumer took one: acknowledge it and allow more."""
+    subscription = state.subscriptions.get(event.job)
+    if subscription is None:
+        return
+    subscription.queued_bytes -= event.size_bytes
+    subscription.acked = max(subscription.acked, event.sequence)
+    _grant(state, subscription, todo)
+
+
+def _grant(state: State, subscription: Subscription, todo: list[out.AnyEffect]) -> None:
+    allowed = subscription.got_bytes + state.window_bytes - subscription.queued_bytes
+    is_worth_a_message = allowed - subscription.granted_bytes >= state.window_bytes // 8
+    is_last = subscription.is_final and subscription.acked == subscription.after
+    if state.phase != "open" or not (is_worth_a_message or is_last):
+        return
+    if is_last and not is_worth_a_message and subscription.told_acked == subscription.acked:
+        return
+    subscription.granted_bytes = max(allowed, subscription.granted_bytes)
+    subscription.told_acked = subscription.acked
+    todo.append(
+        out.Send(
+            wire.Credit(
+                state.session, subscription.job, subscription.acked, subscription.granted_bytes
+            )
+        )
+    )
+
+
+def on_job_event(state: State, status: wire.JobStatus, todo: list[out.AnyEffect]) -> None:
+    """The job's card; the final one ends the subscription."""
+    subscription = state.subscriptions.get(status.job)
+    if subscription is None or subscription.is_final:
+        return
+    is_final = status.state in FINAL_JOB_STATES
+    if is_final:
+        subscription.is_final = True
+        _grant(state, subscription, todo)
+    todo.append(out.StatusArrived(status, is_final))
+
+
+def on_refused(
+    state: State, job: int, code: str, message: str, hint: str, todo: list[out.AnyEffect]
+) -> None:
+    """The broker will not send this job's results."""
+    if state.subscriptions.pop(job, None) is not None:
+        todo.append(out.ResultsFailed(job, code, message, hint))

@@ -1,0 +1,115 @@
+"""All that a client's core knows: a session, requests, uploads and subscriptions."""
+
+import dataclasses
+from collections import deque
+from typing import Any, Literal
+
+from gristmill.wire import limits
+from gristmill.wire.client import Hello
+
+RESEND_MS = 1_000  #: first pause before a request is said again; it doubles to RESEND_MS_MAX
+RESEND_MS_MAX = 8_000
+GREET_MS = 250  #: between HELLOs that nobody answers
+STALL_MS = 3_000  #: parcels without an acknowledgement for this long are said again
+SILENCES = 3  #: pings without any word from the broker: greet again
+NEVER = 1 << 62
+
+RequestKind = Literal["app", "submit", "close", "subscribe"]
+
+
+@dataclasses.dataclass(slots=True)
+class Pending:
+    """A request without an answer. ``key``: token, upload or job, by kind.
+
+    ``message`` has neither session nor number yet; a subscription's is made anew each time.
+    """
+
+    kind: RequestKind
+    key: int
+    message: Any
+    frames: list[bytes]
+    made_ms: int
+    again_ms: int
+    pause_ms: int = RESEND_MS
+
+
+@dataclasses.dataclass(slots=True)
+class KeptParcel:
+    """A parcel until its acknowledgement."""
+
+    first: int
+    count: int
+    codec: str
+    frame: bytes
+
+
+@dataclasses.dataclass(slots=True)
+class Upload:
+    """The inputs of one job on their way.
+
+    ``parcels`` are those not acknowledged, in order; ``parcels[:sent]`` went out in this session.
+    ``sent_bytes`` and ``bytes_allowed`` are cumulative since the job began.
+    """
+
+    number: int
+    job: int = 0
+    count: int = 0
+    committed: int = 0
+    bytes_allowed: int = 0
+    acked_bytes: int = 0
+    sent_bytes: int = 0
+    sent: int = 0
+    parcels: deque[KeptParcel] = dataclasses.field(default_factory=deque)
+    is_ended: bool = False
+    is_closing: bool = False
+    moved_ms: int = 0
+    stalls: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Subscription:
+    """The results of one job on their way.
+
+    ``after``: the last sequence handed on. ``acked``: the last that the consumer took.
+    ``got_bytes`` and ``granted_bytes`` are cumulative since the newest SUBSCRIBE;
+    ``queued_bytes`` were handed on and not yet taken. ``is_fresh``: SUBSCRIBE was answered and
+    nothing came since.
+    """
+
+    job: int
+    after: int = 0
+    acked: int = 0
+    told_acked: int = 0
+    got_bytes: int = 0
+    granted_bytes: int = 0
+    queued_bytes: int = 0
+    is_fresh: bool = False
+    is_final: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class State:
+    """The client's side of one dialogue.
+
+    ``phase``: ``greeting`` until a Welcome, then ``open``; ``refused`` when the broker will not
+    have us (then ``refusal`` says why), ``closed`` after the goodbye.
+    """
+
+    hello: Hello
+    timeout_ms: int
+    window_bytes: int = limits.OUTPUT_CREDIT_BYTES
+    phase: Literal["greeting", "open", "refused", "closed"] = "greeting"
+    refusal: tuple[str, str, str] = ("", "", "")
+    session: bytes = b""
+    is_linked: bool = False
+    ping_ms: int = limits.CLIENT_PING_MS
+    heard_ms: int = 0
+    said_ms: int = 0
+    greeted_ms: int = -GREET_MS
+    is_silence_told: bool = False
+    last_request: int = 0
+    requests: dict[int, Pending] = dataclasses.field(default_factory=dict)
+    uploads: dict[int, Upload] = dataclasses.field(default_factory=dict)
+    upload_of_job: dict[int, int] = dataclasses.field(default_factory=dict)
+    subscriptions: dict[int, Subscription] = dataclasses.field(default_factory=dict)
+    next_ms: int = 0  #: when ``TimePassed`` is due

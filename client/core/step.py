@@ -1,0 +1,265 @@
+"""The client's side of the dialogue as one pure function.
+
+Theory of operation. The transport may drop anything at any time, the broker may restart at any
+time; nothing that was asked may be lost or done twice. So everything is kept until its answer and
+said again with the same id:
+
+========= ============== ================================================== ==================
+what      said again     until                                              made harmless by
+========= ============== ================================================== ==================
+HELLO     GREET_MS       Welcome                                            the client id
+request   RESEND_MS..    Answer, Accepted, Refused; ``timeout_ms`` silence  submission id, being
+                                                                            a question
+parcel    STALL_MS       InputCredit.committed passes it                    its position
+results   by the broker  Credit.acked; a gap: SUBSCRIBE after the last got  the sequence
+========= ============== ================================================== ==================
+
+A new Welcome says everything again at once: requests in the order they were made, then
+subscriptions after the last sequence that was got, then parcels not yet acknowledged.
+``next_ms`` of the state is when ``TimePassed`` is due.
+"""
+
+import msgspec
+
+from gristmill.client.core import effects as out
+from gristmill.client.core import events as on
+from gristmill.client.core import results, uploads
+from gristmill.client.core.requests import ask, say_again
+from gristmill.client.core.state import GREET_MS, NEVER, SILENCES, State
+from gristmill.wire import client as wire
+
+#: events that start no timer sooner than the ping that is due anyway
+_QUIET = frozenset({on.ResultTaken, on.ParcelReady, on.Received})
+#: refusals of a HELLO that saying it again cannot change
+_FINAL_REFUSALS = frozenset({"UNAUTHORISED", "FORBIDDEN", "PROTOCOL", "NAME_TAKEN"})
+
+
+def step(state: State, event: on.AnyEvent, now_ms: int) -> list[out.AnyEffect]:
+    """What follows from one event; total and deterministic."""
+    todo: list[out.AnyEffect] = []
+    match event:
+        case on.Received():
+            _on_received(state, event.message, event.frames, now_ms, todo)
+        case on.ResultTaken():
+            results.on_result_taken(state, event, todo)
+        case on.ParcelReady():
+            uploads.on_parcel_ready(state, event, now_ms, todo)
+        case on.UploadEnded():
+            uploads.on_upload_ended(state, event.upload, now_ms, todo)
+        case on.Requested():
+            ask(state, "app", event.token, event.message, event.frames, now_ms, todo)
+        case on.JobRequested():
+            uploads.on_job_requested(state, event, now_ms, todo)
+        case on.ResultsWanted():
+            results.subscribe(state, event.job, event.after, now_ms, todo)
+        case on.ResultsUnwanted():
+            results.unsubscribe(state, event.job, todo)
+        case on.LinkUp():
+            state.is_linked = True
+            if state.phase != "closed":
+                _greet(state, now_ms, todo)
+        case on.LinkLost():
+            state.is_linked = False
+            if state.phase == "open":
+                state.phase = "greeting"
+        case on.TimePassed():
+            pass
+        case on.Closed():
+            if state.phase == "open":
+                todo.append(out.Send(wire.Goodbye(state.session)))
+            state.phase = "closed"
+    if now_ms >= state.next_ms or type(event) not in _QUIET:
+        _on_time(state, now_ms, todo)
+    return todo
+
+
+def _greet(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    state.phase = "greeting"
+    state.greeted_ms = now_ms
+    todo.append(out.Send(state.hello))
+
+
+def _on_received(
+    state: State, message: object, frames: list[bytes], now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    if state.phase in ("closed", "refused"):
+        return
+    state.heard_ms = now_ms
+    if state.is_silence_told:
+        state.is_silence_told = False
+        todo.append(out.BrokerBack())
+    match message:
+        case wire.Results():
+            results.on_results(state, message, frames, now_ms, todo)
+        case wire.InputCredit():
+            uploads.on_input_credit(state, message, now_ms, todo)
+        case wire.JobEvent():
+            results.on_job_event(state, message.status, todo)
+        case wire.Answer():
+            _on_answer(state, message, now_ms, todo)
+        case wire.Accepted():
+            _on_accepted(state, message, now_ms, todo)
+        case wire.Refused():
+            _on_refused(state, message, now_ms, todo)
+        case wire.Welcome():
+            _on_welcome(state, message, now_ms, todo)
+        case _:
+            pass  # a PONG: having heard it is all
+
+
+def _on_welcome(
+    state: State, welcome: wire.Welcome, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    if state.phase == "open" and welcome.session == state.session:
+        return  # the answer to a HELLO that was said twice
+    state.phase = "open"
+    state.session = welcome.session
+    state.ping_ms = max(welcome.ping_ms, 1)
+    state.said_ms = now_ms
+    todo.append(out.Welcomed(welcome))
+    results.forget_credit(state)
+    uploads.rewind_all(state, now_ms)
+    for number in list(state.requests):
+        say_again(state, number, now_ms, todo)
+    results.subscribe_again(state, now_ms, todo)
+    for upload in list(state.uploads.values()):
+        uploads.pump(state, upload, now_ms, todo)
+
+
+def _on_answer(state: State, answer: wire.Answer, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    pending = state.requests.pop(answer.request, None)
+    if pending is None:
+        return
+    if pending.kind == "close":
+        uploads.on_closed(state, pending.key, todo)
+    elif pending.kind == "subscribe":
+        results.on_subscribed(state, pending.key)
+    else:
+        todo.append(out.Answered(pending.key, answer))
+
+
+def _on_accepted(
+    state: State, accepted: wire.Accepted, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    pending = state.requests.pop(accepted.request, None)
+    if pending is None:
+        return
+    if pending.kind == "submit":
+        uploads.on_accepted(state, pending.key, accepted, now_ms, todo)
+    else:
+        todo.append(out.Answered(pending.key, accepted))
+
+
+def _on_refused(
+    state: State, refused: wire.Refused, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    if refused.code == "REJOIN":
+        if state.phase == "open" or now_ms - state.greeted_ms >= GREET_MS:
+            _greet(state, now_ms, todo)
+        return
+    if refused.request == 0 and state.phase == "greeting" and refused.code in _FINAL_REFUSALS:
+        state.phase = "refused"
+        state.refusal = (refused.code, refused.message, refused.hint)
+        _on_time(state, now_ms, todo)
+        return
+    pending = state.requests.pop(refused.request, None)
+    code, message, hint = refused.code, refused.message, refused.hint
+    if pending is None:
+        if refused.job and code == "UNKNOWN_JOB" and refused.job in state.subscriptions:
+            results.on_refused(state, refused.job, code, message, hint, todo)
+        uploads.on_parcel_refused(state, refused, now_ms, todo)
+    elif pending.kind == "app":
+        todo.append(out.RequestFailed(pending.key, code, message, hint))
+    elif pending.kind == "subscribe":
+        results.on_refused(state, pending.key, code, message, hint, todo)
+    elif pending.kind == "close" and code == "PARCEL_ORDER":
+        uploads.on_parcel_refused(
+            state, msgspec.structs.replace(refused, job=pending.message.job), now_ms, todo
+        )
+    else:
+        uploads.fail(state, pending.key, code, message, hint, todo)
+
+
+def _on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """Everything that is due, and when the next thing will be."""
+    if state.phase == "refused":
+        _fail_everything(state, *state.refusal, todo)
+        state.next_ms = NEVER
+        return
+    if state.phase == "closed":
+        _fail_everything(
+            state,
+            "UNREACHABLE",
+            "this client is closed",
+            "make a new Client; jobs that were accepted go on",
+            todo,
+        )
+        state.next_ms = NEVER
+        return
+    due = [NEVER]
+    if state.phase == "open":
+        if now_ms - state.heard_ms >= SILENCES * state.ping_ms:
+            _greet(state, now_ms, todo)
+        elif now_ms - state.said_ms >= state.ping_ms:
+            state.said_ms = now_ms
+            todo.append(out.Send(wire.Ping(state.session)))
+        due.append(state.said_ms + state.ping_ms)
+        due.append(state.heard_ms + SILENCES * state.ping_ms)
+    elif now_ms - state.greeted_ms >= GREET_MS and state.is_linked:
+        _greet(state, now_ms, todo)
+    if state.phase == "greeting":
+        due.append(state.greeted_ms + GREET_MS if state.is_linked else now_ms + GREET_MS)
+    due.append(_resend(state, now_ms, todo))
+    due.append(uploads.on_time(state, now_ms, todo))
+    due.append(_notice_silence(state, now_ms, todo))
+    state.next_ms = max(min(due), now_ms + 1)
+
+
+def _resend(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
+    due = NEVER
+    for number in list(state.requests):
+        pending = state.requests.get(number)
+        if pending is None:
+            continue  # its upload failed a moment ago
+        silent_ms = now_ms - max(state.heard_ms, pending.made_ms)
+        if pending.kind in ("app", "submit") and silent_ms >= state.timeout_ms:
+            del state.requests[number]
+            message = f"the broker has not answered for {silent_ms / 1000:.3g} s"
+            if pending.kind == "app":
+                todo.append(out.RequestFailed(pending.key, "UNREACHABLE", message, ""))
+            else:
+                uploads.fail(state, pending.key, "UNREACHABLE", message, "", todo)
+            continue
+        if state.phase == "open" and now_ms >= pending.again_ms:
+            say_again(state, number, now_ms, todo)
+        if state.phase == "open":
+            due = min(due, pending.again_ms)
+        if pending.kind in ("app", "submit"):
+            due = min(due, max(state.heard_ms, pending.made_ms) + state.timeout_ms)
+    return due
+
+
+def _notice_silence(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
+    """Who waits for results of a dead broker must be told, once."""
+    is_wanted = any(not subscription.is_final for subscription in state.subscriptions.values())
+    if not (is_wanted or state.uploads) or state.is_silence_told:
+        return NEVER
+    silent_ms = now_ms - state.heard_ms
+    if silent_ms >= state.timeout_ms:
+        state.is_silence_told = True
+        todo.append(out.BrokerSilent(silent_ms))
+        return NEVER
+    return state.heard_ms + state.timeout_ms
+
+
+def _fail_everything(
+    state: State, code: str, message: str, hint: str, todo: list[out.AnyEffect]
+) -> None:
+    requests, state.requests = state.requests, {}
+    for pending in requests.values():
+        if pending.kind == "app":
+            todo.append(out.RequestFailed(pending.key, code, message, hint))
+    for upload in list(state.uploads):
+        uploads.fail(state, upload, code, message, hint, todo)
+    for job in list(state.subscriptions):
+        results.on_refused(state, job, code, message, hint, todo)

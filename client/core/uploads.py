@@ -1,0 +1,173 @@
+"""Uploads: parcels in order under credit, kept until the broker has them on disk."""
+
+from gristmill.client.core import effects as out
+from gristmill.client.core import events as on
+from gristmill.client.core import results
+from gristmill.client.core.requests import ask
+from gristmill.client.core.state import NEVER, STALL_MS, KeptParcel, State, Upload
+from gristmill.wire import client as wire
+
+
+def on_job_requested(
+    state: State, event: on.JobRequested, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """A new job: its upload waits for the acceptance."""
+    state.uploads[event.upload] = Upload(event.upload, moved_ms=now_ms)
+    ask(state, "submit", event.upload, event.message, [event.function], now_ms, todo)
+
+
+def on_accepted(
+    state: State, number: int, accepted: wire.Accepted, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """The job has an id: subscribe first, so that no result waits, then send its inputs."""
+    upload = state.uploads[number]
+    upload.job = accepted.job
+    upload.bytes_allowed = accepted.bytes_allowed
+    state.upload_of_job[accepted.job] = number
+    todo.append(out.JobAccepted(number, accepted.job))
+    results.subscribe(state, accepted.job, 0, now_ms, todo)
+    pump(state, upload, now_ms, todo)
+
+
+def on_parcel_ready(
+    state: State, event: on.ParcelReady, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """The next inputs."""
+    upload = state.uploads.get(event.upload)
+    if upload is None or upload.is_ended:
+        return  # it failed meanwhile, and its owner was told
+    upload.parcels.append(KeptParcel(upload.count, event.count, event.codec, event.frame))
+    upload.count += event.count
+    pump(state, upload, now_ms, todo)
+
+
+def on_upload_ended(state: State, number: int, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """No more inputs."""
+    upload = state.uploads.get(number)
+    if upload is not None and not upload.is_ended:
+        upload.is_ended = True
+        pump(state, upload, now_ms, todo)
+
+
+def on_input_credit(
+    state: State, credit: wire.InputCredit, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """Inputs are on disk: forget them, send more."""
+    upload = state.uploads.get(state.upload_of_job.get(credit.job, -1))
+    if upload is None:
+        return
+    upload.bytes_allowed = max(upload.bytes_allowed, credit.bytes_allowed)
+    while upload.parcels and upload.parcels[0].first + upload.parcels[0].count <= credit.committed:
+        upload.acked_bytes += len(upload.parcels.popleft().frame)
+        upload.sent = max(upload.sent - 1, 0)
+        upload.sent_bytes = max(upload.sent_bytes, upload.acked_bytes)
+    if credit.committed > upload.committed:
+        upload.committed = credit.committed
+        upload.moved_ms = now_ms
+        upload.stalls = 0
+    pump(state, upload, now_ms, todo)
+    todo.append(out.UploadMoved(upload.number, upload.committed, len(upload.parcels) - upload.sent))
+
+
+def pump(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """Send what credit allows; one parcel may cross the limit, so a large one cannot stall."""
+    if state.phase != "open" or not upload.job:
+        return
+    if upload.sent < len(upload.parcels) and upload.sent == 0:
+        upload.moved_ms = now_ms  # a stall is counted from when something is on its way
+    while upload.sent < len(upload.parcels) and upload.sent_bytes < upload.bytes_allowed:
+        parcel = upload.parcels[upload.sent]
+        upload.sent += 1
+        upload.sent_bytes += len(parcel.frame)
+        _send(state, upload, parcel, now_ms, todo)
+    if upload.is_ended and not upload.is_closing and upload.sent == len(upload.parcels):
+        upload.is_closing = True
+        message = wire.CloseUpload(b"", 0, upload.job, upload.count)
+        ask(state, "close", upload.number, message, [], now_ms, todo)
+
+
+def _send(
+    state: State, upload: Upload, parcel: KeptParcel, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    state.said_ms = now_ms
+    header = wire.Parcel(state.session, upload.job, parcel.first, parcel.count, parcel.codec)
+    todo.append(out.Send(header, [parcel.frame]))
+
+
+def rewind(state: State, upload: Upload, now_ms: int) -> None:
+    """Everything not acknowledged counts as not sent, a CloseUpload included."""
+    upload.sent = 0
+    upload.sent_bytes = upload.acked_bytes
+    upload.moved_ms = now_ms
+    if upload.is_closing and upload.parcels:
+        upload.is_closing = False
+        for number in [
+            n for n, p in state.requests.items() if (p.kind, p.key) == ("close", upload.number)
+        ]:
+            del state.requests[number]
+
+
+def rewind_all(state: State, now_ms: int) -> None:
+    """A new session: parcels on the way may be lost."""
+    for upload in state.uploads.values():
+        rewind(state, upload, now_ms)
+
+
+def on_closed(state: State, number: int, todo: list[out.AnyEffect]) -> None:
+    """The broker counted every input: nothing of the upload is needed any more."""
+    upload = state.uploads.pop(number, None)
+    if upload is not None:
+        state.upload_of_job.pop(upload.job, None)
+        todo.append(out.UploadMoved(number, upload.count, 0))
+        todo.append(out.UploadClosed(number))
+
+
+def on_parcel_refused(
+    state: State, refused: wire.Refused, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """A gap means that the transport lost a parcel: say them again; anything else is the end."""
+    upload = state.uploads.get(state.upload_of_job.get(refused.job, -1))
+    if upload is None:
+        return
+    if refused.code != "PARCEL_ORDER" or upload.stalls > 8:
+        fail(state, upload.number, refused.code, refused.message, refused.hint, todo)
+    elif now_ms - upload.moved_ms >= 50 or upload.stalls == 0:
+        # Every parcel behind a gap is refused: one answer is enough for all of them.
+        upload.stalls += 1
+        rewind(state, upload, now_ms)
+        pump(state, upload, now_ms, todo)
+
+
+def fail(
+    state: State, number: int, code: str, message: str, hint: str, todo: list[out.AnyEffect]
+) -> None:
+    """Give an upload up and tell its owner."""
+    upload = state.uploads.pop(number, None)
+    if upload is None:
+        return
+    state.upload_of_job.pop(upload.job, None)
+    for request in [
+        n for n, p in state.requests.items() if p.kind in ("close", "submit") and p.key == number
+    ]:
+        del state.requests[request]
+    todo.append(out.UploadFailed(number, code, message, hint))
+
+
+def on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
+    """Probe uploads that stand still: the first parcel again, the second time all of them."""
+    due = NEVER
+    if state.phase != "open":
+        return due
+    for upload in state.uploads.values():
+        if not upload.sent:
+            continue
+        if now_ms - upload.moved_ms >= STALL_MS:
+            upload.moved_ms = now_ms
+            upload.stalls += 1
+            if upload.stalls % 2:
+                _send(state, upload, upload.parcels[0], now_ms, todo)
+            else:
+                rewind(state, upload, now_ms)
+                pump(state, upload, now_ms, todo)
+        due = min(due, upload.moved_ms + STALL_MS)
+    return due

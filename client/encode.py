@@ -1,0 +1,170 @@
+"""Inputs to parcels: large enough to be cheap, small enough to pass at once.
+
+Memory stays flat: nothing is read from the source before it is asked for.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple
+
+from gristmill.client.pickling import dump_values
+from gristmill.wire import limits
+from gristmill.wire.values import BlobRef, encode_ref, join_rows, pack_plain, pack_range
+
+FIRST_ITEMS = 16  #: a small first parcel starts dispatch early
+RANGE_ITEMS = 16_384  #: inputs in one parcel of an arithmetic progression
+SLOW_SOURCE_S = 0.005  #: a source slower than this is sent on as it comes
+_INT64_MAX = (1 << 63) - 1
+_ROW_KINDS = "biufcmMSU"
+
+
+class Packed(NamedTuple):
+    """``items`` inputs, ready to travel."""
+
+    items: int
+    codec: str
+    frame: bytes
+
+
+def pack(values: Sequence[Any]) -> tuple[str, bytes]:
+    """(codec, frame) of at least one value: plain, numpy rows, or a pickle.
+
+    Raises:
+        UnpicklableError: an input cannot be serialised.
+    """
+    packed = pack_plain(values)
+    if packed is None and "numpy" in sys.modules:
+        packed = pack_rows(values)
+    return packed or ("p", dump_values(list(values)))
+
+
+def pack_rows(values: Sequence[Any]) -> tuple[str, bytes] | None:
+    """(codec, frame) of numpy arrays or scalars that are alike, else None."""
+    numpy = sys.modules["numpy"]
+    first = values[0]
+    kind = type(first)
+    if not (kind is numpy.ndarray or isinstance(first, numpy.generic)):
+        return None
+    dtype = first.dtype
+    if dtype.kind not in _ROW_KINDS:
+        return None
+    if any(type(v) is not kind or v.dtype != dtype or v.shape != first.shape for v in values):
+        return None
+    raw = b"".join([value.tobytes() for value in values])
+    return "r", join_rows(dtype.str, first.shape, raw)
+
+
+class Parcels:
+    """Cuts a source of inputs into parcels.
+
+    Args:
+        source: a range, list, tuple, numpy array (its rows) or any iterable.
+        items_max: inputs in one parcel at most; by default about ``PARCEL_ITEMS_TARGET``.
+        store: puts the frame of one large input away and returns its reference.
+    """
+
+    def __init__(
+        self, source: Iterable[Any], items_max: int | None, store: Callable[[bytes], BlobRef]
+    ) -> None:
+        self._store = store
+        self._items_max = max(
+            1, min(items_max or limits.PARCEL_ITEMS_TARGET, limits.PARCEL_ITEMS_MAX)
+        )
+        self._items = min(FIRST_ITEMS, self._items_max)
+        self._at = 0
+        self._ready: list[Packed] = []
+        self._whole: Any = None
+        self._rest: Iterator[Any] = iter(())
+        self._range_items = items_max or RANGE_ITEMS
+        self.is_done = False
+        self.length: int | None = None
+        if isinstance(source, range | list | tuple) or _is_array(source):
+            self._whole = source
+            self.length = len(self._whole)
+            self.is_done = self.length == 0
+        else:
+            self._rest = iter(source)
+            self.length = len(source) if isinstance(source, Sized) else None
+        self._is_range = isinstance(source, range) and _fits(source)
+
+    def take(self, items_max: int) -> Packed | None:
+        """The next parcel with at most this many inputs; None at the end of the source."""
+        if self._ready:
+            return self._ready.pop(0)
+        if self.is_done:
+            return None
+        if self._is_range:
+            return self._take_range(max(1, min(items_max, self._range_items)))
+        values = self._take_values(max(1, min(items_max, self._items)))
+        if not len(values):
+            self.is_done = True
+            return None
+        self._pack(values)
+        self._items = min(self._items_max, max(self._items * 8, 1))
+        return self._ready.pop(0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the source has ended and everything read from it was taken."""
+        return self.is_done and not self._ready
+
+    def _take_range(self, items: int) -> Packed:
+        if self._at == 0:
+            items = min(items, limits.PARCEL_ITEMS_TARGET)
+        part = self._whole[self._at : self._at + items]
+        self._at += len(part)
+        self.is_done = self._at >= len(self._whole)
+        return Packed(len(part), *pack_range(part.start, part.step))
+
+    def _take_values(self, items: int) -> Any:
+        if self._whole is not None:
+            part = self._whole[self._at : self._at + items]
+            self._at += len(part)
+            self.is_done = self._at >= len(self._whole)
+            return part
+        # A source may be slow (a file that grows, a socket): what it has is sent on after a
+        # moment. The first value alone tells nothing, so the pieces grow.
+        values: list[Any] = list(itertools.islice(self._rest, 1))
+        deadline = time.monotonic() + SLOW_SOURCE_S
+        piece = 1
+        while values and len(values) < items and time.monotonic() < deadline:
+            piece = min(piece * 4, items - len(values))
+            got = list(itertools.islice(self._rest, piece))
+            values += got
+            if len(got) < piece:
+                self.is_done = True
+                break
+        return values
+
+    def _pack(self, values: Any) -> None:
+        codec, frame = self._encode(values)
+        if len(frame) <= limits.FRAME_BYTES_MAX:
+            self._ready.append(Packed(len(values), codec, frame))
+        elif len(values) == 1:
+            reference = encode_ref(self._store(frame))
+            self._ready.append(Packed(1, f"@{codec}", reference))
+        else:
+            fitting = len(values) * (limits.FRAME_BYTES_MAX * 3 // 4) // len(frame)
+            self._items_max = max(1, min(self._items_max, fitting))
+            middle = max(1, min(fitting, len(values) // 2))
+            for start in range(0, len(values), middle):
+                self._pack(values[start : start + middle])
+
+    def _encode(self, values: Any) -> tuple[str, bytes]:
+        if isinstance(values, list | tuple | range):
+            return pack(values)
+        if values.dtype.kind in _ROW_KINDS:
+            return "r", join_rows(values.dtype.str, values.shape[1:], values.tobytes())
+        return pack(list(values))
+
+
+def _is_array(source: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(source) is numpy.ndarray and source.ndim > 0
+
+
+def _fits(source: range) -> bool:
+    bounds = (source.start, source.stop, source.step)
+    return all(-_INT64_MAX < bound < _INT64_MAX for bound in bounds)

@@ -1,0 +1,351 @@
+"""``submit``: one future per call, many calls in one job.
+
+Calls of one function with the same options share an open-ended job. A lone call leaves at once;
+what is submitted while the link is busy waits in ``_waiting`` and leaves in one parcel.
+"""
+
+import concurrent.futures
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gristmill.client.decode import ResultReader
+from gristmill.client.encode import pack
+from gristmill.client.errors import GridError, JobFailed, UnpicklableError, grid_error
+from gristmill.client.link import Link, Sink
+from gristmill.wire import limits
+from gristmill.wire.client import Cancel, JobStatus, Results, Submit
+from gristmill.wire.ids import format_job
+from gristmill.wire.values import BlobRef, encode_ref
+
+
+class Future(concurrent.futures.Future[Any]):
+    """The value of one ``submit``.
+
+    A ``concurrent.futures.Future`` with two differences: work that runs can be cancelled, and it
+    knows its job and index.
+    """
+
+    def __init__(self, group: "CoalescedJob", index: int) -> None:
+        super().__init__()
+        self._group = group
+        self.index = index
+
+    @property
+    def job(self) -> int:
+        """Number of the job, 0 until the broker accepted it."""
+        return self._group.job
+
+    def cancel(self) -> bool:
+        """Cancel the call, even when it runs; False when it has ended."""
+        if not super().cancel():
+            return False
+        self.set_running_or_notify_cancel()  # wakes concurrent.futures.wait, as_completed
+        self._group.cancel(self.index)
+        return True
+
+    def __repr__(self) -> str:
+        name = format_job(self.job) if self.job else "j?"
+        return f"<gristmill Future {name}/{self.index} {self._state.lower()}>"
+
+
+class CoalescedJob(Sink):
+    """One open-ended job of single calls.
+
+    Args:
+        open_job: submits the job with this sink and returns the upload's number.
+        in_background: runs something that may block, outside the link's thread.
+        rest_s: without a new call for so long, the job closes; the next call opens another.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        message: Submit,
+        function: bytes,
+        reader: ResultReader,
+        store: Callable[[bytes], BlobRef],
+        in_background: Callable[[Callable[[], None]], None],
+        rest_s: float = limits.COALESCED_JOB_REST_MS / 1000,
+    ) -> None:
+        self.job = 0
+        self.is_closed = False  #: takes no more calls
+        self._link = link
+        self._message = message
+        self._function = function
+        self._reader = reader
+        self._store = store
+        self._in_background = in_background
+        self._rest_s = rest_s
+        self._lock = threading.Lock()
+        self._next = 0
+        self._waiting: deque[tuple[Any, ...]] = deque()
+        self._futures: dict[int, Future] = {}
+        self._cancelled: list[int] = []
+        self._upload = 0
+        self._is_scheduled = False
+        self._is_storing = False
+        self._calls_at_rest = 0
+        self._late: deque[tuple[Results, list[bytes]]] = deque()
+        self._is_reading = False
+        self._end: GridError | None = None
+        self._drained = threading.Event()
+
+    # ------------------------------------------------------------ callers' threads
+
+    def call(self, arguments: tuple[Any, ...]) -> Future | None:
+        """A future for one more call; None when the job takes no more."""
+        with self._lock:
+            if self.is_closed or self._next >= limits.SUBTASKS_MAX:
+                return None
+            future = Future(self, self._next)
+            self._next += 1
+            self._futures[future.index] = future
+            self._waiting.append(arguments)
+            if self._is_scheduled:
+                return future  # the link is busy: it takes this one along
+            self._is_scheduled = True
+        self._link.do(self._send)
+        return future
+
+    def cancel(self, index: int) -> None:
+        """Ask the broker to cancel one call."""
+        self._link.do(lambda: self._cancel(index))
+
+    def close(self) -> None:
+        """Take no more calls; those that were made go on."""
+        with self._lock:
+            if self.is_closed:
+                return
+            self.is_closed = True
+        self._link.do(self._end_upload)
+
+    def abandon(self, reason: GridError) -> None:
+        """The client ends: futures without a value get this error, their work goes on."""
+        for future in list(self._futures.values()):
+            _fail(future, reason)
+        self._futures.clear()
+
+    def wait_closed(self, seconds: float) -> None:
+        """Wait until the broker has counted every call of a closed job, or the time is over."""
+        self._drained.wait(seconds)
+
+    @property
+    def pending(self) -> int:
+        """Calls without a value."""
+        return len(self._futures)
+
+    # ------------------------------------------------------------ the link's thread
+
+    def _send(self) -> None:
+        if not self._upload:
+            self._upload = self._link.open_job(self._message, self._function, self)
+            self._watch_rest()
+        while not self._is_storing:
+            with self._lock:
+                if not self._waiting:
+                    self._is_scheduled = False
+                    break
+                count = min(len(self._waiting), limits.PARCEL_ITEMS_TARGET)
+                calls = [self._waiting.popleft() for _ in range(count)]
+            self._pack(calls)
+        if self.is_closed:
+            self._end_upload()
+
+    def _pack(self, calls: list[tuple[Any, ...]]) -> None:
+        try:
+            codec, frame = pack(calls)
+        except UnpicklableError as error:
+            if len(calls) == 1:
+                self._replace_unpicklable(error)
+                return
+            codec, frame = "", b""
+        if codec and len(frame) <= limits.FRAME_BYTES_MAX:
+            self._sent(len(calls), codec, frame)
+        elif len(calls) > 1:
+            with self._lock:  # halves, in order, before what came meanwhile
+                self._waiting.extendleft(reversed(calls))
+            half = len(calls) // 2
+            with self._lock:
+                calls = [self._waiting.popleft() for _ in range(half)]
+            self._pack(calls)
+        else:
+            self._is_storing = True
+            self._in_background(lambda: self._put_away(codec, frame))
+
+    def _sent(self, count: int, codec: str, frame: bytes) -> None:
+        self._link.send_parcel(self._upload, count, codec, frame)
+
+    def _replace_unpicklable(self, error: UnpicklableError) -> None:
+        """An index cannot be left out: the call fails here and its place is sent cancelled."""
+        index = self._next - len(self._waiting) - 1
+        if future := self._futures.pop(index, None):
+            _fail(future, error)
+        self._sent(1, *pack([None]))
+        self._cancel(index)
+
+    def _put_away(self, codec: str, frame: bytes) -> None:
+        """In the background: one large call goes through the store."""
+        try:
+            reference = encode_ref(self._store(frame))
+        except GridError as error:
+            stored = error
+            self._link.do(lambda: self._stored(None, "", stored))
+        else:
+            self._link.do(lambda: self._stored(reference, f"@{codec}", None))
+
+    def _stored(self, frame: bytes | None, codec: str, error: GridError | None) -> None:
+        self._is_storing = False
+        if frame is not None:
+            self._sent(1, codec, frame)
+        else:
+            index = self._next - len(self._waiting) - 1
+            if future := self._futures.pop(index, None):
+                _fail(future, error or grid_error("STORE_DOWN", ""))
+            self._sent(1, *pack([None]))
+            self._cancel(index)
+        self._send()
+
+    def _cancel(self, index: int) -> None:
+        self._futures.pop(index, None)
+        if self.job:
+            message = Cancel(b"", 0, self.job, [(index, 1)])
+            self._link.request(message, lambda answer, error: None)
+        else:
+            self._cancelled.append(index)
+
+    def _end_upload(self) -> None:
+        with self._lock:
+            is_empty = not self._waiting and not self._is_storing
+        if is_empty and self._upload:
+            self._link.end_upload(self._upload)
+        elif is_empty:
+            self._drained.set()
+
+    def _watch_rest(self) -> None:
+        def look() -> None:
+            if self.is_closed:
+                return
+            if self._next == self._calls_at_rest:
+                self.close()
+                return
+            self._calls_at_rest = self._next
+            self._link.after(self._rest_s, look)
+
+        self._calls_at_rest = -1
+        self._link.after(self._rest_s, look)
+
+    # ------------------------------------------------------------ sink
+
+    def on_accepted(self, job: int) -> None:
+        """The job has an id: send what was cancelled meanwhile."""
+        self.job = job
+        cancelled, self._cancelled = self._cancelled, []
+        for index in cancelled:
+            self._cancel(index)
+
+    def on_upload_failed(self, error: GridError) -> None:
+        """No call can get its value here."""
+        self._finish(error)
+
+    def on_upload_closed(self) -> None:
+        """Every call is counted."""
+        self._drained.set()
+
+    def on_results_failed(self, error: GridError) -> None:
+        """No values come."""
+        self._finish(error)
+
+    def on_status(self, status: JobStatus, is_final: bool) -> None:
+        """The end; calls without a value by then have none."""
+        if is_final:
+            reason = status.reason or "no reason given"
+            name = format_job(status.job)
+            self._finish(
+                JobFailed(
+                    "CANCELLED" if status.state == "cancelled" else "JOB_FAILED",
+                    f"{name} is {status.state}: {reason}",
+                    f"see 'gristmill status {name}'",
+                )
+            )
+
+    def on_result(self, result: Results, frames: list[bytes]) -> None:
+        """Values for some futures; those in the store are fetched in the background."""
+        if self._is_reading or result.head.codec.startswith("@"):
+            self._late.append((result, frames))
+            if not self._is_reading:
+                self._is_reading = True
+                self._in_background(self._read_late)
+            return
+        self._read(result, frames)
+
+    def _read_late(self) -> None:
+        while self._late:
+            self._read(*self._late.popleft())
+        self._link.do(self._read_on)
+
+    def _read_on(self) -> None:
+        self._is_reading = False
+        late, self._late = self._late, deque()
+        for result, frames in late:
+            self.on_result(result, frames)
+        if self._end is not None and not self._is_reading:
+            self._finish(self._end)
+
+    def _read(self, result: Results, frames: list[bytes]) -> None:
+        self._link.taken(result, sum(map(len, frames)))
+        futures = self._futures
+        try:
+            pieces = self._reader.read(result, frames)
+        except GridError as error:
+            for index in range(result.head.first, result.head.first + result.head.count):
+                if future := futures.pop(index, None):
+                    _fail(future, error)
+            return
+        for piece in pieces:
+            for index, value in enumerate(piece.values, piece.first):
+                future = futures.pop(index, None)
+                if future is None:
+                    continue
+                if piece.errors and index - piece.first in piece.errors:
+                    _fail(future, piece.errors[index - piece.first])
+                else:
+                    try:
+                        future.set_result(value)
+                    except concurrent.futures.InvalidStateError:
+                        pass  # cancelled a moment ago
+
+    def _finish(self, error: GridError) -> None:
+        self.is_closed = True
+        self._drained.set()
+        if self._is_reading:
+            self._end = error
+            return
+        futures, self._futures = self._futures, {}
+        for future in futures.values():
+            _fail(future, error)
+
+
+def _fail(future: Future, error: BaseException) -> None:
+    try:
+        future.set_exception(error)
+    except concurrent.futures.InvalidStateError:
+        pass  # cancelled a moment ago
+
+
+def keep_keywords(
+    function: Callable[..., Any], positional: int, names: tuple[str, ...]
+) -> Callable[..., Any]:
+    """A function of positional arguments only: the last ones are the keywords ``names``.
+
+    So a call's inputs stay a flat tuple, which travels without pickle. Made here as a closure:
+    cloudpickle sends those by value, and the worker need not have gristmill's client.
+    """
+
+    def call(*values: Any) -> Any:
+        return function(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+
+    call.__name__ = getattr(function, "__name__", "call")
+    call.__qualname__ = getattr(function, "__qualname__", "call")
+    return call

@@ -1,0 +1,383 @@
+"""The thread that owns the client's socket: core in the middle, callbacks out.
+
+Other threads leave commands in a deque and wake it; nobody else touches the socket or the core.
+The sinks' ``on_...`` methods run in this thread: they must not block.
+"""
+
+import itertools
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+from gristmill.client.core import effects as out
+from gristmill.client.core import events as on
+from gristmill.client.core.state import State
+from gristmill.client.core.step import step
+from gristmill.client.errors import GridError, grid_error
+from gristmill.wire import limits
+from gristmill.wire.client import Ask, Hello, JobStatus, Results, Submit, Welcome, decode_broker
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.frames import encode
+
+_MESSAGES_PER_TURN = 64
+CLOSE_S = 2.0  #: how long a close waits for what was said to leave
+_UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_DOWN = zmq.EVENT_DISCONNECTED
+
+
+class Sink:
+    """What happens to one job, told in the link's thread. Every method may be left out."""
+
+    def on_accepted(self, job: int) -> None:
+        """The job is on disk."""
+
+    def on_moved(self, committed: int, unsent: int) -> None:
+        """Inputs went to disk."""
+
+    def on_upload_closed(self) -> None:
+        """Every input is counted."""
+
+    def on_upload_failed(self, error: GridError) -> None:
+        """The submission or an input was refused."""
+
+    def on_result(self, result: Results, frames: list[bytes]) -> None:
+        """The next result."""
+
+    def on_status(self, status: JobStatus, is_final: bool) -> None:
+        """The job's card changed."""
+
+    def on_results_failed(self, error: GridError) -> None:
+        """No results come."""
+
+
+class Link:
+    """A connection to one broker.
+
+    Args:
+        address: of the broker's front.
+        hello: who we are.
+        timeout_s: silence after which a request fails with ``BrokerUnavailable``.
+        warn: tells a person one line.
+    """
+
+    def __init__(
+        self, address: str, hello: Hello, timeout_s: float, warn: Callable[[str], None]
+    ) -> None:
+        self.address = address
+        self.welcome: Welcome | None = None
+        self._hello = hello
+        self._timeout_ms = int(timeout_s * 1000)
+        self._warn = warn
+        self._commands: deque[Callable[[], None]] = deque()
+        self._is_asleep = False
+        self._is_stopping = False
+        self._is_dead = False
+        self._numbers = itertools.count(1)
+        self._waiters: dict[int, Callable[[Any, GridError | None], None]] = {}
+        self._uploads: dict[int, Sink] = {}
+        self._jobs: dict[int, Sink] = {}
+        self._timers: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, int(CLOSE_S * 1000)),
+            (zmq.IMMEDIATE, 1),  # without a connection nothing queues: the core says it again
+            (zmq.SNDHWM, 0),  # what may be on the way is bounded by credit
+            (zmq.RCVHWM, 0),
+            (zmq.MAXMSGSIZE, limits.ZMQ_FRAME_BYTES_MAX),
+            (zmq.RECONNECT_IVL, 20),
+            (zmq.RECONNECT_IVL_MAX, 500),
+            (zmq.HEARTBEAT_IVL, 1000),
+            (zmq.HEARTBEAT_TIMEOUT, 3000),
+            (zmq.HEARTBEAT_TTL, 3000),
+        ):
+            self._socket.setsockopt(option, value)
+        self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
+        self._core = State(hello, self._timeout_ms, heard_ms=_now_ms())
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._drop_sockets()
+            raise grid_error(
+                "INVALID_SPEC",
+                f"{address!r} is not an address ({error})",
+                "write ipc:///path or tcp://127.0.0.1:7031",
+            ) from None
+        self._thread = threading.Thread(target=self._run, name="gristmill-client", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------ from other threads
+
+    def do(self, command: Callable[[], None]) -> None:
+        """Run this in the link's thread, soon."""
+        self._commands.append(command)
+        if self._is_asleep:
+            self._is_asleep = False
+            os.eventfd_write(self._wake_fd, 1)
+        elif self._is_dead:
+            self._run_commands()
+
+    def feed(self, event: on.AnyEvent) -> None:
+        """Give the core an event."""
+        self.do(lambda: self._step(event))
+
+    def request(
+        self,
+        message: Any,
+        then: Callable[[Any, GridError | None], None],
+        frames: list[bytes] | None = None,
+    ) -> None:
+        """Send a request; ``then(answer, error)`` runs in the link's thread."""
+        token = next(self._numbers)
+        self._waiters[token] = then
+        self.feed(on.Requested(token, message, frames or []))
+
+    def ask(self, message: Any, frames: list[bytes] | None = None) -> Any:
+        """Send a request and wait for its answer.
+
+        Raises:
+            GridError: what the broker refused with; ``BrokerUnavailable`` when it does not
+                answer.
+        """
+        if threading.current_thread() is self._thread:
+            raise AssertionError("the link's thread would wait for itself")
+        box: queue.SimpleQueue[tuple[Any, GridError | None]] = queue.SimpleQueue()
+        self.request(message, lambda answer, error: box.put((answer, error)), frames)
+        answer, error = box.get()
+        if error is not None:
+            raise error
+        return answer
+
+    def wait_welcome(self) -> Welcome:
+        """The broker's greeting; waits for the first.
+
+        Raises:
+            BrokerUnavailable: it does not come in time.
+        """
+        if self.welcome is None:
+            self.ask(Ask(b"", 0, "jobs", limit=1))  # fails by the same rules as every request
+        assert self.welcome is not None
+        return self.welcome
+
+    def open_job(self, message: Submit, function: bytes, sink: Sink) -> int:
+        """Submit a job and subscribe to it; returns the number of its upload."""
+        upload = next(self._numbers)
+        self._uploads[upload] = sink
+        self.feed(on.JobRequested(upload, message, function))
+        return upload
+
+    def send_parcel(self, upload: int, count: int, codec: str, frame: bytes) -> None:
+        """The next inputs of an upload."""
+        self.feed(on.ParcelReady(upload, count, codec, frame))
+
+    def end_upload(self, upload: int) -> None:
+        """No more inputs."""
+        self.feed(on.UploadEnded(upload))
+
+    def watch(self, job: int, after: int, sink: Sink) -> None:
+        """Subscribe to the results of a job.
+
+        Raises:
+            ValueError: somebody reads this job through this client already.
+        """
+        if job in self._jobs:
+            raise ValueError(f"this client reads the results of j{job} already; use another Client")
+        self._jobs[job] = sink
+        self.feed(on.ResultsWanted(job, after))
+
+    def taken(self, result: Results, size_bytes: int) -> None:
+        """A result was taken: acknowledge it."""
+        self.feed(on.ResultTaken(result.job, result.sequence, size_bytes))
+
+    def unwatch(self, job: int) -> None:
+        """No more results of a job."""
+        self._jobs.pop(job, None)
+        self.feed(on.ResultsUnwanted(job))
+
+    def after(self, seconds: float, command: Callable[[], None]) -> None:
+        """Run this in the link's thread after a time; from the link's thread only."""
+        self._timers[next(self._numbers)] = (time.monotonic() + seconds, command)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed."""
+        return not self._is_stopping
+
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs in the link's thread."""
+        return threading.current_thread() is self._thread
+
+    def close(self) -> None:
+        """Say goodbye and end the thread; again is harmless."""
+        if self._is_stopping:
+            return
+
+        def stop() -> None:
+            self._step(on.Closed())
+            self._is_stopping = True
+
+        self.do(stop)
+        if not self.is_this_thread():
+            self._thread.join(CLOSE_S + 3)
+
+    # ------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(self._wake_fd, zmq.POLLIN)
+        try:
+            while not self._is_stopping:
+                self._turn(poller)
+        except Exception:  # the edge of the thread: whoever waits must hear of it
+            self._warn(f"the client's thread failed:\n{traceback.format_exc()}")
+            self._step(on.Closed())
+        finally:
+            # From here on a command meets a closed core, which fails whatever it asks for.
+            self._is_stopping = True
+            self._is_dead = True
+            self._is_asleep = False
+            self._run_commands()
+            self._drop_sockets()
+
+    def _turn(self, poller: zmq.Poller) -> None:
+        self._is_asleep = True
+        pause_ms = 0 if self._commands else self._pause_ms()
+        ready = dict(poller.poll(pause_ms))
+        self._is_asleep = False
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
+        if self._monitor in ready:
+            self._read_monitor()
+        if self._socket in ready:
+            self._read_messages()
+        self._run_commands()
+        if _now_ms() >= self._core.next_ms:
+            self._step(on.TimePassed())
+        now = time.monotonic()
+        for number, (due, command) in list(self._timers.items()):
+            if now >= due:
+                del self._timers[number]
+                command()
+
+    def _run_commands(self) -> None:
+        for _ in range(len(self._commands)):
+            try:
+                command = self._commands.popleft()
+            except IndexError:
+                return  # dead: several threads clear up together
+            command()
+
+    def _pause_ms(self) -> int:
+        due_ms = self._core.next_ms - _now_ms()
+        for due, _ in self._timers.values():
+            due_ms = min(due_ms, int((due - time.monotonic()) * 1000) + 1)
+        return max(0, min(due_ms, 60_000))
+
+    def _read_monitor(self) -> None:
+        while self._monitor.poll(0):
+            frames = self._monitor.recv_multipart()
+            kind = int.from_bytes(frames[0][:2], sys.byteorder)
+            if kind == _UP:
+                self._step(on.LinkUp())
+            elif kind == _DOWN:
+                self._step(on.LinkLost())
+
+    def _read_messages(self) -> None:
+        for _ in range(_MESSAGES_PER_TURN):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode_broker.decode(frames[0])
+            except RemoteError as error:
+                self._warn(f"a message of the broker at {self.address}: {error.message}")
+                continue
+            self._step(on.Received(message, frames[1:]))
+
+    def _step(self, event: on.AnyEvent) -> None:
+        for effect in step(self._core, event, _now_ms()):
+            self._perform(effect)
+
+    def _perform(self, effect: out.AnyEffect) -> None:
+        match effect:
+            case out.Send():
+                try:
+                    self._socket.send_multipart(
+                        [encode(effect.message), *effect.frames], zmq.NOBLOCK
+                    )
+                except zmq.Again:
+                    pass  # no connection: the core says it again
+            case out.ResultArrived():
+                if sink := self._jobs.get(effect.result.job):
+                    sink.on_result(effect.result, effect.frames)
+            case out.UploadMoved():
+                if sink := self._uploads.get(effect.upload):
+                    sink.on_moved(effect.committed, effect.unsent)
+            case out.StatusArrived():
+                if sink := self._jobs.get(effect.status.job):
+                    sink.on_status(effect.status, effect.is_final)
+                if effect.is_final:
+                    self._jobs.pop(effect.status.job, None)
+            case out.Answered():
+                self._waiters.pop(effect.token)(effect.answer, None)
+            case out.RequestFailed():
+                error = self._error(effect.code, effect.message, effect.hint)
+                self._waiters.pop(effect.token)(None, error)
+            case out.JobAccepted():
+                self._jobs[effect.job] = self._uploads[effect.upload]
+                self._uploads[effect.upload].on_accepted(effect.job)
+            case out.UploadClosed():
+                self._uploads.pop(effect.upload).on_upload_closed()
+            case out.UploadFailed():
+                error = self._error(effect.code, effect.message, effect.hint)
+                self._uploads.pop(effect.upload).on_upload_failed(error)
+            case out.ResultsFailed():
+                if sink := self._jobs.pop(effect.job, None):
+                    sink.on_results_failed(self._error(effect.code, effect.message, effect.hint))
+            case out.Welcomed():
+                self.welcome = effect.welcome
+            case out.BrokerSilent():
+                self._warn(
+                    f"the broker at {self.address} has not answered for "
+                    f"{effect.silent_ms / 1000:.3g} s; waiting: what was accepted goes on, and "
+                    "results resume when it is back"
+                )
+            case out.BrokerBack():
+                self._warn(f"the broker at {self.address} is back")
+
+    def _error(self, code: str, message: str, hint: str) -> GridError:
+        if code == "UNREACHABLE":
+            message = f"{message} (address {self.address})"
+            hint = hint or (
+                f"check the address {self.address}; start a grid here with 'gristmill up'"
+            )
+        return grid_error(code, message, hint)
+
+    def _drop_sockets(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close()
+        self._context.term()
+        os.close(self._wake_fd)
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def decode_body(answer: Any, kind: Any) -> Any:
+    """The body of an Answer as the struct that the question asks for."""
+    return msgspec.msgpack.decode(answer.body, type=kind)

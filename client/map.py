@@ -1,0 +1,397 @@
+"""``map``: a lazy, windowed, ordered or unordered stream of values.
+
+The caller's thread reads the inputs, packs them and unpacks the results; the link's thread only
+moves frames. Nothing here costs a Python object for each subtask beyond its value.
+"""
+
+import itertools
+import queue
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from gristmill.client.decode import Piece, ResultReader
+from gristmill.client.encode import Parcels
+from gristmill.client.errors import BrokerUnavailable, GridError, JobFailed
+from gristmill.client.link import Link, Sink
+from gristmill.wire.client import Cancel, JobStatus, Results, Submit
+from gristmill.wire.ids import format_job
+
+PARCELS_IN_FLIGHT = 128
+INPUT_BYTES_IN_FLIGHT = 8 << 20
+RESULT_BYTES_IN_FLIGHT = 64 << 20  #: expected size of all results on the way
+ITEMS_IN_FLIGHT = 1_000_000
+_PARCELS_PER_TURN = 8  #: sent between two looks at what came back
+_END_S = 5.0  #: after the last value, the job's end is waited for so long
+_WAKE_S = 3600.0
+
+
+class JobEnd(NamedTuple):
+    """In the queue of results: nothing comes after it."""
+
+    status: JobStatus | None
+    error: GridError | None
+
+
+class JobFeed(Sink):
+    """What the link's thread hands to a reader: results, then one ``JobEnd``."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.queue: queue.SimpleQueue[tuple[Results, list[bytes]] | JobEnd] = queue.SimpleQueue()
+        self.job = 0
+        self.status: JobStatus | None = None
+        self.is_final = False
+        self.accepted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._warn = warn
+        self._told = ""
+
+    def on_accepted(self, job: int) -> None:
+        """The job has an id."""
+        self.job = job
+        self.accepted.put(None)
+
+    def on_upload_failed(self, error: GridError) -> None:
+        """Nothing more goes in: the reader raises it."""
+        self.accepted.put(None)
+        self.queue.put(JobEnd(self.status, error))
+
+    def on_result(self, result: Results, frames: list[bytes]) -> None:
+        """One result."""
+        self.queue.put((result, frames))
+
+    def on_status(self, status: JobStatus, is_final: bool) -> None:
+        """Counts changed; a job that waits says why, once."""
+        self.status = status
+        if is_final:
+            self.is_final = True
+            self.queue.put(JobEnd(status, None))
+        elif status.reason and status.reason != self._told and not status.leased:
+            self._told = status.reason
+            name = format_job(status.job)
+            self._warn(f"{name} waits: {status.reason}; see 'gristmill why {name}'")
+        elif status.leased:
+            self._told = ""
+
+    def on_results_failed(self, error: GridError) -> None:
+        """No results come."""
+        self.queue.put(JobEnd(self.status, error))
+
+
+class Ordering:
+    """Puts pieces into index order; memory is what came early."""
+
+    def __init__(self) -> None:
+        self.next = 0
+        self._early: dict[int, Piece] = {}
+
+    def add(self, piece: Piece) -> Iterator[Piece]:
+        """The pieces that are next now."""
+        if piece.first != self.next:
+            self._early[piece.first] = piece
+            return
+        while True:
+            self.next += len(piece.values)
+            yield piece
+            following = self._early.pop(self.next, None)
+            if following is None:
+                return
+            piece = following
+
+    def rest(self) -> Iterator[Piece]:
+        """What never got its turn: results before it are gone."""
+        for first in sorted(self._early):
+            yield self._early.pop(first)
+
+
+class Stream:
+    """One map on its way: sends inputs, reads results. ``MapResults`` is its face.
+
+    It must not know the generator that runs it: without a cycle, dropping the iterator ends the
+    map at once.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        message: Submit,
+        function: bytes,
+        parcels: Parcels,
+        reader: ResultReader,
+        *,
+        window: int | None,
+        ordered: bool,
+        return_exceptions: bool,
+        warn: Callable[[str], None],
+        on_count: Callable[[int, JobStatus | None], None] | None = None,
+    ) -> None:
+        self.feed = JobFeed(warn)
+        self.sent_items = 0
+        self.got_items = 0
+        self._link = link
+        self._message = message
+        self._function = function
+        self._parcels = parcels
+        self._reader = reader
+        self._window = window
+        self._ordering = Ordering() if ordered else None
+        self._return_exceptions = return_exceptions
+        self._warn = warn
+        self._on_count = on_count
+        self._upload = 0
+        self._sent_bytes = 0
+        self._sent_parcels = 0
+        self._got_bytes = 0
+        self._is_closed = False
+        self._is_over = False
+
+    def job(self) -> int:
+        """Number of the job; submits it if nothing has yet.
+
+        Raises:
+            GridError: the submission was refused, or the broker does not answer.
+        """
+        self._submit()
+        if not self.feed.job:
+            self.feed.accepted.get()
+        if not self.feed.job:
+            end = self.feed.queue.get()
+            self.feed.queue.put(end)
+            if isinstance(end, JobEnd) and end.error is not None:
+                raise end.error
+        return self.feed.job
+
+    def close(self) -> None:
+        """Read no more, and cancel what is left of the job."""
+        if not self._is_over and self._upload:
+            self._abandon(is_cancelled=True)
+        self._is_over = True
+
+    def leave(self) -> None:
+        """Read no more; what was uploaded goes on, and a line says how to come back to it."""
+        if self._is_over or not self._upload:
+            return
+        self._abandon(is_cancelled=False)
+        if self.feed.job:
+            name = format_job(self.feed.job)
+            rest = (
+                "" if self._parcels.is_empty else f" with the {self.sent_items} inputs sent so far"
+            )
+            self._warn(
+                f"{name} goes on{rest}; come back with 'gristmill wait {name}' or "
+                f'client.results("{name}")'
+            )
+
+    # ------------------------------------------------------------ inside
+
+    def _submit(self) -> None:
+        if not self._upload:
+            self._upload = self._link.open_job(self._message, self._function, self.feed)
+
+    def _abandon(self, is_cancelled: bool) -> None:
+        self._is_over = True
+        if not self._link.is_open:
+            return
+        self._end_upload()
+        if self.feed.job:
+            if is_cancelled and not self.feed.is_final:
+                self._link.request(Cancel(b"", 0, self.feed.job, []), lambda answer, error: None)
+            self._link.unwatch(self.feed.job)
+
+    def _end_upload(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._link.end_upload(self._upload)
+
+    def run(self) -> Generator[list[Any], None, None]:
+        """Lists of values, in order if that was asked."""
+        if self._is_over:
+            return
+        try:
+            self._submit()
+            self._top_up(1)
+            while not (self._parcels.is_empty and self.got_items == self.sent_items):
+                yield from self._turn()
+            self._end_upload()
+            self._wait_end()
+            self._is_over = True
+        except KeyboardInterrupt:
+            self.leave()
+            raise
+        finally:
+            # A generator that is closed, or that raises, leaves nobody to read the rest.
+            self.close()
+
+    def _turn(self) -> Generator[list[Any], None, None]:
+        is_full = not self._top_up(_PARCELS_PER_TURN)
+        if is_full:
+            entry = self._get(_WAKE_S)
+        else:
+            try:
+                entry = self.feed.queue.get_nowait()
+            except queue.Empty:
+                return
+        if entry is None:
+            return
+        if isinstance(entry, JobEnd):
+            self._raise_end(entry)
+            return
+        yield from self._read(*entry)
+
+    def _get(self, seconds: float) -> tuple[Results, list[bytes]] | JobEnd | None:
+        try:
+            return self.feed.queue.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def _top_up(self, parcels: int) -> bool:
+        """Send up to this many parcels; False when the window is full or the source has ended."""
+        for _ in range(parcels):
+            if self._parcels.is_empty:
+                self._end_upload()
+                return False
+            room = self._room()
+            if room <= 0:
+                return False
+            packed = self._parcels.take(room)
+            if packed is None:
+                self._end_upload()
+                return False
+            self._sent_parcels += 1
+            self.sent_items += packed.items
+            self._sent_bytes += len(packed.frame)
+            self._link.send_parcel(self._upload, *packed)
+        return True
+
+    def _room(self) -> int:
+        """How many inputs may follow now."""
+        in_flight = self.sent_items - self.got_items
+        if self._ordering is not None:
+            in_flight = self.sent_items - self._ordering.next
+        if self._window is not None:
+            return self._window - in_flight
+        most = float(ITEMS_IN_FLIGHT)
+        if self.sent_items:
+            a_parcel = self.sent_items / self._sent_parcels
+            most = min(most, max(PARCELS_IN_FLIGHT * a_parcel, 1))
+            an_input = self._sent_bytes / self.sent_items
+            most = min(most, max(INPUT_BYTES_IN_FLIGHT / max(an_input, 0.001), 1))
+        if self.got_items:
+            a_result = self._got_bytes / self.got_items
+            most = min(most, max(RESULT_BYTES_IN_FLIGHT / max(a_result, 0.001), 1))
+        return int(most) - in_flight
+
+    def _read(self, result: Results, frames: list[bytes]) -> Generator[list[Any], None, None]:
+        size_bytes = sum(map(len, frames))
+        self._link.taken(result, size_bytes)
+        self._got_bytes += size_bytes
+        for piece in self._reader.read(result, frames):
+            self.got_items += len(piece.values)
+            if self._ordering is None:
+                yield from self._hand_out(piece)
+            else:
+                for next_piece in self._ordering.add(piece):
+                    yield from self._hand_out(next_piece)
+        if self._on_count is not None:
+            self._on_count(self.got_items, self.feed.status)
+
+    def _hand_out(self, piece: Piece) -> Generator[list[Any], None, None]:
+        if not piece.errors:
+            yield piece.values
+            return
+        if self._return_exceptions:
+            for offset, error in piece.errors.items():
+                piece.values[offset] = error
+            yield piece.values
+            return
+        first = min(piece.errors)
+        yield piece.values[:first]
+        raise piece.errors[first]
+
+    def _raise_end(self, end: JobEnd) -> None:
+        """The job ended, or its upload did, before every input came back."""
+        if end.error is not None:
+            self._is_over = True
+            raise end.error
+        status = end.status
+        if status is None or self.got_items == self.sent_items:
+            return
+        self._is_over = True
+        name = format_job(status.job)
+        missing = self.sent_items - self.got_items
+        raise JobFailed(
+            "CANCELLED" if status.state == "cancelled" else "JOB_FAILED",
+            f"{name} is {status.state}: {status.reason or 'no reason given'}; {missing} of "
+            f"{self.sent_items} inputs have no result",
+            f"see 'gristmill status {name}' and 'gristmill why {name}'",
+        )
+
+    def _wait_end(self) -> None:
+        """Every value is here; the job's own end follows with its last commit."""
+        deadline = time.monotonic() + _END_S
+        while not self.feed.is_final:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._link.is_open:
+                return
+            entry = self._get(left)
+            if isinstance(entry, JobEnd):
+                if entry.error is not None and not isinstance(entry.error, BrokerUnavailable):
+                    raise entry.error
+                return
+
+
+class MapResults(Iterator[Any]):
+    """Values of a map, as they come; they can be read once.
+
+    Closing it, or dropping it before its end, cancels what is left of the job; Ctrl-C does not.
+
+    Attributes:
+        job: number of the job; asking for it submits the job.
+        status: the newest card that the broker sent, if any.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._batches = stream.run()
+        self._values: Iterator[Any] = itertools.chain.from_iterable(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        # The chain itself, so that a for loop runs at the speed of a list.
+        return self._values
+
+    def __next__(self) -> Any:
+        return next(self._values)
+
+    def __repr__(self) -> str:
+        stream = self._stream
+        name = format_job(stream.feed.job) if stream.feed.job else "not submitted"
+        return f"<gristmill map {name}: {stream.got_items} of {stream.sent_items} inputs came back>"
+
+    @property
+    def job(self) -> int:
+        """Number of the job.
+
+        Raises:
+            GridError: the submission was refused, or the broker does not answer.
+        """
+        return self._stream.job()
+
+    @property
+    def status(self) -> JobStatus | None:
+        """The newest card that the broker sent, if any."""
+        return self._stream.feed.status
+
+    def close(self) -> None:
+        """Read no more, and cancel what is left of the job."""
+        self._batches.close()
+        self._stream.close()
+
+
+def zipped(iterables: tuple[Iterable[Any], ...]) -> Iterable[Any]:
+    """One iterable as it is, several as tuples, as the builtin ``map`` does."""
+    return iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
+
+
+def tell(line: str) -> None:
+    """One line for a person, on stderr."""
+    print(f"gristmill: {line}", file=sys.stderr, flush=True)
