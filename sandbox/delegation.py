@@ -112,6 +112,14 @@ def agent_name(pid: int) -> str:
     return f"{pid}-{_start_time(pid)}"
 
 
+def is_alive(pid: str, started: str) -> bool:
+    """The process of an ``agent_name`` still runs; False for what is no such name."""
+    try:
+        return _start_time(int(pid)) == int(started)
+    except (ValueError, FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Ground:
     """This agent's groups: makes one per jail, sweeps those of dead agents, removes all at close.
 
@@ -296,7 +304,7 @@ def _remove_dead(base: Path) -> None:
         if not agent.is_dir():
             continue
         pid, started = [*agent.name.split("-"), ""][:2]
-        if not (pid.isdigit() and started.isdigit()) or _is_alive(int(pid), int(started)):
+        if not (pid.isdigit() and started.isdigit()) or is_alive(pid, started):
             continue
         for directory in [*(path for path in agent.iterdir() if path.is_dir()), agent]:
             _kill_group(directory)
@@ -316,10 +324,3 @@ def _kill_group(directory: Path) -> None:
             os.kill(int(pid), 9)
         except (ProcessLookupError, PermissionError):
             continue
-
-
-def _is_alive(pid: int, started: int) -> bool:
-    try:
-        return _start_time(pid) == started
-    except (FileNotFoundError, ProcessLookupError):
-        return False

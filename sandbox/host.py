@@ -23,12 +23,20 @@ from typing import Any
 
 from gristmill.sandbox.argv import LOG_FD, NOBODY, build_argv, nsjail_path, policy_text
 from gristmill.sandbox.cgroup import Group
-from gristmill.sandbox.delegation import Ground, Place, find_place, is_delegated_by_systemd
+from gristmill.sandbox.delegation import (
+    Ground,
+    Place,
+    agent_name,
+    find_place,
+    is_alive,
+    is_delegated_by_systemd,
+)
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.jail import Jail
 from gristmill.sandbox.spec import INSIDE_ID, JailSpec
 
 REPLY_TIMEOUT_S = 10.0
+_STAGE = "gristmillstage"
 _LENGTH = struct.Struct("!I")
 
 _ETC = {
@@ -71,6 +79,7 @@ class Host:
         self.nsjail = nsjail_path()
         self.state_dir = state_dir.absolute()
         self._lock = threading.RLock()
+        self._stage = _make_stage() if self.is_root else None
         self._aliases: dict[str, str] = {}
         self._ground: Ground | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -135,6 +144,8 @@ class Host:
                     self._process.kill()
                     self._process.wait()
                 self._process = None
+            if self._stage is not None:
+                _remove_stage(self._stage)
 
     def __enter__(self) -> "Host":
         return self
@@ -175,7 +186,7 @@ class Host:
         config: dict[str, Any] = {
             "owner": os.getpid(),
             "groups": self._ground.roots if self._ground else [],
-            "place": _make_place(self.state_dir) if self.is_root else None,
+            "place": self._stage,
         }
         ours, theirs = socket.socketpair()
         ours.settimeout(REPLY_TIMEOUT_S)
@@ -312,25 +323,25 @@ def _is_passable(path: str) -> bool:
     return True
 
 
-def _make_place(state_dir: Path) -> str:
+def _make_stage() -> str:
     """An empty directory that everybody may reach, for the spawner to mount over.
 
-    The state directory serves when it can; it often lies under a 0700 home, so /run and /tmp are
-    next. On the host's side it stays empty; the spawner removes it.
+    Not in the state directory, which is 0700 and often below a 0700 home. On the host's side it
+    stays empty. The spawner removes it, the host does if the spawner could not, and those of dead
+    processes go at the next start.
     """
-    name = f"gristmill-{os.getpid()}-"
-    mine = state_dir / "stage"
-    if _is_passable(str(mine)):
-        mine.mkdir(exist_ok=True)
-        for old in mine.iterdir():
-            with contextlib.suppress(OSError):
-                old.rmdir()  # of an agent that was killed; a live one's is busy or not empty
-        mine.chmod(0o755)
-        return tempfile.mkdtemp(prefix=name, dir=mine)
     for parent in ("/run", tempfile.gettempdir(), "/tmp"):
         if os.access(parent, os.W_OK) and _is_passable(f"{parent}/x"):
-            return tempfile.mkdtemp(prefix=name, dir=parent)
+            for old in Path(parent).glob(f"{_STAGE}-*-*-*"):
+                _, pid, started, _ = old.name.split("-")
+                if not is_alive(pid, started):
+                    _remove_stage(str(old))
+            return tempfile.mkdtemp(prefix=f"{_STAGE}-{agent_name(os.getpid())}-", dir=parent)
     raise SandboxError(
-        f"no directory that everybody may reach: not {state_dir}, /run or /tmp",
-        f"chmod o+x {state_dir} and the directories above it",
+        "no directory that everybody may reach: not /run, not /tmp", "chmod 1777 /tmp"
     )
+
+
+def _remove_stage(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(path)  # never more: an empty directory of ours is all that can be there

@@ -173,12 +173,12 @@ class Jail:
                 part = os.read(self._end_fd, RECORD_BYTES_MAX)
             except BlockingIOError:
                 return False
-            if not part:
-                return True  # the spawner closes it after the record, or by dying
             self._record += part
+            if not part or self._record.endswith(b"\n"):
+                return True  # end of file without a line: the spawner died
 
     def _finish(self) -> Ending:
-        record = json.loads(self._record) if self._record else {}
+        record = json.loads(self._record) if self._record.endswith(b"\n") else {}
         if self._group is not None:
             self._group.kill()  # nothing is left, unless the spawner died half way
             reading = self._group.reading()

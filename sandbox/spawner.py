@@ -13,8 +13,8 @@ Run as ``python -I -S spawner.py FD CONFIG`` by host.py; standard library only. 
 
 Protocol, on a stream socket: a 4-byte big-endian length and a JSON object, descriptors by
 SCM_RIGHTS with the length. Requests are answered in order. ``start`` gives back a pid and a pidfd;
-the end of a jail is one JSON object on its own pipe (the first descriptor of the request), then
-EOF. EOF without an object: this process was killed.
+the end of a jail is one line of JSON on its own pipe (the first descriptor of the request), then
+EOF. EOF without a line: this process was killed.
 """
 
 import array
@@ -350,7 +350,7 @@ def _record(status: int, usage: resource.struct_rusage) -> bytes:
         "read_bytes": usage.ru_inblock * 512,
         "written_bytes": usage.ru_oublock * 512,
     }
-    return json.dumps(body).encode()
+    return json.dumps(body).encode() + b"\n"
 
 
 def _remove_groups(path: str) -> None:
