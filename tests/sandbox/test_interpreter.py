@@ -1,5 +1,6 @@
 """A user's own Python in a jail, wherever it lies: as root, and as a plain user who owns it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 import gristmill.sandbox
 import gristmill.wire
+from gristmill.sandbox.delegation import CONTROLLERS_V1, parse_mounts
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.interpreter import (
     RUNTIME_AT,
@@ -98,10 +100,18 @@ def make_home(at):
     return at / "venv" / "bin" / "python"
 
 
-def drive(site, home, executable, **identity):
+def drive(site, home, executable, prefix=(), **identity):
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [executable, "-c", textwrap.dedent(DRIVER), home / "state", executable, home / "secret"],
+        [
+            *prefix,
+            executable,
+            "-c",
+            textwrap.dedent(DRIVER),
+            home / "state",
+            executable,
+            home / "secret",
+        ],
         env=environment,
         capture_output=True,
         check=False,
@@ -140,11 +150,49 @@ def test_a_python_under_a_0700_home_as_a_plain_user_without_cgroups(able, site, 
     assert remedy
 
 
-def test_our_own_python_brings_its_packages(host, bare_host):
+@pytest.fixture
+def groups_of_user():
+    """A version 1 group in each tree, owned by the plain user; the paths of their procs files."""
+    if os.geteuid() != 0:
+        pytest.skip(f"needs uid 0, runs as {os.geteuid()}")
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
+    points = {
+        controller: mount.point
+        for mount in mounts
+        for controller in CONTROLLERS_V1
+        if mount.version == 1 and controller in mount.controllers
+    }
+    if len(points) < len(CONTROLLERS_V1):
+        pytest.skip("no version 1 controllers here")
+    made = {point / f"gristmill-test-{os.getpid()}" for point in points.values()}
+    for group in made:
+        group.mkdir()
+        subprocess.run(["chown", "-R", str(USER), group], check=True)
+    yield [str(group / "cgroup.procs") for group in made]
+    for group in made:
+        while group.exists():  # the kernel lets a group go a moment after its last process
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+
+def test_a_plain_user_in_groups_made_for_it_has_cgroups(able, site, scratch, groups_of_user):
+    home = scratch / "home-of-delegate"
+    executable = make_home(home)
+    subprocess.run(["chown", "-R", f"{USER}:{USER}", home], check=True)
+    enter = " ".join(f"echo $$ > {path};" for path in groups_of_user)
+    become = f"exec setpriv --reuid={USER} --regid={USER} --clear-groups"
+    facts = drive(site, home, executable, prefix=("sh", "-c", f'{enter} {become} "$@"', "sh"))
+    check(facts)
+    assert (facts["cgroup"][0], facts["source"]) == (1, "cgroup-v1")
+    for path in groups_of_user:
+        assert [at for at in Path(path).parent.iterdir() if at.is_dir()] == []
+
+
+def test_our_own_python_brings_its_packages(best_host, bare_host):
     python = find_interpreter()
     assert python is find_interpreter()  # asked once
     code = "import msgspec, cloudpickle, sys; print(sys.version_info[:3], sys.prefix)"
-    for ground in (host, bare_host):
+    for ground in (best_host, bare_host):
         spec = JailSpec(argv=(python.executable, "-c", code), binds=python.binds)
         result = run(ground, spec)
         assert result.stdout.decode() == f"{sys.version_info[:3]} {sys.prefix}\n", result
@@ -152,25 +200,25 @@ def test_our_own_python_brings_its_packages(host, bare_host):
     assert python.version == tuple(sys.version_info[:3])
 
 
-def test_a_process_pool_works_in_a_jail(host, python):
+def test_a_process_pool_works_in_a_jail(best_host, python):
     """Semaphores need /dev/shm, forks need room: both are there."""
     code = (
         "from multiprocessing import Pool\n"
         "with Pool(2) as pool: print(sum(pool.map(abs, range(-10, 0))))"
     )
     spec = JailSpec(argv=(python.executable, "-c", code), binds=python.binds)
-    result = run(host, spec)
+    result = run(best_host, spec)
     assert (result.verdict.outcome, result.stdout) == (Outcome.OK, b"55\n"), result
 
 
-def test_the_runtime_is_at_its_place_from_wherever_it_is(host, python):
+def test_the_runtime_is_at_its_place_from_wherever_it_is(best_host, python):
     binds = runtime_binds(python, modules=("gristmill.wire", "gristmill.sandbox"))
     code = (
         "import gristmill.wire.outcome as o, gristmill.sandbox.limits, msgspec, cloudpickle\n"
         "print(o.__file__, msgspec.__file__, cloudpickle.__file__)"
     )
     result = run(
-        host,
+        best_host,
         JailSpec(
             argv=(python.executable, "-S", "-c", code),
             binds=(*python.binds, *binds),
@@ -224,25 +272,25 @@ def test_a_path_entry_that_is_too_wide_is_left_out(tmp_path):
     assert not targets & {str(home), "/tmp"}
 
 
-def test_a_colon_in_a_source_is_got_round(host, bare_host, scratch):
+def test_a_colon_in_a_source_is_got_round(best_host, bare_host, scratch):
     odd = scratch / "a:b"
     odd.mkdir(exist_ok=True)
     odd.chmod(0o755)
     (odd / "file").write_text("in")
-    for ground in (host, bare_host):
+    for ground in (best_host, bare_host):
         spec = JailSpec(argv=("cat", "/odd/file"), binds=(Bind(str(odd), "/odd"),))
         assert run(ground, spec).stdout == b"in"
 
 
-def test_binds_are_read_only_unless_asked(host, scratch):
+def test_binds_are_read_only_unless_asked(best_host, scratch):
     for name, is_writable in (("ro", False), ("rw", True)):
         at = scratch / name
         at.mkdir(exist_ok=True)
-        os.chown(at, host.jail_uid, host.jail_gid)
+        os.chown(at, best_host.jail_uid, best_host.jail_gid)
         spec = JailSpec(
             argv=("sh", "-c", "echo x > /out/x"),
             binds=(Bind(str(at), "/out", is_writable),),
             limits=Limits(),
         )
-        assert (run(host, spec).verdict.outcome is Outcome.OK) == is_writable
+        assert (run(best_host, spec).verdict.outcome is Outcome.OK) == is_writable
         assert (at / "x").exists() == is_writable

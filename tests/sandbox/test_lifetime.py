@@ -50,7 +50,7 @@ def exists(pid):
     return state not in (b"Z", b"X")
 
 
-@pytest.fixture(params=["host", "bare_host"])
+@pytest.fixture(params=["best_host", "bare_host"])
 def any_host(request):
     """With cgroups and without."""
     return request.getfixturevalue(request.param)

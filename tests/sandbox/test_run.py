@@ -10,7 +10,7 @@ from gristmill.sandbox.spec import JailSpec
 from gristmill.wire.outcome import Outcome
 
 
-@pytest.fixture(params=["host", "bare_host"])
+@pytest.fixture(params=["best_host", "bare_host"])
 def any_host(request):
     return request.getfixturevalue(request.param)
 
