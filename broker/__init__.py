@@ -1,0 +1,1 @@
+"""The broker: keeps jobs, leases them to workers, delivers results; one process, one journal."""

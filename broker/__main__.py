@@ -1,0 +1,106 @@
+"""``python -m gristmill.broker``: starts the broker, says when it is ready, ends it cleanly."""
+
+import argparse
+import ctypes
+import logging
+import os
+import pathlib
+import secrets
+import signal
+import sys
+
+import zmq
+
+from gristmill.broker.keys import load_key
+from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_settings
+from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+
+log = logging.getLogger("gristmill.broker")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the broker until SIGTERM or SIGINT; returns an exit code."""
+    given = _parser().parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )  # fmt: skip
+    try:
+        if given.print_key:
+            return _print_key(given.state)
+        return _serve(given)
+    except RemoteError as error:
+        print(error, file=sys.stderr)
+        return error.spec.exit_code
+    except Exception:  # the edge of the process: say what happened once, with an id, and end
+        log.critical("broker failed id=%s", secrets.token_hex(4), exc_info=True)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gristmill.broker",
+        description="The broker of a grid: takes jobs, leases them to workers, keeps results.",
+        epilog=f"Every setting may come from the environment as {ENVIRONMENT_PREFIX}NAME.",
+    )
+    parser.add_argument("--state", help="folder of journal.db and broker.key (made, mode 0700)")
+    parser.add_argument("--front", help="address for clients: ipc:///path or tcp://127.0.0.1:PORT")
+    parser.add_argument("--back", help="address for workers")
+    parser.add_argument("--ledger", help="address of the ledger")
+    parser.add_argument(
+        "--store", help="address of the store: unix:///path or http://127.0.0.1:PORT"
+    )
+    parser.add_argument("--print-key", action="store_true", help="print the verify key and end")
+    parser.add_argument(
+        "--ready-fd", type=int, help="write READY to this descriptor when it serves"
+    )
+    parser.add_argument("--die-with-parent", action="store_true", help="end when the parent ends")
+    return parser
+
+
+def _print_key(state: str | None) -> int:
+    folder = state or os.environ.get(ENVIRONMENT_PREFIX + "STATE")
+    if not folder:
+        raise RemoteError("INVALID_SPEC", "--print-key needs --state", "give --state DIR")
+    path = pathlib.Path(folder)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    print(load_key(path).verify_key.encode().hex())
+    return EXIT_OK
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from gristmill.broker.app import Broker  # heavy: not for --print-key
+
+    parent = os.getppid()
+    if given.die_with_parent:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            return EXIT_OK
+    names = ("state", "front", "back", "ledger", "store")
+    settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
+    try:
+        broker = Broker(settings)
+    except zmq.ZMQError as error:
+        raise RemoteError(
+            "UNREACHABLE",
+            f"cannot listen on {settings.front} and {settings.back}: {error}",
+            "end the process that holds the address, or choose another",
+        ) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: broker.stop())
+    print(f"ready broker {settings.front}", file=sys.stderr, flush=True)
+    if given.ready_fd is not None:
+        os.write(given.ready_fd, b"READY\n")
+        os.close(given.ready_fd)
+    try:
+        broker.run()
+    except OSError as error:  # the disk: what was acknowledged is on it
+        log.critical("broker ends id=%s: %s", secrets.token_hex(4), error)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,345 @@
+"""Questions of people: live things from the state, past ones from the journal, bills by the ledger.
+
+A question that needs the disk is read in the reader's thread and answered when it is done; one
+client may have ``QUESTIONS_PER_CLIENT`` of them waiting.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gristmill.broker import past
+from gristmill.broker.core.cards import find_status, subtask_rows, worker_row
+from gristmill.broker.core.state import State
+from gristmill.broker.core.why import why
+from gristmill.broker.delivery import Delivery, Flow
+from gristmill.broker.grants import Grants
+from gristmill.broker.ledger_link import LedgerLink
+from gristmill.broker.mailbox import Mailbox
+from gristmill.broker.metrics import Metrics
+from gristmill.broker.reader import Reader
+from gristmill.broker.sessions import ClientSession, Workers
+from gristmill.wire.client import (
+    FINAL_JOB_STATES,
+    Answer,
+    Ask,
+    JobStatus,
+    Refused,
+    Subscribe,
+    SubtaskRow,
+    WhyAnswer,
+    WorkerRow,
+)
+from gristmill.wire.errors import CODES, RemoteError
+from gristmill.wire.frames import encode
+from gristmill.wire.ids import format_job
+
+QUESTIONS_PER_CLIENT = 64
+ROWS_MAX = 10_000  #: in one answer
+LOG_ROWS_MAX = 200  #: an answer with output is larger
+USAGE_BY = ("job", "node", "day")
+
+
+class Answers:
+    """See the module's text. ``clock`` gives (now of the core, now UTC) in ms."""
+
+    def __init__(
+        self,
+        state: State,
+        broker: str,
+        reader: Reader,
+        delivery: Delivery,
+        workers: Workers,
+        ledger: LedgerLink,
+        grants: Grants,
+        mailbox: Mailbox,
+        clock: Callable[[], tuple[int, int]],
+        figures: Callable[[], dict[str, Any]],
+        when_durable: Callable[[Callable[[], None]], None],
+        metrics: Metrics,
+    ) -> None:
+        self._state = state
+        self._broker = broker
+        self._reader = reader
+        self._delivery = delivery
+        self._workers = workers
+        self._ledger = ledger
+        self._grants = grants
+        self._mailbox = mailbox
+        self._clock = clock
+        self._figures = figures
+        self._when_durable = when_durable
+        self._metrics = metrics
+        self._about: dict[str, Callable[[ClientSession, Ask], None]] = {
+            "jobs": self._jobs,
+            "job": self._job,
+            "subtasks": self._subtasks,
+            "why": self._why,
+            "workers": self._worker_rows,
+            "logs": self._logs,
+            "usage": self._bill,
+            "balance": self._bill,
+            "grid": self._grid,
+            "grant": self._grant,
+            "decomposed": self._decomposed,
+        }
+
+    def answer(self, session: ClientSession, message: Ask) -> None:
+        """Answers a question, now or when what it needs was read.
+
+        Raises:
+            RemoteError: the question is refused.
+        """
+        if not 1 <= message.limit <= ROWS_MAX or message.first < 0:
+            raise RemoteError(
+                "MALFORMED",
+                f"limit is {message.limit}, must be 1 to {ROWS_MAX}; first is {message.first},"
+                " must not be negative",
+            )
+        self._about[message.about](session, message)
+
+    # ------------------------------------------------------------ replies
+
+    def _say(self, session: ClientSession, request: int, body: Any) -> None:
+        """What is told of live things may rest on records that are not on disk yet: it waits."""
+        frames = [encode(Answer(request, msgspec.Raw(msgspec.msgpack.encode(body))))]
+        self._when_durable(lambda: self._mailbox.send(session.peer, frames))
+
+    def _refuse(self, session: ClientSession, request: int, error: RemoteError, job: int) -> None:
+        self._metrics.refused += 1
+        refused = Refused(request, error.code, error.message, error.hint, job)
+        self._mailbox.send(session.peer, [encode(refused)])
+
+    def _unknown(self, session: ClientSession, request: int, job: int) -> None:
+        text = f"no job {format_job(job)} of tenant {session.tenant!r}"
+        self._refuse(session, request, RemoteError("UNKNOWN_JOB", text), job)
+
+    def _read(
+        self,
+        session: ClientSession,
+        request: int,
+        question: Callable[[Any], Any],
+        then: Callable[[Any], None],
+    ) -> None:
+        """Asks the journal; a refusal when too much waits, or the file is damaged there."""
+        if session.questions >= QUESTIONS_PER_CLIENT or self._reader.is_busy:
+            raise RemoteError(
+                "QUEUE_FULL",
+                f"{session.questions} questions of this client wait;"
+                f" the limit is {QUESTIONS_PER_CLIENT}",
+                "wait for an answer, then ask again",
+            )
+        session.questions += 1
+
+        def arrived(found: Any) -> None:
+            session.questions -= 1
+            then(found)
+
+        def failed(error: Exception) -> None:
+            session.questions -= 1
+            text = f"the journal is damaged where this is: {error}"
+            self._refuse(session, request, RemoteError("INTERNAL", text), 0)
+
+        self._reader.ask(question, arrived, failed)
+
+    def _live(self, session: ClientSession, job: int) -> JobStatus | None:
+        found = find_status(self._state, job, self._clock()[0])
+        return found[1] if found is not None and found[0] == session.tenant else None
+
+    # ------------------------------------------------------------ jobs
+
+    def _jobs(self, session: ClientSession, message: Ask) -> None:
+        tenant, limit = session.tenant, message.limit
+
+        def then(cards: list[JobStatus]) -> None:
+            recorded = {card.job: card for card in cards}
+            now_ms = self._clock()[0]
+            numbers = set(recorded)
+            newest = itertools.islice(reversed(self._state.jobs.values()), ROWS_MAX)
+            numbers.update(job.number for job in newest if job.tenant.name == tenant)
+            answer = []
+            for number in sorted(numbers, reverse=True)[:limit]:
+                found = find_status(self._state, number, now_ms)
+                answer.append(found[1] if found is not None else recorded[number])
+            self._say(session, message.request, answer)
+
+        self._read(session, message.request, lambda db: past.list_jobs(db, tenant, limit), then)
+
+    def _job(self, session: ClientSession, message: Ask) -> None:
+        card = self._live(session, message.job)
+        if card is not None:
+            self._say(session, message.request, card)
+            return
+        self._past(
+            session, message, lambda found: self._say(session, message.request, found.status)
+        )
+
+    def _past(
+        self, session: ClientSession, message: Ask, then: Callable[[past.PastJob], None]
+    ) -> None:
+        def arrived(found: past.PastJob | None) -> None:
+            if found is None or found.status is None:
+                self._unknown(session, message.request, message.job)
+            else:
+                then(found)
+
+        tenant, job = session.tenant, message.job
+        self._read(session, message.request, lambda db: past.find_job(db, tenant, job), arrived)
+
+    def _why(self, session: ClientSession, message: Ask) -> None:
+        if self._live(session, message.job) is not None:
+            answer = why(self._state, message.job)
+            if answer is not None:
+                self._say(session, message.request, answer)
+                return
+
+        def then(found: past.PastJob) -> None:
+            status = found.status
+            assert status is not None
+            text = status.reason or f"the job is {status.state}"
+            answer = WhyAnswer(message.job, status.state, text, [])
+            self._say(session, message.request, answer)
+
+        self._past(session, message, then)
+
+    def _subtasks(self, session: ClientSession, message: Ask) -> None:
+        job, first, limit, wanted = message.job, message.first, message.limit, message.text
+        if wanted not in ("", "waiting", "ready", "leased", "done", "failed", "cancelled"):
+            raise RemoteError("MALFORMED", f"text is {wanted!r:.40}: not a state of a subtask")
+        live = self._live(session, job)
+
+        def then(ended: list[SubtaskRow]) -> None:
+            rows = {row.index: row for row in subtask_rows(self._state, job, first, limit, wanted)}
+            rows.update((row.index, row) for row in ended)
+            self._say(session, message.request, [rows[index] for index in sorted(rows)][:limit])
+
+        def read(_: Any = None) -> None:
+            if wanted in ("waiting", "ready", "leased"):
+                then([])
+                return
+            self._read(
+                session,
+                message.request,
+                lambda db: past.subtasks(db, job, first, limit, wanted),
+                then,
+            )
+
+        if live is not None:
+            read()
+        else:
+            self._past(session, message, read)
+
+    def _logs(self, session: ClientSession, message: Ask) -> None:
+        job, first, limit = message.job, message.first, min(message.limit, LOG_ROWS_MAX)
+
+        def read(_: Any = None) -> None:
+            self._read(
+                session,
+                message.request,
+                lambda db: past.logs(db, job, first, limit),
+                lambda rows: self._say(session, message.request, rows),
+            )
+
+        if self._live(session, job) is not None:
+            read()
+        else:
+            self._past(session, message, read)
+
+    def _decomposed(self, session: ClientSession, message: Ask) -> None:
+        """The jobs that serve the same decomposed request, newest first.
+
+        Their ``parent`` made the list.
+        """
+        tenant, digest = session.tenant, message.text or message.digest
+        self._read(
+            session,
+            message.request,
+            lambda db: past.find_requested(db, tenant, digest),
+            lambda cards: self._say(session, message.request, cards),
+        )
+
+    # ------------------------------------------------------------ results
+
+    def subscribe(self, session: ClientSession, message: Subscribe) -> None:
+        """Starts a subscription: of an unfinished job at once, of a past one after a look."""
+        flow = self._delivery.find(message.job)
+        if flow is not None:
+            if flow.tenant != session.tenant:
+                self._unknown(session, message.request, message.job)
+                return
+            self._begin(session, message, flow)
+            return
+        tenant, job = session.tenant, message.job
+
+        def arrived(found: past.PastJob | None) -> None:
+            if found is None or found.status is None:
+                self._unknown(session, message.request, job)
+                return
+            results = max(found.status.results, found.results_last)
+            if found.results_last == 0 and message.after < results:
+                text = f"the results of {format_job(job)} were freed or kept until their expiry"
+                self._refuse(session, message.request, RemoteError("EXPIRED", text), job)
+                return
+            flow = self._delivery.find(job)
+            if flow is None:
+                spec = found.record.spec
+                flow = Flow(job, tenant, spec.keep, spec.is_durable, results)
+                flow.status = found.status
+                assert found.status.state in FINAL_JOB_STATES, found.status
+                self._delivery.open(flow)
+            self._begin(session, message, flow)
+
+        self._read(session, message.request, lambda db: past.find_job(db, tenant, job), arrived)
+
+    def _begin(self, session: ClientSession, message: Subscribe, flow: Flow) -> None:
+        if not session.token:
+            return  # it left while the journal was read
+        self._mailbox.send(session.peer, [encode(Answer(message.request))])
+        found = find_status(self._state, flow.job, self._clock()[0])
+        if flow.status is None and found is not None:
+            self._when_durable(lambda: self._delivery.tell_first(flow, found[1]))
+        self._delivery.subscribe(session, flow, message.after, message.bytes_allowed)
+
+    # ------------------------------------------------------------ workers, grid, money, grants
+
+    def _worker_rows(self, session: ClientSession, message: Ask) -> None:
+        rows: list[WorkerRow] = []
+        now_ms = self._clock()[0]
+        for worker in itertools.islice(self._workers, message.limit):
+            row = worker_row(self._state, worker.number, now_ms)
+            if row is not None:
+                rows.append(
+                    msgspec.structs.replace(
+                        row,
+                        version=worker.hello.version,
+                        seen_ms=worker.seen_utc_ms,
+                        reading=worker.reading,
+                    )
+                )
+        self._say(session, message.request, rows)
+
+    def _grid(self, session: ClientSession, message: Ask) -> None:
+        self._say(session, message.request, self._figures())
+
+    def _grant(self, session: ClientSession, message: Ask) -> None:
+        answer = self._grants.answer(
+            session.tenant, message.text, message.digest, message.size_bytes, self._clock()[1]
+        )
+        self._say(session, message.request, answer)
+
+    def _bill(self, session: ClientSession, message: Ask) -> None:
+        by = message.text or "job"
+        if by not in USAGE_BY:
+            raise RemoteError("MALFORMED", f"text is {by!r:.40}, must be one of {USAGE_BY}")
+
+        def reply(body: msgspec.Raw | None, code: str, text: str) -> None:
+            if body is not None:
+                self._mailbox.send(session.peer, [encode(Answer(message.request, body))])
+                return
+            known = code if code in CODES else "INTERNAL"
+            self._refuse(session, message.request, RemoteError(known, text), message.job)
+
+        ref = f"{self._broker}/{message.job}" if message.job else ""
+        self._ledger.ask(session.tenant, message.about, by, ref, self._clock()[0], reply)

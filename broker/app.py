@@ -1,0 +1,361 @@
+"""The broker's loop: one thread that owns the state, and the parts around it.
+
+A turn takes what is there from the workers, the clients, the ledger, the committer and the reader,
+a bounded number of messages each; steps the core with each event; does the effects; sends orders;
+and hands what was recorded to the committer. Time is an event, too. There is no other thread that
+touches the state.
+"""
+
+import gc
+import logging
+import os
+import time
+from typing import Any
+
+import zmq
+
+from gristmill.broker import past, schema
+from gristmill.broker.answers import Answers
+from gristmill.broker.back import Back
+from gristmill.broker.core import events as on
+from gristmill.broker.core.state import Config
+from gristmill.broker.core.step import step
+from gristmill.broker.delivery import Delivery
+from gristmill.broker.execution import Execution
+from gristmill.broker.front import Front
+from gristmill.broker.grants import Grants
+from gristmill.broker.journal import Journal, free_bytes
+from gristmill.broker.keys import load_key
+from gristmill.broker.ledger_link import LedgerLink
+from gristmill.broker.mailbox import Mailbox, Peer, bind_router, receive
+from gristmill.broker.metrics import Metrics
+from gristmill.broker.orders import OrderDesk
+from gristmill.broker.outbox import Outbox
+from gristmill.broker.parcels import FrameCache
+from gristmill.broker.reader import Reader
+from gristmill.broker.replay import recover
+from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSession
+from gristmill.broker.settings import BrokerSettings
+from gristmill.wire import limits
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.socket import check_listen_address
+from gristmill.wire.units import format_bytes
+
+log = logging.getLogger("gristmill.broker")
+
+SECOND_MS = 1_000
+EXPIRY_MS = 60_000
+IDLE_MS = 200  #: longest wait for something to happen
+WAITING_PEER_MS = 2  #: a peer that did not read is tried again this soon
+FRAMES_EXTRA = 2  #: routing id and header
+
+
+class Broker:
+    """One broker process, built but not running; ``run`` serves until ``stop``.
+
+    Raises:
+        RemoteError: an address that must not be listened on, or a key that others can read.
+        zmq.ZMQError: an address that cannot be bound.
+    """
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self.settings = settings
+        check_listen_address(settings.front)
+        check_listen_address(settings.back)
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = load_key(settings.state)
+        self.metrics = metrics = Metrics()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_stopping = False
+        self._paused_ms = 0
+        self._lost: list[tuple[object, str]] = []
+        self.journal = Journal(settings.state, self._wake, metrics)
+        self.reader = Reader(self.journal.path, self._wake)
+        config = Config(
+            broker=self.journal.broker,
+            report_ms=settings.worker_report_ms,
+            ttl_ms=settings.worker_ttl_ms,
+        )
+        now_ms, utc_ms = _monotonic_ms(), time.time_ns() // 1_000_000
+        found = recover(self.journal, config, now_ms, utc_ms, metrics)
+        self.state = found.state
+        self._context = zmq.Context(io_threads=1)
+        self._front_socket = bind_router(self._context, settings.front, limits.ZMQ_FRAME_BYTES_MAX)
+        self._back_socket = bind_router(self._context, settings.back, limits.ZMQ_FRAME_BYTES_MAX)
+        bounds = settings.peer_queue_messages, settings.peer_queue_bytes
+        self._front_box = Mailbox(self._front_socket, *bounds, self._on_lost, metrics)
+        self._back_box = Mailbox(self._back_socket, *bounds, self._on_lost, metrics)
+        self.clients, self.workers = Clients(), Workers()
+        self._frames = FrameCache(
+            settings.parcel_cache_bytes, self.reader, lambda: self.journal.committed, metrics
+        )
+        self.delivery = Delivery(
+            self._front_box, self.reader, settings.result_cache_bytes, self._free_results, metrics
+        )
+        self._desk = OrderDesk(self._back_box, self._frames, metrics)
+        grants = Grants(key, settings.store, metrics)
+        self.outbox = Outbox(
+            self.journal, self.reader, metrics, found.outbox_acked, found.outbox_last
+        )
+        self.execution = Execution(
+            self.journal, self.outbox, self._frames, self.delivery, self._desk, self._front_box,
+            self.clients, self.workers, grants, self._on_core_dropped, metrics,
+        )  # fmt: skip
+        self._note_time()
+        self.ledger = LedgerLink(
+            self._context, settings, self.journal.broker, self.outbox,
+            lambda job, code, text: self._apply(on.HoldAnswered(job, code, text)),
+            lambda is_up, is_full: self._apply(on.LedgerSeen(is_up, is_full)),
+            metrics,
+        )  # fmt: skip
+        answers = Answers(
+            self.state, self.journal.broker, self.reader, self.delivery, self.workers,
+            self.ledger, grants, self._front_box, self._clock, self.figures,
+            self.execution.when_durable, metrics,
+        )  # fmt: skip
+        self._front = Front(
+            settings, self.journal.broker, self._front_box, self.clients, self.workers,
+            self.execution, self.delivery, answers, self._apply, self._refusal, metrics,
+        )  # fmt: skip
+        self._back = Back(
+            settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
+            found.nodes, self._apply, metrics,
+        )  # fmt: skip
+        for job in found.jobs:
+            self.execution.adopt(job.record, job.results, 0)
+        self._free_disk_bytes = free_bytes(settings.state)
+        self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
+        self.execution.run(found.effects)
+        self._apply(on.LedgerSeen(False, self.outbox.is_full))
+        # Clients of the last incarnation have this long to come back to their uploads.
+        self._absent_until_ms: int | None = now_ms + settings.client_ttl_ms
+
+    # ------------------------------------------------------------ from other threads
+
+    def stop(self) -> None:
+        """Ends ``run`` soon; may be called from any thread or a signal handler."""
+        self._is_stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Serves until ``stop``, then commits and closes.
+
+        Raises:
+            OSError: the journal's disk failed: start again and recover.
+        """
+        poller = zmq.Poller()
+        for socket in (self._front_socket, self._back_socket, self.ledger.socket, self._wake_fd):
+            poller.register(socket, zmq.POLLIN)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        while not self._is_stopping:
+            if self.journal.backlog_bytes > self.settings.journal_backlog_bytes:
+                self._wait_for_disk()
+            ready = dict(poller.poll(self._wait_ms()))
+            self._turn(ready)
+        self._end()
+
+    def _turn(self, ready: dict[Any, int]) -> None:
+        self._note_time()
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
+        self._commit()
+        self.reader.deliver()
+        if self._back_socket in ready:
+            self._drain(self._back_socket, self._back.receive)
+            self._commit()
+        if self._front_socket in ready:
+            self._drain(self._front_socket, self._front.receive)
+            self._commit()
+        if self.ledger.socket in ready:
+            while (frames := receive(self.ledger.socket)) is not None:
+                self.ledger.receive(frames[0], self._now_ms())
+        self._tick()
+        while self._lost:
+            self._end_lost(*self._lost.pop(0))
+        self._desk.flush()
+        self.ledger.post(self._now_ms())
+        self._commit()
+        self._desk.flush()
+
+    def _drain(self, socket: "zmq.Socket[bytes]", handle: Any) -> None:
+        now_ms = self._now_ms()
+        for _ in range(self.settings.drain_messages):
+            frames = receive(socket)
+            if frames is None:
+                return
+            handle(frames, now_ms)
+
+    def _commit(self) -> None:
+        """Takes note of what is on disk, and hands the committer what was recorded since."""
+        while self.journal.pump():
+            for event in self.execution.settle():
+                self._apply(event)
+
+    def _apply(self, event: on.AnyEvent) -> None:
+        self.execution.run(step(self.state, event, self._now_ms()))
+
+    def _tick(self) -> None:
+        now_ms = self._now_ms()
+        if self._front_box.has_waiting:
+            self._front_box.retry()
+            self.delivery.resume()
+        if self._back_box.has_waiting:
+            self._back_box.retry()
+        if now_ms < self._next_tick_ms:
+            return
+        self._next_tick_ms = now_ms + self.settings.tick_ms
+        self._apply(on.TimePassed())
+        self.delivery.resume()
+        self.ledger.tick(now_ms)
+        if now_ms < self._next_second_ms:
+            return
+        self._next_second_ms = now_ms + SECOND_MS
+        self._front.expire(now_ms)
+        if self._absent_until_ms is not None and now_ms >= self._absent_until_ms:
+            self._absent_until_ms = None
+            self._apply(on.ClientLost(0))
+        self._free_disk_bytes = free_bytes(self.settings.state)
+        self._renew_grants()
+        if now_ms >= self._next_expiry_ms:
+            self._next_expiry_ms = now_ms + EXPIRY_MS
+            self._expire_results()
+
+    def _wait_ms(self) -> int:
+        if self._front_box.has_waiting or self._back_box.has_waiting:
+            return WAITING_PEER_MS
+        if not self.state.jobs and not self.workers:
+            return IDLE_MS
+        return max(0, min(IDLE_MS, self._next_tick_ms - self._now_ms()))
+
+    def _wait_for_disk(self) -> None:
+        """The disk is slower than what comes in: nothing is read until it has caught up.
+
+        The core's clock stands still meanwhile: nobody is given up for our own silence.
+        """
+        self.metrics.intake_pauses += 1
+        began_ms = _monotonic_ms()
+        poller = zmq.Poller()
+        poller.register(self._wake_fd, zmq.POLLIN)
+        while (
+            self.journal.backlog_bytes > self.settings.journal_backlog_bytes // 2
+            and not self._is_stopping
+        ):
+            if poller.poll(IDLE_MS):
+                os.eventfd_read(self._wake_fd)
+            if self.journal.pump():
+                break
+        self._paused_ms += _monotonic_ms() - began_ms
+        self._note_time()
+        for event in self.execution.settle():
+            self._apply(event)
+
+    def _end(self) -> None:
+        log.info("broker ends: %d rows to commit", self.metrics.rows_committed)
+        try:
+            self.journal.close()
+            self.execution.settle()
+            self._desk.flush()
+        finally:
+            self.reader.close()
+            self.ledger.close()
+            self._front_socket.close()
+            self._back_socket.close()
+            self._context.term()
+            os.close(self._wake_fd)
+
+    # ------------------------------------------------------------ clocks
+
+    def _now_ms(self) -> int:
+        return _monotonic_ms() - self._paused_ms
+
+    def _note_time(self) -> None:
+        self.execution.inbox.utc_ms = time.time_ns() // 1_000_000
+
+    def _clock(self) -> tuple[int, int]:
+        return self._now_ms(), self.execution.inbox.utc_ms
+
+    # ------------------------------------------------------------ peers
+
+    def _on_lost(self, peer: Peer, cause: str) -> None:
+        # Found in the middle of doing effects: the core hears of it when they are done.
+        self._lost.append((peer.owner, cause))
+
+    def _end_lost(self, owner: object, cause: str) -> None:
+        if isinstance(owner, WorkerSession):
+            self._back.end_session(owner, False, cause)
+        elif isinstance(owner, ClientSession) and self.clients.get(owner.number) is owner:
+            if owner.peer.is_lost:
+                self._front.suspend_session(owner, cause)
+
+    def _on_core_dropped(self, session: WorkerSession, cause: str) -> None:
+        self._back.forget_session(session, cause)
+
+    def _renew_grants(self) -> None:
+        utc_ms = self.execution.inbox.utc_ms
+        for session in self.workers:
+            for job, renew_ms in list(session.open_jobs.items()):
+                if renew_ms <= utc_ms:
+                    opening = self.execution.opening(session, job)
+                    if opening is None:
+                        del session.open_jobs[job]
+                    else:
+                        self._desk.draft(session).batch(job).openings.append(opening)
+
+    # ------------------------------------------------------------ disk
+
+    def _refusal(self) -> RemoteError | None:
+        """Why no new job or parcel is taken now."""
+        free, reserve = self._free_disk_bytes, self.settings.disk_reserve_bytes
+        if free >= reserve and not self.journal.is_full:
+            return None
+        return RemoteError(
+            "QUOTA",
+            f"the broker's disk has {format_bytes(free)} free; new work needs"
+            f" {format_bytes(reserve)}",
+            f"free space on the disk of {self.settings.state}, then send it again",
+        )
+
+    def _free_results(self, job: int, upto: int) -> None:
+        self.journal.add_chore(schema.DROP_RESULTS, (job, upto))
+
+    def _expire_results(self) -> None:
+        def arrived(found: list[tuple[int, int]]) -> None:
+            for job, upto in found:
+                self.journal.record("job_states", schema.CLEAR_EXPIRY, (job,), 32)
+                self.journal.add_chore(schema.DROP_RESULTS, (job, upto))
+                log.info("job=%d results expired", job)
+
+        utc_ms = self.execution.inbox.utc_ms
+        self.reader.ask(lambda db: past.expired(db, utc_ms), arrived, lambda _: None)
+
+    # ------------------------------------------------------------ figures
+
+    def figures(self) -> dict[str, Any]:
+        """What ``Ask(about="grid")`` answers: counters, and how much there is of everything."""
+        return {
+            "broker": self.journal.broker,
+            "incarnation": self.journal.incarnation,
+            "is_ledger_up": self.ledger.is_up,
+            "is_journal_full": self.journal.is_full,
+            "clients": len(self.clients),
+            "workers": len(self.workers),
+            "jobs": len(self.state.jobs),
+            "queued_subtasks": self.state.queued,
+            "outbox": len(self.outbox),
+            "journal_backlog_bytes": self.journal.backlog_bytes,
+            "parcel_cache_bytes": self._frames.size_bytes,
+            "result_cache_bytes": self.delivery.cached_bytes,
+            "disk_free_bytes": self._free_disk_bytes,
+            **self.metrics.export(),
+        }
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

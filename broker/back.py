@@ -1,0 +1,300 @@
+"""The workers' side: reports in, checked; events for the core out.
+
+A report is checked whole before any of it counts. A result whose signature is wrong is handed to
+the core under no lease, so that it is counted, kept as superseded, acked and never used.
+"""
+
+import hashlib
+import logging
+import struct
+from collections.abc import Callable
+
+import msgspec
+
+from gristmill.broker import schema
+from gristmill.broker.core import events as on
+from gristmill.broker.execution import Execution
+from gristmill.broker.journal import Journal
+from gristmill.broker.mailbox import Mailbox
+from gristmill.broker.metrics import Metrics
+from gristmill.broker.orders import OrderDesk
+from gristmill.broker.sessions import Workers, WorkerSession
+from gristmill.broker.settings import BrokerSettings
+from gristmill.wire import limits
+from gristmill.wire import worker as say
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.failure import unpack_failures
+from gristmill.wire.frames import encode
+from gristmill.wire.ids import is_digest
+from gristmill.wire.meter import Meter, unpack_meter
+from gristmill.wire.receipts import Receipt, is_signed
+from gristmill.wire.spec import TIERS
+
+log = logging.getLogger("gristmill.broker.back")
+
+NODES_MAX = 1_000_000  #: names pinned to keys
+_FRAMES = say.RESULT_FRAMES
+
+
+class Back:
+    """See the module's text.
+
+    Args:
+        nodes: worker names pinned to keys, from the journal.
+        apply: steps the core with an event and does its effects.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        mailbox: Mailbox,
+        workers: Workers,
+        desk: OrderDesk,
+        execution: Execution,
+        journal: Journal,
+        nodes: dict[str, str],
+        apply: Callable[[on.AnyEvent], None],
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._mailbox = mailbox
+        self._workers = workers
+        self._desk = desk
+        self._execution = execution
+        self._journal = journal
+        self._nodes = nodes
+        self._apply = apply
+        self._metrics = metrics
+        self._last_ref = 0
+
+    def receive(self, frames: list[bytes], now_ms: int) -> None:
+        """One message of the back socket."""
+        self._metrics.back_messages += 1
+        routing = frames[0]
+        try:
+            if not 2 <= len(frames) <= limits.MESSAGE_FRAMES_MAX:
+                raise RemoteError(
+                    "MALFORMED",
+                    f"a message of {len(frames)} frames; 2 to {limits.MESSAGE_FRAMES_MAX}",
+                )
+            message = say.decode_worker.decode(frames[1])
+            if isinstance(message, say.Hello):
+                check_hello(message)
+                if message.name in self._nodes:
+                    self._on_hello(routing, message, now_ms)
+                else:  # the pin is on disk before the worker hears of it
+                    self._pin(message.name, message.node)
+                    self._execution.when_durable(lambda: self.receive(frames, now_ms))
+                return
+            session = self._workers.find(message.session)
+            if session is None or session.peer.routing != routing:
+                raise RemoteError("REJOIN")
+            session.seen_ms = now_ms
+            session.seen_utc_ms = self._execution.inbox.utc_ms
+            if isinstance(message, say.Report):
+                self._on_report(session, message, frames)
+            else:
+                self.end_session(session, True, f"goodbye: {message.reason:.200}")
+        except RemoteError as error:
+            if error.code == "MALFORMED":
+                self._metrics.malformed += 1
+                log.warning("worker malformed: %.300s", error.message)
+            elif error.code == "REJOIN":
+                self._metrics.rejoins += 1
+            else:
+                self._metrics.refused += 1
+            refused = say.Refused(error.code, error.message, error.hint)
+            self._mailbox.answer(routing, [encode(refused)])
+
+    # ------------------------------------------------------------ sessions
+
+    def _on_hello(self, routing: bytes, message: say.Hello, now_ms: int) -> None:
+        name = message.name
+        pinned = self._nodes[name]
+        if pinned != message.node:
+            self._metrics.names_taken += 1
+            raise RemoteError(
+                "NAME_TAKEN",
+                f"worker {name!r} has the key {pinned:.12}..., this one {message.node:.12}...",
+            )
+        live = self._workers.named(name)
+        if live is not None:
+            is_same = live.hello.instance == message.instance
+            silent_ms = now_ms - live.seen_ms
+            if not is_same and silent_ms <= live.ttl_ms:
+                self._metrics.names_taken += 1
+                raise RemoteError(
+                    "NAME_TAKEN",
+                    f"worker {name!r} is here already, heard {silent_ms} ms ago; it keeps its"
+                    f" place until it is silent for {live.ttl_ms} ms",
+                )
+            self.end_session(live, False, "its session was replaced")
+        if len(self._workers) >= limits.WORKERS_MAX:
+            raise RemoteError(
+                "QUEUE_FULL", f"{len(self._workers)} workers; the limit is {limits.WORKERS_MAX}"
+            )
+        settings = self._settings
+        session = self._workers.join(
+            routing, message, settings.worker_report_ms, settings.worker_ttl_ms, now_ms
+        )
+        session.seen_utc_ms = self._execution.inbox.utc_ms
+        log.info(
+            "worker=%d name=%s node=%.12s slots=%d held=%d joined",
+            session.number, name, message.node, message.slots, len(message.held),
+        )  # fmt: skip
+        self._apply(
+            on.WorkerJoined(
+                session.number, name, message.node, message.slots, message.cpus_milli,
+                message.memory_bytes, message.labels, message.tiers, message.pythons,
+                message.metering, message.held,
+            )
+        )  # fmt: skip
+        welcome = say.Welcome(
+            session.token, session.number, self._journal.broker, session.report_ms,
+            session.ttl_ms, settings.store, self._desk.take_stops(session),
+        )  # fmt: skip
+        self._mailbox.send(session.peer, [encode(welcome)])
+
+    def _pin(self, name: str, node: str) -> None:
+        if len(self._nodes) >= NODES_MAX:
+            raise RemoteError(
+                "QUEUE_FULL", f"{NODES_MAX} names of workers are pinned; that is the limit"
+            )
+        self._nodes[name] = node
+        row = (name, node, self._execution.inbox.utc_ms)
+        self._journal.record("nodes", schema.ADD_NODE, row, 256)
+
+    def end_session(self, session: WorkerSession, is_clean: bool, cause: str) -> None:
+        """The worker is gone: the core takes its leases back."""
+        if self._workers.get(session.number) is session:
+            self.forget_session(session, cause)
+            self._apply(on.WorkerLost(session.number, is_clean, cause))
+
+    def forget_session(self, session: WorkerSession, cause: str) -> None:
+        """What it says next is answered with REJOIN."""
+        log.info("worker=%d name=%s left: %s", session.number, session.hello.name, cause)
+        self._workers.remove(session)
+        self._desk.forget(session)
+        self._mailbox.forget(session.peer)
+
+    # ------------------------------------------------------------ reports
+
+    def _on_report(self, session: WorkerSession, message: say.Report, frames: list[bytes]) -> None:
+        heads = message.results
+        if len(frames) - 2 != _FRAMES * len(heads):
+            raise RemoteError(
+                "MALFORMED",
+                f"{len(frames) - 2} body frames for {len(heads)} results; each has {_FRAMES}",
+            )
+        if len(heads) > limits.RESULTS_PER_REPORT_MAX:
+            raise RemoteError(
+                "MALFORMED",
+                f"{len(heads)} results; the limit is {limits.RESULTS_PER_REPORT_MAX}",
+            )
+        inbox, events = self._execution.inbox, []
+        results = inbox.results
+        results.clear()
+        at = 2
+        for head in heads:
+            body = frames[at : at + _FRAMES]
+            at += _FRAMES
+            self._last_ref += 1
+            event = self._check_result(session, head, body)
+            results[self._last_ref] = (head, body)
+            events.append(event)
+        self._metrics.reports += 1
+        apply = self._apply
+        for event in events:
+            apply(event)
+        if message.is_full:
+            session.reading = message.reading
+            session.is_draining = message.is_draining
+        apply(
+            on.WorkerReported(
+                session.number, message.number, message.is_full, message.slots_alive,
+                message.held, message.returned, message.is_draining,
+            )
+        )  # fmt: skip
+        results.clear()
+
+    def _check_result(
+        self, session: WorkerSession, head: say.ResultHead, body: list[bytes]
+    ) -> on.ResultArrived:
+        payload, meter_frame, failures_frame, logs = body
+        size = len(payload) + len(meter_frame) + len(failures_frame) + len(logs)
+        if size > limits.RESULT_FRAME_BYTES_MAX:
+            raise RemoteError(
+                "MALFORMED",
+                f"result {head.number} has {size} bytes;"
+                f" the limit is {limits.RESULT_FRAME_BYTES_MAX}",
+            )
+        if (
+            not 1 <= head.count <= limits.RANGE_ITEMS_MAX
+            or head.first < 0
+            or (min(head.wall_us, head.cpu_us, head.peak_kib) < 0)
+        ):
+            raise RemoteError(
+                "MALFORMED",
+                f"result {head.number} has count {head.count} from {head.first}, wall"
+                f" {head.wall_us}, cpu {head.cpu_us}, peak {head.peak_kib}",
+            )
+        meter: Meter = unpack_meter(meter_frame, head.count)
+        failures: list[tuple[int, str]] = []
+        if failures_frame:
+            failures = [(at, one.message) for at, one in unpack_failures(failures_frame)]
+        told = head
+        if head.signature and not self._is_signed(session, head, body):
+            self._metrics.signatures_bad += 1
+            log.error(
+                "worker=%d node=%.12s job=%d lease=%d result=%d: its signature is not good",
+                session.number, session.hello.node, head.job, head.lease_id, head.number,
+            )  # fmt: skip
+            told = msgspec.structs.replace(head, lease_id=0)
+        return on.ResultArrived(
+            session.number, told, meter, self._last_ref, size, failures,
+            self._execution.inbox.utc_ms,
+        )  # fmt: skip
+
+    def _is_signed(self, session: WorkerSession, head: say.ResultHead, body: list[bytes]) -> bool:
+        facts = self._execution.jobs.get(head.job)
+        if facts is None:
+            return True  # the job is over: the core will call it superseded
+        digest = hashlib.sha256()
+        for frame in body:
+            digest.update(struct.pack("<Q", len(frame)))
+            digest.update(frame)
+        receipt = Receipt(
+            self._journal.broker, head.job, head.lease_id, head.first, head.count,
+            digest.digest(), head.wall_us, head.cpu_us, head.peak_kib, head.metering,
+            facts.tariff.cpu_second_ucredits, facts.tariff.subtask_ucredits,
+        )  # fmt: skip
+        return is_signed(receipt, head.signature, session.hello.node)
+
+
+def check_hello(message: say.Hello) -> None:
+    """Raises ``PROTOCOL`` for another version, ``MALFORMED`` that names every bad field."""
+    if message.protocol != limits.PROTOCOL:
+        raise RemoteError(
+            "PROTOCOL",
+            f"the worker (gristmill {message.version:.40}) speaks protocol {message.protocol},"
+            f" this broker speaks {limits.PROTOCOL}",
+        )
+    bad = []
+    name, chars_max = message.name, limits.NAME_CHARS_MAX
+    if not name or len(name) > chars_max or not name.isprintable():
+        bad.append(f"name is {name!r:.60}, must be 1 to {chars_max} printable characters")
+    if not is_digest(message.node):
+        bad.append(f"node is {message.node!r:.80}, must be 64 hex characters")
+    if len(message.instance) != 16:
+        bad.append(f"instance has {len(message.instance)} bytes, must be 16")
+    if not 1 <= message.slots <= limits.SLOTS_PER_WORKER_MAX:
+        bad.append(f"slots is {message.slots}, must be 1 to {limits.SLOTS_PER_WORKER_MAX}")
+    if message.cpus_milli < 1 or message.memory_bytes < 1:
+        bad.append(f"cpus_milli is {message.cpus_milli}, memory_bytes {message.memory_bytes}")
+    if not message.tiers or any(tier not in TIERS for tier in message.tiers):
+        bad.append(f"tiers is {message.tiers!r:.80}, must be some of {', '.join(TIERS)}")
+    texts = [*message.labels, *message.labels.values(), *message.pythons]
+    if len(message.labels) > limits.LABELS_MAX or any(len(text) > chars_max for text in texts):
+        bad.append(f"labels: at most {limits.LABELS_MAX} of at most {chars_max} characters each")
+    if bad:
+        raise RemoteError("MALFORMED", "; ".join(bad))

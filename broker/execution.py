@@ -1,0 +1,357 @@
+"""Does what the core says: each effect to the journal, to a worker, or to a client.
+
+The law of durability is here. What is recorded joins the journal's open group; a durable effect
+that comes after waits until that group is on disk, in order; everything else leaves at once.
+Results go to subscribers when their own group is on disk.
+"""
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Raw
+
+from gristmill.broker import records, schema
+from gristmill.broker.core import effects as do
+from gristmill.broker.core.events import ParcelsCommitted
+from gristmill.broker.delivery import Delivery, Flow
+from gristmill.broker.grants import Grants
+from gristmill.broker.journal import Journal
+from gristmill.broker.mailbox import Mailbox
+from gristmill.broker.metrics import Metrics
+from gristmill.broker.orders import OrderDesk
+from gristmill.broker.outbox import Outbox
+from gristmill.broker.parcels import FUNCTION, FrameCache
+from gristmill.broker.sessions import Clients, Workers, WorkerSession
+from gristmill.wire.client import (
+    Accepted,
+    Answer,
+    DryRun,
+    InputCredit,
+    Refused,
+    Results,
+)
+from gristmill.wire.errors import CODES
+from gristmill.wire.failure import Failure, pack_failures
+from gristmill.wire.frames import encode
+from gristmill.wire.ledger import Contribution, Entry
+from gristmill.wire.meter import pack_meter
+from gristmill.wire.outcome import Outcome
+from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.worker import JobOpening, ResultHead
+
+log = logging.getLogger("gristmill.broker")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What the shell knows of an unfinished job."""
+
+    job: int
+    tenant: str
+    spec: JobSpec
+    tariff: Tariff
+
+
+class Inbox:
+    """The bytes of the message that is being handled, and of results whose report is not done.
+
+    The core never sees them and names results by ``ref``.
+    """
+
+    __slots__ = ("body", "results", "tariff", "utc_ms")
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.tariff = Tariff()
+        self.utc_ms = 0
+        self.results: dict[int, tuple[ResultHead, list[bytes]]] = {}
+
+
+class Execution:
+    """See the module's text. ``run`` does a list of effects; ``settle`` follows each commit."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        outbox: Outbox,
+        frames: FrameCache,
+        delivery: Delivery,
+        desk: OrderDesk,
+        front: Mailbox,
+        clients: Clients,
+        workers: Workers,
+        grants: Grants,
+        drop_worker: Callable[[WorkerSession, str], None],
+        metrics: Metrics,
+    ) -> None:
+        self.inbox = Inbox()
+        self.jobs: dict[int, JobFacts] = {}
+        self.uploaders: dict[int, int] = {}  # job to the client that sends its inputs
+        self._journal = journal
+        self._outbox = outbox
+        self._frames = frames
+        self._delivery = delivery
+        self._desk = desk
+        self._front = front
+        self._clients = clients
+        self._workers = workers
+        self._grants = grants
+        self._drop_worker = drop_worker
+        self._metrics = metrics
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self._results: deque[tuple[int, dict[int, tuple[Flow, int]]]] = deque()
+        self._parcels: deque[tuple[int, dict[int, int]]] = deque()
+        self._handlers: dict[type[do.Effect], Callable[[Any], None]] = {
+            do.RecordJob: self._record_job,
+            do.KeepParcel: self._keep_parcel,
+            do.KeepSuperseded: self._keep_superseded,
+            do.RecordEvent: self._record_event,
+            do.RecordState: self._record_state,
+            do.AddToOutbox: self._add_to_outbox,
+            do.FreeJob: self._free_job,
+            do.AcceptJob: self._accept_job,
+            do.AnswerDryRun: self._answer_dry_run,
+            do.AllowInput: self._allow_input,
+            do.Confirm: self._confirm,
+            do.RefuseRequest: self._refuse_request,
+            do.TellStatus: self._tell_status,
+            do.OpenJob: self._open_job,
+            do.Dispatch: self._dispatch,
+            do.RecallLease: self._recall_lease,
+            do.StopLease: self._stop_lease,
+            do.CloseJob: self._close_job,
+            do.AckReport: self._ack_report,
+            do.DropWorker: self._on_drop_worker,
+        }
+
+    def run(self, effects: Sequence[do.Effect]) -> None:
+        """Does effects in order."""
+        handlers = self._handlers
+        for at, effect in enumerate(effects):
+            if type(effect) is do.KeepResult:
+                # Its bill comes next; both are one row, from which a restart knows what was spent.
+                entry = effects[at + 1] if at + 1 < len(effects) else None
+                self._keep_result(effect, getattr(entry, "entry", None))
+            else:
+                handlers[type(effect)](effect)
+
+    def settle(self) -> list[ParcelsCommitted]:
+        """A group is on disk: what waited for it leaves; returns events for the core."""
+        committed = self._journal.committed
+        self._outbox.settle()
+        while self._results and self._results[0][0] <= committed:
+            for flow, sequence in self._results.popleft()[1].values():
+                self._delivery.settle(flow, sequence)
+        while self._waiting and self._waiting[0][0] <= committed:
+            self._waiting.popleft()[1]()
+        events = []
+        while self._parcels and self._parcels[0][0] <= committed:
+            for job, upto in self._parcels.popleft()[1].items():
+                events.append(ParcelsCommitted(job, upto))
+        return events
+
+    def when_durable(self, action: Callable[[], None]) -> None:
+        """Does it once everything that was recorded so far is on disk."""
+        group = self._journal.group
+        if group <= self._journal.committed:
+            action()
+        else:
+            self._waiting.append((group, action))
+
+    def frame(self, job: int, first: int) -> bytes | None:
+        """A parcel's frame, if it is in memory."""
+        return self._frames.get(job, first)
+
+    # ------------------------------------------------------------ journal
+
+    def _record_job(self, effect: do.RecordJob) -> None:
+        body, tariff = self.inbox.body, self.inbox.tariff
+        record = records.JobRecord(
+            effect.job, effect.tenant, effect.submission, effect.now_utc_ms, effect.spec, tariff,
+            body,
+        )  # fmt: skip
+        self._journal.record("jobs", schema.ADD_JOB, records.job_row(record), len(body) + 1_024)
+        self.adopt(record, upto=0, group=self._journal.group)
+        self._metrics.jobs_accepted += 1
+        log.info("job=%d tenant=%s accepted count=%d", effect.job, effect.tenant, effect.spec.count)
+
+    def adopt(self, record: records.JobRecord, upto: int, group: int) -> None:
+        """A job is unfinished: new, or read from the journal with ``upto`` results."""
+        spec = record.spec
+        self.jobs[record.job] = JobFacts(record.job, record.tenant, spec, record.tariff)
+        self._delivery.open(Flow(record.job, record.tenant, spec.keep, spec.is_durable, upto))
+        if spec.kind == "function":
+            self._frames.put(record.job, FUNCTION, record.function, group)
+
+    def _keep_parcel(self, effect: do.KeepParcel) -> None:
+        body, job, first = self.inbox.body, effect.job, effect.first
+        row = records.parcel_row(job, first, effect.count, effect.codec, body)
+        self._journal.record("parcels", schema.ADD_PARCEL, row, len(body) + 128)
+        group = self._journal.group
+        self._frames.put(job, first, body, group)
+        if not self._parcels or self._parcels[-1][0] != group:
+            self._parcels.append((group, {}))
+        self._parcels[-1][1][job] = first + effect.count
+        self._metrics.parcels_kept += 1
+        self._metrics.parcel_bytes += len(body)
+
+    def _keep_result(self, effect: do.KeepResult, entry: Entry | None) -> None:
+        if effect.ref:
+            head, frames = self.inbox.results[effect.ref]
+        else:
+            head, frames = make_result(effect)
+        not_final = [(start - effect.first, length) for start, length in effect.not_final]
+        message = Results(effect.job, effect.sequence, head, effect.attempt, effect.node, not_final)
+        header = encode(message)
+        readings = head.wall_us, head.cpu_us, 0
+        if isinstance(entry, Contribution) and entry.first == effect.first:
+            readings = entry.wall_us, entry.cpu_us, entry.amount_ucredits
+        row = records.result_row(header, message, frames, readings, self.inbox.utc_ms)
+        size = sum(map(len, frames)) + 512
+        self._journal.record("results", schema.ADD_RESULT, row, size)
+        flow = self._delivery.find(effect.job)
+        assert flow is not None, effect.job
+        group = self._journal.group
+        if not self._results or self._results[-1][0] != group:
+            self._results.append((group, {}))
+        self._results[-1][1][effect.job] = (flow, effect.sequence)
+        self._delivery.add(flow, effect.sequence, [header, *frames])
+
+    def _keep_superseded(self, effect: do.KeepSuperseded) -> None:
+        self._metrics.superseded += 1  # the core records its event, too
+
+    def _record_event(self, effect: do.RecordEvent) -> None:
+        # The core's clock is not UTC; the journal's is.
+        row = records.event_row(effect.job, self.inbox.utc_ms, effect.name, effect.detail)
+        self._journal.record("events", schema.ADD_EVENT, row, len(row[3]) + 64)
+        log.info("job=%d %s %s", effect.job, effect.name, effect.detail)
+
+    def _record_state(self, effect: do.RecordState) -> None:
+        facts, status = self.jobs[effect.job], effect.status
+        row = records.state_row(facts.tenant, status, facts.spec.retention_s)
+        self._journal.record("job_states", schema.SET_STATE, row, len(row[5]) + 128)
+        log.info(
+            "job=%d state=%s done=%d failed=%d cancelled=%d reason=%s",
+            effect.job, status.state, status.done, status.failed, status.cancelled,
+            status.reason.partition(":")[0][:40],
+        )  # fmt: skip
+
+    def _add_to_outbox(self, effect: do.AddToOutbox) -> None:
+        self._outbox.add(effect.entry)
+
+    def _free_job(self, effect: do.FreeJob) -> None:
+        self.jobs.pop(effect.job, None)
+        self.uploaders.pop(effect.job, None)
+        self._frames.drop_job(effect.job)
+        # The deletion must not overtake the record that makes the job final.
+        self.when_durable(lambda: self._journal.add_chore(schema.DROP_PARCELS, (effect.job,)))
+
+    # ------------------------------------------------------------ clients
+
+    def tell(self, number: int, message: Any) -> None:
+        """Sends a message to a client that is still there."""
+        session = self._clients.get(number)
+        if session is not None:
+            self._front.send(session.peer, [encode(message)])
+
+    def _accept_job(self, effect: do.AcceptJob) -> None:
+        message = Accepted(effect.request, effect.job, effect.is_replayed, effect.bytes_allowed)
+        if effect.job in self.jobs:
+            self.uploaders[effect.job] = effect.client
+        self.when_durable(lambda: self.tell(effect.client, message))
+
+    def _answer_dry_run(self, effect: do.AnswerDryRun) -> None:
+        body = DryRun(effect.spec, effect.workers_matching, effect.workers_of, effect.reasons)
+        self.tell(effect.client, Answer(effect.request, Raw(encode(body))))
+
+    def _allow_input(self, effect: do.AllowInput) -> None:
+        # The core says it after ParcelsCommitted, or for a parcel that came again.
+        client = self.uploaders.get(effect.job)
+        if client is not None:
+            message = InputCredit(effect.job, effect.committed, effect.bytes_allowed)
+            self.tell(client, message)
+
+    def _confirm(self, effect: do.Confirm) -> None:
+        self.when_durable(lambda: self.tell(effect.client, Answer(effect.request)))
+
+    def _refuse_request(self, effect: do.RefuseRequest) -> None:
+        self._metrics.refused += 1
+        hint = effect.hint or CODES[effect.code].next_move
+        message = Refused(effect.request, effect.code, effect.message, hint, effect.job)
+        self.tell(effect.client, message)
+
+    def _tell_status(self, effect: do.TellStatus) -> None:
+        flow = self._delivery.find(effect.job)
+        if flow is not None:
+            self.when_durable(lambda: self._delivery.tell(flow, effect.status))
+
+    # ------------------------------------------------------------ workers
+
+    def opening(self, session: WorkerSession, job: int) -> JobOpening | None:
+        """The opening of a job for a worker, with grants that last; None when it is over."""
+        facts = self.jobs.get(job)
+        if facts is None:
+            return None
+        now_ms = self.inbox.utc_ms
+        put, put_ms = self._grants.of_tenant(facts.tenant, "put", now_ms)
+        get, get_ms = self._grants.of_tenant(facts.tenant, "get", now_ms)
+        session.open_jobs[job] = min(put_ms, get_ms)
+        return JobOpening(job, facts.tenant, facts.spec, facts.tariff, put, get)
+
+    def _open_job(self, effect: do.OpenJob) -> None:
+        session = self._workers.get(effect.worker)
+        if session is not None:
+            opening = self.opening(session, effect.job)
+            assert opening is not None, effect.job
+            self._desk.draft(session).batch(effect.job).openings.append(opening)
+
+    def _dispatch(self, effect: do.Dispatch) -> None:
+        session = self._workers.get(effect.worker)
+        if session is not None:
+            self._desk.draft(session).batch(effect.lease.job).leases.append(effect.lease)
+
+    def _recall_lease(self, effect: do.RecallLease) -> None:
+        session = self._workers.get(effect.worker)
+        if session is not None:
+            self._desk.draft(session).batch().recall.append(effect.lease_id)
+
+    def _stop_lease(self, effect: do.StopLease) -> None:
+        session = self._workers.get(effect.worker)
+        if session is not None:
+            order = (effect.lease_id, int(effect.outcome))
+            self._desk.draft(session).batch().stop.append(order)
+
+    def _close_job(self, effect: do.CloseJob) -> None:
+        session = self._workers.get(effect.worker)
+        if session is not None:
+            session.open_jobs.pop(effect.job, None)
+            self._desk.draft(session).batch().close.append(effect.job)
+
+    def _ack_report(self, effect: do.AckReport) -> None:
+        session = self._workers.get(effect.worker)
+        if session is None:
+            return
+        session.report_ms, session.ttl_ms = effect.report_ms, effect.ttl_ms
+        number, upto, is_drain = effect.number, effect.results_upto, effect.is_drain
+        self.when_durable(lambda: self._desk.answer(session, number, upto, is_drain))
+
+    def _on_drop_worker(self, effect: do.DropWorker) -> None:
+        session = self._workers.get(effect.worker)
+        if session is not None:
+            self._drop_worker(session, effect.cause)
+
+
+def make_result(effect: do.KeepResult) -> tuple[ResultHead, list[bytes]]:
+    """The head and frames of a result without a worker: all of it ended alike.
+
+    Its number is 0; its one failure, at offset 0, stands for the whole range.
+    """
+    head = ResultHead(
+        0, effect.lease_id, effect.job, effect.first, effect.count, "m", 0, 0, 0, "none"
+    )
+    meter = pack_meter(effect.count, Outcome(effect.outcome))
+    failures = pack_failures([(0, Failure(effect.message))]) if effect.message else b""
+    return head, [b"", meter, failures, b""]

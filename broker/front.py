@@ -1,0 +1,348 @@
+"""The clients' side: frames in, checked; events for the core, or questions, out.
+
+``VERBS`` is the whole table of what a client may say. A message that makes no sense, or that is not
+allowed, is answered with ``Refused`` and counted; the connection goes on.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from gristmill.broker.answers import Answers
+from gristmill.broker.core import events as on
+from gristmill.broker.delivery import Delivery
+from gristmill.broker.execution import Execution
+from gristmill.broker.mailbox import Mailbox
+from gristmill.broker.metrics import Metrics
+from gristmill.broker.sessions import Clients, ClientSession, Workers
+from gristmill.broker.settings import BrokerSettings
+from gristmill.wire import client as say
+from gristmill.wire import limits
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.frames import encode
+from gristmill.wire.spec import ZERO_TARIFF, Tariff, check_spec
+from gristmill.wire.values import decode_ref
+
+log = logging.getLogger("gristmill.broker.front")
+
+LOCAL_TENANT = "local"
+_CODEC_CHARS_MAX = 80
+_RANGE_BYTES = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verb:
+    """A row of the verb table: who may say it, and with how many body frames."""
+
+    handler: str
+    frames: int = 0
+    is_operator: bool = False
+
+
+VERBS: dict[type[say.Message], Verb] = {
+    say.Submit: Verb("_on_submit", frames=1),
+    say.Parcel: Verb("_on_parcel", frames=1),
+    say.CloseUpload: Verb("_on_close_upload"),
+    say.Subscribe: Verb("_on_subscribe"),
+    say.Credit: Verb("_on_credit"),
+    say.Unsubscribe: Verb("_on_unsubscribe"),
+    say.Cancel: Verb("_on_cancel"),
+    say.Steer: Verb("_on_steer"),
+    say.Ask: Verb("_on_ask"),
+    say.DrainWorker: Verb("_on_drain_worker", is_operator=True),
+    say.Ping: Verb("_on_ping"),
+    say.Goodbye: Verb("_on_goodbye"),
+}
+
+
+class Front:
+    """See the module's text.
+
+    Args:
+        apply: steps the core with an event and does its effects.
+        refusal: why nothing new is taken now (code, message, hint), or None.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        broker: str,
+        mailbox: Mailbox,
+        clients: Clients,
+        workers: Workers,
+        execution: Execution,
+        delivery: Delivery,
+        answers: Answers,
+        apply: Callable[[on.AnyEvent], None],
+        refusal: Callable[[], RemoteError | None],
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._mailbox = mailbox
+        self._clients = clients
+        self._workers = workers
+        self._execution = execution
+        self._delivery = delivery
+        self._answers = answers
+        self._apply = apply
+        self._refusal = refusal
+        self._metrics = metrics
+        self._is_local = settings.front.startswith("ipc://")
+        self._verbs: dict[type, tuple[Callable[[ClientSession, Any, list[bytes]], None], Verb]] = {
+            kind: (getattr(self, verb.handler), verb) for kind, verb in VERBS.items()
+        }
+
+    def receive(self, frames: list[bytes], now_ms: int) -> None:
+        """One message of the front socket."""
+        self._metrics.front_messages += 1
+        routing, request, job = frames[0], 0, 0
+        try:
+            if len(frames) < 2:
+                raise RemoteError("MALFORMED", "a message without a header frame")
+            message = say.decode_client.decode(frames[1])
+            request, job = getattr(message, "request", 0), getattr(message, "job", 0)
+            self._handle(routing, message, frames[2:], now_ms)
+        except RemoteError as error:
+            if error.code == "MALFORMED":
+                self._metrics.malformed += 1
+            elif error.code == "REJOIN":
+                self._metrics.rejoins += 1
+            else:
+                self._metrics.refused += 1
+            refused = say.Refused(request, error.code, error.message, error.hint, job)
+            self._mailbox.answer(routing, [encode(refused)])
+
+    def _handle(self, routing: bytes, message: Any, bodies: list[bytes], now_ms: int) -> None:
+        if isinstance(message, say.Hello):
+            self._on_hello(routing, message, now_ms)
+            return
+        session = self._clients.find(message.session)
+        if session is None or session.peer.routing != routing:
+            # A token is good on its own connection: what was on the way on another may be lost.
+            raise RemoteError("REJOIN")
+        handler, verb = self._verbs[type(message)]
+        if len(bodies) != verb.frames:
+            raise RemoteError(
+                "MALFORMED",
+                f"{type(message).__name__} with {len(bodies)} body frames; it has {verb.frames}",
+            )
+        if verb.is_operator and not session.is_operator:
+            raise RemoteError("FORBIDDEN", f"{type(message).__name__} is for operators")
+        session.seen_ms = now_ms
+        handler(session, message, bodies)
+
+    # ------------------------------------------------------------ sessions
+
+    def _on_hello(self, routing: bytes, message: say.Hello, now_ms: int) -> None:
+        if message.protocol != limits.PROTOCOL:
+            raise RemoteError(
+                "PROTOCOL",
+                f"the client (gristmill {message.version:.40}) speaks protocol {message.protocol},"
+                f" this broker speaks {limits.PROTOCOL}",
+            )
+        tenant = message.tenant or LOCAL_TENANT
+        if len(message.client) != 16:
+            raise RemoteError("MALFORMED", f"client has {len(message.client)} bytes, must be 16")
+        if len(tenant) > limits.NAME_CHARS_MAX or not tenant.isprintable() or "/" in tenant:
+            raise RemoteError(
+                "MALFORMED",
+                f"tenant is {tenant!r:.60}: at most {limits.NAME_CHARS_MAX} printable characters,"
+                " no '/'",
+            )
+        if len(self._clients) >= limits.SESSIONS_MAX:
+            raise RemoteError(
+                "QUEUE_FULL", f"{len(self._clients)} sessions; the limit is {limits.SESSIONS_MAX}"
+            )
+        session = self._clients.join(routing, message.client, tenant, self._is_local, now_ms)
+        self._delivery.drop_session(session)
+        log.info(
+            "client=%d generation=%d tenant=%s version=%.40s joined",
+            session.number, session.generation, tenant, message.version,
+        )  # fmt: skip
+        pythons = sorted({python for one in self._workers for python in one.hello.pythons})
+        settings = self._settings
+        welcome = say.Welcome(
+            session.token, self._broker, tenant, settings.client_ping_ms, settings.client_ttl_ms,
+            settings.store, self._is_local, pythons,
+        )  # fmt: skip
+        self._mailbox.send(session.peer, [encode(welcome)])
+
+    def _on_ping(self, session: ClientSession, message: say.Ping, bodies: list[bytes]) -> None:
+        self._mailbox.send(session.peer, [encode(say.Pong())])
+
+    def _on_goodbye(
+        self, session: ClientSession, message: say.Goodbye, bodies: list[bytes]
+    ) -> None:
+        self.end_session(session, "said goodbye")
+
+    def end_session(self, session: ClientSession, cause: str) -> None:
+        """The session is over: its subscriptions end, its jobs go on."""
+        self.suspend_session(session, cause)
+        self._clients.remove(session)
+        self._apply(on.ClientLost(session.number))
+
+    def suspend_session(self, session: ClientSession, cause: str) -> None:
+        """What it says next is answered with REJOIN; a HELLO in time takes the session up again."""
+        log.info("client=%d left: %s", session.number, cause)
+        self._delivery.drop_session(session)
+        self._mailbox.forget(session.peer)
+        self._clients.suspend(session)
+
+    def expire(self, now_ms: int) -> None:
+        """Ends sessions that were silent for longer than their time-to-live."""
+        ttl_ms = self._settings.client_ttl_ms
+        for session in self._clients:
+            if now_ms - session.seen_ms > ttl_ms:
+                self._metrics.clients_expired += 1
+                self.end_session(session, f"silent for {now_ms - session.seen_ms} ms")
+
+    # ------------------------------------------------------------ jobs
+
+    def _on_submit(self, session: ClientSession, message: say.Submit, bodies: list[bytes]) -> None:
+        spec, function = message.spec, bodies[0]
+        check_spec(spec)
+        if len(message.submission) != 16:
+            raise RemoteError(
+                "MALFORMED", f"submission has {len(message.submission)} bytes, must be 16"
+            )
+        spec_bytes = len(encode(spec))
+        if spec_bytes > limits.HEADER_BYTES_MAX - 4_096:
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"the spec has {spec_bytes} bytes; the limit is {limits.HEADER_BYTES_MAX - 4_096}",
+            )
+        if spec.kind == "command":
+            if function:
+                raise RemoteError("MALFORMED", f"a command with {len(function)} function bytes")
+        elif spec.is_function_stored:
+            if decode_ref(function).digest != spec.function:
+                raise RemoteError("MALFORMED", "the stored function has another digest")
+        elif len(function) > limits.FRAME_BYTES_MAX:
+            raise RemoteError(
+                "PARCEL_TOO_LARGE",
+                f"a function of {len(function)} bytes; the limit is {limits.FRAME_BYTES_MAX}",
+                "put it into the store and submit with is_function_stored",
+            )
+        elif hashlib.sha256(function).hexdigest() != spec.function:
+            raise RemoteError(
+                "MALFORMED", f"the function's bytes do not have the digest {spec.function:.12}..."
+            )
+        if not message.is_dry_run and (refusal := self._refusal()) is not None:
+            raise refusal
+        inbox = self._execution.inbox
+        inbox.body = function
+        inbox.tariff = Tariff() if spec.tariff == "standard" else ZERO_TARIFF
+        self._apply(
+            on.JobSubmitted(
+                session.number, message.request, session.tenant, message.submission, spec,
+                inbox.tariff, inbox.utc_ms, message.is_dry_run,
+            )
+        )  # fmt: skip
+        inbox.body = b""
+
+    def _on_parcel(self, session: ClientSession, message: say.Parcel, bodies: list[bytes]) -> None:
+        body, count, codec = bodies[0], message.count, message.codec
+        items_max = limits.RANGE_ITEMS_MAX if codec == "range" else limits.PARCEL_ITEMS_MAX
+        if len(body) > limits.FRAME_BYTES_MAX or not 1 <= count <= items_max:
+            raise RemoteError(
+                "PARCEL_TOO_LARGE",
+                f"a parcel of {len(body)} bytes and {count} items; the limits are"
+                f" {limits.FRAME_BYTES_MAX} bytes and 1 to {items_max} items",
+            )
+        if message.first < 0 or not codec or len(codec) > _CODEC_CHARS_MAX:
+            raise RemoteError(
+                "MALFORMED",
+                f"a parcel at {message.first} with a codec of {len(codec)} characters;"
+                f" from 0, and 1 to {_CODEC_CHARS_MAX} characters",
+            )
+        if codec == "range" and len(body) != _RANGE_BYTES:
+            raise RemoteError("MALFORMED", f"a range of {len(body)} bytes; it has {_RANGE_BYTES}")
+        if codec[0] == "@":
+            decode_ref(body)
+        if (refusal := self._refusal()) is not None:
+            raise refusal
+        execution = self._execution
+        known = execution.frame(message.job, message.first)
+        if known is not None and known != body:
+            raise RemoteError(
+                "PARCEL_ORDER",
+                f"the parcel at {message.first} of job j{message.job} came before with other bytes",
+            )
+        if message.job in execution.jobs:
+            execution.uploaders[message.job] = session.number
+        inbox = execution.inbox
+        inbox.body = body
+        self._apply(
+            on.ParcelArrived(
+                session.number, session.tenant, message.job, message.first, count, codec, len(body)
+            )
+        )
+        inbox.body = b""
+
+    def _on_close_upload(
+        self, session: ClientSession, message: say.CloseUpload, bodies: list[bytes]
+    ) -> None:
+        if message.count < 0:
+            raise RemoteError("MALFORMED", f"an upload of {message.count} subtasks")
+        self._apply(
+            on.UploadClosed(
+                session.number, message.request, session.tenant, message.job, message.count
+            )
+        )
+
+    def _on_cancel(self, session: ClientSession, message: say.Cancel, bodies: list[bytes]) -> None:
+        for start, length in message.runs:
+            if start < 0 or length < 1 or start + length > limits.SUBTASKS_MAX:
+                raise RemoteError(
+                    "MALFORMED", f"a run of {length} subtasks from {start}: no such subtasks"
+                )
+        self._apply(
+            on.CancelAsked(
+                session.number, message.request, session.tenant, message.job, message.runs
+            )
+        )
+
+    def _on_steer(self, session: ClientSession, message: say.Steer, bodies: list[bytes]) -> None:
+        event = on.PauseAsked if message.verb == "pause" else on.ResumeAsked
+        self._apply(event(session.number, message.request, session.tenant, message.job))
+
+    # ------------------------------------------------------------ results, questions
+
+    def _on_subscribe(
+        self, session: ClientSession, message: say.Subscribe, bodies: list[bytes]
+    ) -> None:
+        if message.after < 0 or message.bytes_allowed < 0:
+            raise RemoteError(
+                "MALFORMED", f"after is {message.after}, bytes_allowed {message.bytes_allowed}"
+            )
+        self._answers.subscribe(session, message)
+
+    def _on_credit(self, session: ClientSession, message: say.Credit, bodies: list[bytes]) -> None:
+        self._delivery.allow(session, message.job, message.acked, message.bytes_allowed)
+
+    def _on_unsubscribe(
+        self, session: ClientSession, message: say.Unsubscribe, bodies: list[bytes]
+    ) -> None:
+        self._delivery.unsubscribe(session, message.job)
+
+    def _on_ask(self, session: ClientSession, message: say.Ask, bodies: list[bytes]) -> None:
+        self._metrics.questions += 1
+        self._answers.answer(session, message)
+
+    def _on_drain_worker(
+        self, session: ClientSession, message: say.DrainWorker, bodies: list[bytes]
+    ) -> None:
+        worker = self._workers.named(message.worker)
+        if worker is None:
+            names = ", ".join(sorted(one.hello.name for one in self._workers)[:10])
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"no live worker is named {message.worker!r:.80}; there are: {names or 'none'}",
+                "list them with 'gristmill status --workers'",
+            )
+        worker.is_draining = True
+        self._apply(on.WorkerDrainAsked(worker.number))
+        self._mailbox.send(session.peer, [encode(say.Answer(message.request))])

@@ -1,0 +1,287 @@
+"""The broker's journal: SQLite with one writing connection, one committer thread, group commit.
+
+There is no timer: each group is what was recorded during the last fsync. The loop's thread records
+rows and calls ``pump``; the committer writes one group at a time in one transaction (WAL,
+``synchronous=FULL``) and wakes the loop. Whatever must not leave before the commit waits for the
+number of its group.
+
+A full disk loses nothing: the group is kept and tried again until there is room, and ``is_full``
+says so meanwhile. Any other error of the disk is in ``failure``: the process must exit and
+recover, because the kernel may have dropped the pages of the failed write.
+"""
+
+import itertools
+import logging
+import operator
+import os
+import pathlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import apsw
+
+from gristmill.broker import schema
+from gristmill.broker.metrics import Metrics
+
+log = logging.getLogger("gristmill.broker.journal")
+
+JOURNAL_NAME = "journal.db"
+RETRY_S = 0.5  #: a group that met a full disk is tried again after this long
+_CHECKPOINT_PAGES = 4_000
+_STATEMENT = operator.itemgetter(0)
+
+Rows = list[tuple[str, tuple[Any, ...]]]
+
+
+class Group:
+    """What is committed together: rows by table, so that one statement runs over many rows."""
+
+    __slots__ = ("number", "rows", "size_bytes", "tables")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.tables: dict[str, Rows] = {}
+        self.rows = 0
+        self.size_bytes = 0
+
+
+class Journal:
+    """The file ``journal.db`` of a state folder; see the module's text.
+
+    Args:
+        folder: the state folder, there and ours.
+        wake: called from the committer's thread when a group is on disk or failed.
+        metrics: where groups and rows are counted.
+
+    ``committed``: number of the last group on disk. ``broker``: this broker's id, made at the first
+    start. ``incarnation``: number of this start, from 1.
+    """
+
+    def __init__(self, folder: pathlib.Path, wake: Callable[[], None], metrics: Metrics) -> None:
+        self.path = folder / JOURNAL_NAME
+        self._metrics = metrics
+        self._wake = wake
+        self._connection = open_or_set_aside(self.path)
+        self.broker, self.incarnation = _begin_incarnation(self._connection)
+        self.committed = 0
+        self.is_full = False
+        self.failure: Exception | None = None
+        self._open = Group(1)
+        self._in_flight: Group | None = None
+        self._finished = False
+        self._chores: deque[tuple[str, tuple[Any, ...]]] = deque()
+        self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._commit_groups, name="committer", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------ the loop's thread
+
+    def record(self, table: str, statement: str, row: tuple[Any, ...], size_bytes: int) -> None:
+        """Adds a row to the open group. Rows of one table keep their order."""
+        group = self._open
+        rows = group.tables.get(table)
+        if rows is None:
+            rows = group.tables[table] = []
+        rows.append((statement, row))
+        group.rows += 1
+        group.size_bytes += size_bytes
+
+    def add_chore(self, statement: str, row: tuple[Any, ...]) -> None:
+        """A deletion that may be large: done chunk by chunk between groups.
+
+        A chore that a crash interrupts is not taken up by itself: its owner finds what is left at
+        the next start.
+        """
+        self._chores.append((statement, row))
+        if self._in_flight is None and not self._open.rows:
+            self.record("chore", "", (), 0)
+
+    @property
+    def group(self) -> int:
+        """The group that everything recorded so far is part of (or came before)."""
+        return self._open.number if self._open.rows else self._open.number - 1
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything recorded is on disk."""
+        return self._in_flight is None and not self._open.rows
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What was recorded and is not on disk."""
+        in_flight = self._in_flight
+        return self._open.size_bytes + (in_flight.size_bytes if in_flight else 0)
+
+    def pump(self) -> bool:
+        """Takes note of a finished group, and hands the open one to an idle committer.
+
+        Returns:
+            whether a group was finished: look at ``committed``.
+
+        Raises:
+            OSError: the disk failed; the process must end.
+        """
+        if self.failure is not None:
+            raise OSError(f"the journal {self.path} cannot be written: {self.failure!r}")
+        is_done = False
+        if self._finished:
+            assert self._in_flight is not None
+            self._finished = False
+            self.committed = self._in_flight.number
+            self._metrics.groups_committed += 1
+            self._metrics.rows_committed += self._in_flight.rows
+            self._in_flight = None
+            is_done = True
+        if self._in_flight is None:
+            if not self._open.rows and self._chores:
+                self.record("chore", "", (), 0)
+            if self._open.rows:
+                self._in_flight, self._open = self._open, Group(self._open.number + 1)
+                self._queue.put(self._in_flight)
+        return is_done
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Commits everything recorded and closes the file.
+
+        Raises:
+            OSError: the disk failed or stayed full; what was not acknowledged is not on disk.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._stopping.set()
+        self._chores.clear()
+        while not self.is_idle and time.monotonic() < deadline:
+            self.pump()
+            if self._in_flight is not None and not self._finished:
+                self._done.wait(0.05)
+                self._done.clear()
+        self._queue.put(None)
+        self._thread.join(max(0.1, deadline - time.monotonic()))
+        if not self.is_idle:
+            raise OSError(f"the journal {self.path} could not be completed: {self.failure!r}")
+        self._connection.close()
+
+    # ------------------------------------------------------------ the committer's thread
+
+    def _commit_groups(self) -> None:
+        try:
+            while (group := self._queue.get()) is not None:
+                while not self._write(group):
+                    if self._stopping.wait(RETRY_S):
+                        raise apsw.FullError("the disk stayed full while the broker ended")
+                self._run_chore()
+                self._finish()
+        except apsw.Error as error:
+            self.failure = error
+        except BaseException as error:  # a thread's edge: the loop logs it and exits
+            self.failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        finally:
+            self._done.set()
+            self._wake()
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._done.set()
+        self._wake()
+
+    def _write(self, group: Group) -> bool:
+        """Whether the group is on disk; False when the disk was full and nothing was changed."""
+        try:
+            with self._connection:
+                cursor = self._connection.cursor()
+                for table, rows in group.tables.items():
+                    if table == "chore":
+                        continue
+                    for statement, run in itertools.groupby(rows, key=_STATEMENT):
+                        cursor.executemany(statement, [row for _, row in run])
+        except apsw.FullError:
+            full = True
+        except apsw.IOError:
+            full = free_bytes(self.path.parent) < 1 << 20
+            if not full:
+                raise
+        else:
+            self.is_full = False
+            return True
+        if not self.is_full:
+            log.error("journal full disk=%s rows=%d: kept, tried again", self.path, group.rows)
+            self._metrics.journal_full += 1
+            self.is_full = True
+            self._wake()
+        return False
+
+    def _run_chore(self) -> None:
+        if not self._chores or self._stopping.is_set():
+            return
+        statement, row = self._chores[0]
+        try:
+            self._connection.execute(statement, row)
+        except apsw.FullError:
+            return
+        if self._connection.changes() == 0:
+            self._chores.popleft()
+
+
+def free_bytes(folder: pathlib.Path) -> int:
+    """Free space of the file system that a folder is on, for us."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def open_or_set_aside(path: pathlib.Path) -> apsw.Connection:
+    """The journal's connection; a file that SQLite cannot open at all is moved aside first."""
+    try:
+        return _open(path)
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        log.critical(
+            "journal unreadable file=%s error=%r: moved to %s; this start has no jobs. "
+            "'sqlite3 %s .recover' may save rows",
+            path, error, aside, aside,
+        )  # fmt: skip
+        return _open(path)
+
+
+def _open(path: pathlib.Path) -> apsw.Connection:
+    connection = apsw.Connection(str(path))
+    connection.set_busy_timeout(10_000)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+    connection.execute("PRAGMA journal_size_limit=67108864")
+    connection.execute("PRAGMA cache_size=-32768")
+    with connection:
+        connection.execute(schema.SCHEMA)
+    os.chmod(path, 0o600)
+    return connection
+
+
+def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
+    """(id of this broker, number of this start); both on disk before anything else happens."""
+    with connection:
+        meta: dict[Any, Any] = dict(connection.execute("SELECT key, value FROM meta").fetchall())  # type: ignore[arg-type]
+        version = meta.get("schema_version", schema.SCHEMA_VERSION)
+        if version != schema.SCHEMA_VERSION:
+            raise ValueError(
+                f"the journal has schema {version}, this release writes {schema.SCHEMA_VERSION}"
+            )
+        broker = str(meta.get("broker") or os.urandom(8).hex())
+        incarnation = int(meta.get("incarnation", 0)) + 1
+        connection.executemany(
+            schema.SET_META,
+            [
+                ("schema_version", schema.SCHEMA_VERSION),
+                ("broker", broker),
+                ("incarnation", incarnation),
+            ],
+        )
+    return broker, incarnation

@@ -1,0 +1,60 @@
+"""The broker's Ed25519 key: made at first start, readable by its owner only."""
+
+import os
+import pathlib
+
+from nacl.signing import SigningKey
+
+from gristmill.wire.errors import RemoteError
+
+KEY_NAME = "broker.key"
+
+
+def load_key(folder: pathlib.Path) -> SigningKey:
+    """The key of a state folder, made if there is none (32-byte seed as hex, mode 0600).
+
+    Raises:
+        RemoteError: ``UNAUTHORISED`` when others can read it, or it is not a key.
+    """
+    path = folder / KEY_NAME
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return _make_key(path)
+    with os.fdopen(handle, "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        text = file.read(1 << 10)
+    if mode & 0o077:
+        raise RemoteError(
+            "UNAUTHORISED",
+            f"{path} has mode {mode & 0o777:04o}: others can read the key; it must be 0600",
+            f"chmod 600 {path}, or delete it and start again for a new key",
+        )
+    try:
+        return SigningKey(bytes.fromhex(text.decode("ascii").strip()))
+    except (ValueError, UnicodeDecodeError):
+        raise RemoteError(
+            "UNAUTHORISED",
+            f"{path} does not hold a key of 64 hex characters",
+            f"restore it, or delete {path} and start again for a new key",
+        ) from None
+
+
+def _make_key(path: pathlib.Path) -> SigningKey:
+    """Writes beside and links: two starts at once agree on one key, and no torn file is read."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = SigningKey.generate()
+    temporary = path.with_name(f"{KEY_NAME}.{os.getpid()}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(key.encode().hex().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return load_key(path.parent)
+    finally:
+        os.unlink(temporary)
+    return key

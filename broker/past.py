@@ -1,0 +1,190 @@
+"""What the journal knows of past jobs: questions for the reader's thread.
+
+Each function takes the read-only connection first. Rows that are damaged are left out.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import apsw
+
+from gristmill.broker import records
+from gristmill.wire.client import JobStatus, LogRow, Results, SubtaskRow
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.failure import unpack_failures, unpack_logs
+from gristmill.wire.meter import Meter, unpack_meter
+from gristmill.wire.outcome import Outcome
+
+SCAN_ROWS_MAX = 20_000  #: results looked at for one page of subtasks or logs
+
+
+class PastJob(NamedTuple):
+    """A job of the journal: its last card, and which of its results are there."""
+
+    record: records.JobRecord
+    status: JobStatus | None
+    results_first: int
+    results_last: int
+
+
+def find_job(connection: apsw.Connection, tenant: str, job: int) -> PastJob | None:
+    """A job of this tenant, or None."""
+    row = connection.execute(
+        f"SELECT {records.JOB_COLUMNS} FROM jobs WHERE job = ? AND tenant = ?", (job, tenant)
+    ).fetchone()
+    if row is None:
+        return None
+    try:
+        record = records.read_job(row)
+    except records.DamagedError:
+        return None
+    ((first, last),) = connection.execute(
+        "SELECT ifnull(min(sequence), 0), ifnull(max(sequence), 0) FROM results WHERE job = ?",
+        (job,),
+    )
+    cards = _cards(
+        connection.execute(f"SELECT {records.STATE_COLUMNS} FROM job_states WHERE job = ?", (job,))
+    )
+    return PastJob(record, cards[0] if cards else None, first, last)
+
+
+def list_jobs(connection: apsw.Connection, tenant: str, limit: int) -> list[JobStatus]:
+    """Cards of a tenant's jobs as last recorded, newest first."""
+    return _cards(
+        connection.execute(
+            f"SELECT {records.STATE_COLUMNS} FROM job_states WHERE tenant = ?"
+            " ORDER BY job DESC LIMIT ?",
+            (tenant, limit),
+        )
+    )
+
+
+def find_requested(connection: apsw.Connection, tenant: str, digest: str) -> list[JobStatus]:
+    """Cards of the jobs that serve a decomposed request, newest first; at most ten."""
+    return _cards(
+        connection.execute(
+            "SELECT s.job, s.tenant, s.status, s.crc FROM jobs j JOIN job_states s USING(job)"
+            " WHERE j.tenant = ? AND j.request_digest = ? AND j.request_digest <> ''"
+            " ORDER BY j.job DESC LIMIT 10",
+            (tenant, digest),
+        )
+    )
+
+
+def _cards(rows: Iterable[records.Row]) -> list[JobStatus]:
+    cards = []
+    for row in rows:
+        try:
+            cards.append(records.read_state(row))
+        except records.DamagedError:
+            continue
+    return cards
+
+
+def subtasks(
+    connection: apsw.Connection, job: int, first: int, limit: int, wanted: str
+) -> list[SubtaskRow]:
+    """Rows of ended subtasks from this index on, by index, at most ``limit``.
+
+    The last attempt of a subtask wins; attempts that will be tried again are left out.
+    """
+    rows: dict[int, SubtaskRow] = {}
+    # A result may begin before the page and reach into it.
+    begin = max(0, first - _longest(connection, job))
+    found = connection.execute(
+        f"SELECT {records.RESULT_COLUMNS} FROM results WHERE job = ? AND first >= ?"
+        " AND first + count > ? ORDER BY first, rowid LIMIT ?",
+        (job, begin, first, SCAN_ROWS_MAX),
+    )
+    last_index = first - 1
+    for row in found:
+        message_first = -1
+        try:
+            header, _, meter_frame, failures_frame, _ = records.read_result(row)
+            message = records.decode_header(header)
+            head = message.head
+            message_first = head.first
+            meter = unpack_meter(meter_frame, head.count)
+            texts = {offset: one.message for offset, one in unpack_failures(failures_frame)}
+        except (records.DamagedError, RemoteError):
+            continue
+        if len(rows) >= limit and message_first > last_index:
+            break
+        again = [range(start, start + length) for start, length in message.not_final]
+        for index in range(max(head.first, first), head.first + head.count):
+            offset = index - head.first
+            if any(offset in run for run in again):
+                continue
+            entry = _subtask(message, meter, offset, texts)
+            if not wanted or entry.state == wanted:
+                rows[index] = entry
+                last_index = max(last_index, index)
+    return [rows[index] for index in sorted(rows)][:limit]
+
+
+def _subtask(message: Results, meter: Meter, offset: int, texts: dict[int, str]) -> SubtaskRow:
+    head, outcome = message.head, meter.outcome_at(offset)
+    state = "done"
+    if outcome is not Outcome.OK:
+        state = "cancelled" if outcome is Outcome.CANCELLED else "failed"
+    text = texts.get(offset, texts.get(0, "") if head.number == 0 else "")
+    return SubtaskRow(
+        head.first + offset,
+        state,
+        outcome.word,
+        message.attempt,
+        message.node,
+        meter.wall_us[offset] if len(meter.wall_us) else head.wall_us // head.count,
+        meter.cpu_us[offset] if len(meter.cpu_us) else head.cpu_us // head.count,
+        meter.peak_kib[offset] if len(meter.peak_kib) else head.peak_kib,
+        head.is_estimated or not len(meter.cpu_us),
+        head.metering,
+        text,
+    )
+
+
+def logs(connection: apsw.Connection, job: int, first: int, limit: int) -> list[LogRow]:
+    """Output of subtask attempts from this index on, by index and attempt, at most ``limit``."""
+    begin = max(0, first - _longest(connection, job))
+    rows: list[LogRow] = []
+    for row in connection.execute(
+        f"SELECT {records.RESULT_COLUMNS} FROM results WHERE job = ? AND first >= ?"
+        " AND first + count > ? AND length(logs) > 0 ORDER BY first, rowid LIMIT ?",
+        (job, begin, first, SCAN_ROWS_MAX),
+    ):
+        try:
+            header, _, _, _, frame = records.read_result(row)
+            message = records.decode_header(header)
+            entries = unpack_logs(frame)
+        except (records.DamagedError, RemoteError):
+            continue
+        for entry in entries:
+            index = message.head.first + entry.offset
+            if index + entry.count > first:
+                rows.append(
+                    LogRow(
+                        index, entry.count, message.attempt, entry.stdout, entry.stderr,
+                        entry.stdout_digest, entry.stderr_digest, entry.is_cut,
+                    )
+                )  # fmt: skip
+        if len(rows) >= limit:
+            break
+    rows.sort(key=lambda one: (one.index, one.attempt))
+    return rows[:limit]
+
+
+def _longest(connection: apsw.Connection, job: int) -> int:
+    """How far before an index a result that covers it may begin."""
+    found = connection.execute("SELECT ifnull(max(count), 0) FROM results WHERE job = ?", (job,))
+    return max(int(row[0]) for row in found)
+
+
+def expired(connection: apsw.Connection, now_ms: int) -> list[tuple[int, int]]:
+    """(job, last result) of final jobs whose results were kept long enough; at most 100."""
+    return list(
+        connection.execute(
+            "SELECT s.job, (SELECT ifnull(max(sequence), 0) FROM results r WHERE r.job = s.job)"
+            " FROM job_states s WHERE s.expires_ms > 0 AND s.expires_ms <= ? LIMIT 100",
+            (now_ms,),
+        )
+    )

@@ -1,0 +1,229 @@
+"""Rows of the journal: how each is made, and how one that was read is checked.
+
+A row whose checksum does not fit is ``DamagedError``: it is never used; ``replay`` puts it into
+quarantine by name.
+"""
+
+import zlib
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
+from gristmill.wire.ledger import Hold
+from gristmill.wire.spec import JobSpec, Tariff
+
+_encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
+decode_spec = msgspec.msgpack.Decoder(JobSpec).decode
+decode_tariff = msgspec.msgpack.Decoder(Tariff).decode
+decode_status = msgspec.msgpack.Decoder(JobStatus).decode
+decode_header = msgspec.msgpack.Decoder(Results).decode
+
+Row = tuple[Any, ...]
+
+
+class DamagedError(Exception):
+    """A row that must not be used.
+
+    Args:
+        table: its table.
+        key: its primary key, as text.
+        reason: what does not fit.
+    """
+
+    def __init__(self, table: str, key: str, reason: str) -> None:
+        super().__init__(f"{table} {key}: {reason}")
+        self.table, self.key, self.reason = table, key, reason
+
+
+def crc_of(*parts: bytes | str | int) -> int:
+    """crc32 over parts, each with its length, so that no two cuts of the same bytes agree."""
+    crc = 0
+    for part in parts:
+        body = part if isinstance(part, bytes) else str(part).encode()
+        crc = zlib.crc32(body, zlib.crc32(b"%d:" % len(body), crc))
+    return crc
+
+
+# ---------------------------------------------------------------- jobs
+
+
+class JobRecord(NamedTuple):
+    """A job as it stands in ``jobs``."""
+
+    job: int
+    tenant: str
+    submission: bytes
+    submitted_ms: int
+    spec: JobSpec
+    tariff: Tariff
+    function: bytes
+
+
+def job_row(record: JobRecord) -> Row:
+    """The row of ``jobs``."""
+    spec, tariff = _encode(record.spec), _encode(record.tariff)
+    crc = crc_of(
+        record.job, record.tenant, record.submission, record.submitted_ms, spec, tariff,
+        record.function,
+    )  # fmt: skip
+    return (
+        record.job, record.tenant, record.submission, record.spec.name,
+        record.spec.request_digest, record.spec.parent, record.submitted_ms, spec, tariff,
+        record.function, crc,
+    )  # fmt: skip
+
+
+JOB_COLUMNS = "job, tenant, submission, submitted_ms, spec, tariff, function, crc"
+
+
+def read_job(row: Row) -> JobRecord:
+    """A job from ``JOB_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit, or the spec is of another release.
+    """
+    job, tenant, submission, submitted_ms, spec, tariff, function, crc = row
+    if crc != crc_of(job, tenant, submission, submitted_ms, spec, tariff, function):
+        raise DamagedError("jobs", f"{job}", "its checksum does not fit")
+    try:
+        return JobRecord(
+            job, tenant, submission, submitted_ms, decode_spec(spec), decode_tariff(tariff),
+            function,
+        )  # fmt: skip
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DamagedError("jobs", f"{job}", f"its spec does not decode: {error}") from None
+
+
+# ---------------------------------------------------------------- states
+
+
+def state_row(tenant: str, status: JobStatus, retention_s: int) -> Row:
+    """The row of ``job_states``; ``expires_ms`` is 0 while the job is not final."""
+    is_final = status.state in FINAL_JOB_STATES
+    expires_ms = status.finished_ms + retention_s * 1_000 if is_final else 0
+    body = _encode(status)
+    return (
+        status.job, tenant, status.state, int(is_final), expires_ms, body,
+        crc_of(status.job, tenant, body),
+    )  # fmt: skip
+
+
+STATE_COLUMNS = "job, tenant, status, crc"
+
+
+def read_state(row: Row) -> JobStatus:
+    """A card from ``STATE_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit.
+    """
+    job, tenant, body, crc = row
+    if crc != crc_of(job, tenant, body):
+        raise DamagedError("job_states", f"{job}", "its checksum does not fit")
+    try:
+        return decode_status(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DamagedError("job_states", f"{job}", f"its card does not decode: {error}") from None
+
+
+# ---------------------------------------------------------------- parcels
+
+
+def parcel_row(job: int, first: int, count: int, codec: str, body: bytes) -> Row:
+    """The row of ``parcels``."""
+    return job, first, count, codec, crc_of(job, first, count, codec, body), body
+
+
+PARCEL_COLUMNS = "job, first, count, codec, crc, body"
+
+
+def read_parcel(row: Row) -> bytes:
+    """A parcel's frame from ``PARCEL_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit.
+    """
+    job, first, count, codec, crc, body = row
+    if crc != crc_of(job, first, count, codec, body):
+        raise DamagedError("parcels", f"{job}/{first}", "its checksum does not fit")
+    return bytes(body)
+
+
+# ---------------------------------------------------------------- results
+
+
+def result_crc(header: bytes, frames: list[bytes]) -> int:
+    """The checksum of a result: of its header, and of its frames with their lengths."""
+    crc = zlib.crc32(header)
+    for frame in frames:
+        crc = zlib.crc32(frame, zlib.crc32(b"%d:" % len(frame), crc))
+    return crc
+
+
+def result_row(
+    header: bytes,
+    message: Results,
+    frames: list[bytes],
+    readings: tuple[int, int, int],
+    ended_ms: int,
+) -> Row:
+    """The row of ``results``: its columns, the header as it is delivered, the four frames.
+
+    ``readings``: wall_us, cpu_us and amount_ucredits as they were accepted and billed.
+    """
+    head = message.head
+    payload, meter, failures, logs = frames
+    wall_us, cpu_us, amount = readings
+    return (
+        message.job, message.sequence, head.first, head.count, message.attempt, head.lease_id,
+        message.node, head.codec, wall_us, cpu_us, head.peak_kib, head.metering,
+        head.is_estimated, amount, ended_ms,
+        len(payload) + len(meter) + len(failures) + len(logs), result_crc(header, frames),
+        header, meter, failures, logs, payload,
+    )  # fmt: skip
+
+
+RESULT_COLUMNS = "job, sequence, crc, header, payload, meter, failures, logs"
+
+
+def read_result(row: Row) -> list[bytes]:
+    """A result as it is delivered, header and four frames, from ``RESULT_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit.
+    """
+    job, sequence, said, header, *frames = row
+    if result_crc(header, frames) != said:
+        raise DamagedError("results", f"{job}/{sequence}", "its checksum does not fit")
+    return [header, *frames]
+
+
+# ---------------------------------------------------------------- events, outbox
+
+
+def event_row(job: int, ms: int, name: str, detail: dict[str, Any]) -> Row:
+    """The row of ``events`` (its number is made by SQLite)."""
+    return job, ms, name, _encode_json(detail).decode()
+
+
+def entry_row(sequence: int, entry: msgspec.Struct) -> Row:
+    """The row of ``outbox``."""
+    body = _encode(entry)
+    return sequence, isinstance(entry, Hold), crc_of(sequence, body), body
+
+
+ENTRY_COLUMNS = "sequence, is_hold, crc, entry"
+
+
+def read_entry(row: Row) -> tuple[int, bool, bytes]:
+    """(sequence, whether it is a hold, encoded entry) from ``ENTRY_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit.
+    """
+    sequence, is_hold, crc, body = row
+    if crc != crc_of(sequence, body):
+        raise DamagedError("outbox", f"{sequence}", "its checksum does not fit")
+    return sequence, bool(is_hold), body

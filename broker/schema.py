@@ -1,0 +1,119 @@
+"""The journal's tables. Names and columns are stable: tools read them for past jobs, too.
+
+Every row that jobs, inputs, results or money hang on has a ``crc``: SQLite does not notice bit rot.
+Times are ms since the epoch (UTC); structs are MessagePack, ``events.detail`` is JSON.
+"""
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS jobs(
+    job INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    submission BLOB NOT NULL,
+    name TEXT NOT NULL,
+    request_digest TEXT NOT NULL,
+    parent INTEGER NOT NULL,
+    submitted_ms INTEGER NOT NULL,
+    spec BLOB NOT NULL,
+    tariff BLOB NOT NULL,
+    function BLOB NOT NULL,
+    crc INTEGER NOT NULL) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS jobs_submission ON jobs(tenant, submission);
+CREATE INDEX IF NOT EXISTS jobs_request ON jobs(tenant, request_digest) WHERE request_digest <> '';
+CREATE TABLE IF NOT EXISTS job_states(
+    job INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    state TEXT NOT NULL,
+    is_final INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    status BLOB NOT NULL,
+    crc INTEGER NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS job_states_tenant ON job_states(tenant, job);
+CREATE INDEX IF NOT EXISTS job_states_expiry ON job_states(expires_ms) WHERE expires_ms > 0;
+CREATE TABLE IF NOT EXISTS parcels(
+    job INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    codec TEXT NOT NULL,
+    crc INTEGER NOT NULL,
+    body BLOB NOT NULL) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS parcels_first ON parcels(job, first);
+CREATE TABLE IF NOT EXISTS results(
+    job INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    lease_id INTEGER NOT NULL,
+    node TEXT NOT NULL,
+    codec TEXT NOT NULL,
+    wall_us INTEGER NOT NULL,
+    cpu_us INTEGER NOT NULL,
+    peak_kib INTEGER NOT NULL,
+    metering TEXT NOT NULL,
+    is_estimated INTEGER NOT NULL,
+    amount_ucredits INTEGER NOT NULL,
+    ended_ms INTEGER NOT NULL,
+    body_bytes INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    header BLOB NOT NULL,
+    meter BLOB NOT NULL,
+    failures BLOB NOT NULL,
+    logs BLOB NOT NULL,
+    payload BLOB NOT NULL) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS results_sequence ON results(job, sequence);
+CREATE INDEX IF NOT EXISTS results_first ON results(job, first, count);
+CREATE TABLE IF NOT EXISTS events(
+    seq INTEGER PRIMARY KEY,
+    job INTEGER NOT NULL,
+    ms INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    detail TEXT NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS events_job ON events(job, seq);
+CREATE TABLE IF NOT EXISTS outbox(
+    sequence INTEGER PRIMARY KEY,
+    is_hold INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    entry BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS nodes(
+    name TEXT PRIMARY KEY,
+    node TEXT NOT NULL,
+    pinned_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS quarantine(
+    table_name TEXT NOT NULL,
+    row_key TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    ms INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY(table_name, row_key)) STRICT;
+"""
+
+# Statements of the writer.
+ADD_JOB = "INSERT INTO jobs VALUES(?,?,?,?,?,?,?,?,?,?,?)"
+SET_STATE = "INSERT OR REPLACE INTO job_states VALUES(?,?,?,?,?,?,?)"
+ADD_PARCEL = "INSERT OR IGNORE INTO parcels VALUES(?,?,?,?,?,?)"
+ADD_RESULT = "INSERT INTO results VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+ADD_EVENT = "INSERT INTO events(job, ms, name, detail) VALUES(?,?,?,?)"
+ADD_ENTRY = "INSERT INTO outbox VALUES(?,?,?,?)"
+DROP_ENTRIES = "DELETE FROM outbox WHERE sequence <= ?"
+ADD_NODE = "INSERT OR IGNORE INTO nodes VALUES(?,?,?)"
+ADD_QUARANTINE = "INSERT OR IGNORE INTO quarantine VALUES(?,?,?,?,?)"
+VOID_RESULT = (
+    "UPDATE results SET header = ?, payload = ?, meter = ?, failures = ?, logs = ?, crc = ?"
+    " WHERE job = ? AND sequence = ?"
+)
+SET_META = "INSERT OR REPLACE INTO meta VALUES(?,?)"
+CLEAR_EXPIRY = "UPDATE job_states SET expires_ms = 0 WHERE job = ?"
+
+# Chores: each runs by one chunk at a time until it changes nothing.
+CHUNK_ROWS = 128
+DROP_PARCELS = (
+    "DELETE FROM parcels WHERE rowid IN"
+    f" (SELECT rowid FROM parcels WHERE job = ? LIMIT {CHUNK_ROWS})"
+)
+DROP_RESULTS = (
+    "DELETE FROM results WHERE rowid IN (SELECT rowid FROM results"
+    f" WHERE job = ? AND sequence <= ? LIMIT {CHUNK_ROWS})"
+)

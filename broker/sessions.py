@@ -1,0 +1,170 @@
+"""Who is who: sessions by random token. The routing id of a message is an address, never a name.
+
+A token is good for one generation of a session: a new HELLO makes a new token and the old one is
+answered with ``REJOIN`` from that moment on.
+"""
+
+import os
+from collections.abc import Iterator
+
+from gristmill.broker.mailbox import Peer
+from gristmill.wire.worker import Hello as WorkerHello
+from gristmill.wire.worker import HostReading
+
+TOKEN_BYTES = 16
+
+
+class ClientSession:
+    """A client that said HELLO.
+
+    ``number`` is the core's name for it and stays the same when the same client object says HELLO
+    again before its time-to-live is over.
+    """
+
+    __slots__ = (
+        "client", "generation", "is_operator", "number", "peer", "questions", "seen_ms", "tenant",
+        "token",
+    )  # fmt: skip
+
+    def __init__(self, number: int, client: bytes, tenant: str, is_operator: bool) -> None:
+        self.number = number
+        self.client = client
+        self.tenant = tenant
+        self.is_operator = is_operator
+        self.generation = 0
+        self.token = b""
+        self.peer = Peer(b"")
+        self.seen_ms = 0
+        self.questions = 0
+
+
+class WorkerSession:
+    """A worker whose HELLO was admitted.
+
+    ``reading``: its last telemetry; ``open_jobs``: job to the time (UTC ms) at which its grants
+    want renewal.
+    """
+
+    __slots__ = (
+        "generation", "hello", "is_draining", "number", "open_jobs", "peer", "reading",
+        "report_ms", "seen_ms", "seen_utc_ms", "token", "ttl_ms",
+    )  # fmt: skip
+
+    def __init__(self, number: int, hello: WorkerHello, report_ms: int, ttl_ms: int) -> None:
+        self.number = number
+        self.hello = hello
+        self.report_ms = report_ms
+        self.ttl_ms = ttl_ms
+        self.generation = 0
+        self.token = b""
+        self.peer = Peer(b"")
+        self.seen_ms = 0
+        self.seen_utc_ms = 0
+        self.is_draining = False
+        self.reading: HostReading | None = None
+        self.open_jobs: dict[int, int] = {}
+
+
+class Clients:
+    """The sessions of clients, by token, by number and by the client's own id."""
+
+    def __init__(self) -> None:
+        self._by_token: dict[bytes, ClientSession] = {}
+        self._by_number: dict[int, ClientSession] = {}
+        self._by_client: dict[tuple[str, bytes], ClientSession] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[ClientSession]:
+        return iter(list(self._by_number.values()))
+
+    def join(
+        self, routing: bytes, client: bytes, tenant: str, is_operator: bool, now_ms: int
+    ) -> ClientSession:
+        """A session with a new token; the same client object keeps its number."""
+        session = self._by_client.get((tenant, client))
+        if session is None:
+            self._last += 1
+            session = ClientSession(self._last, client, tenant, is_operator)
+            self._by_client[tenant, client] = session
+            self._by_number[session.number] = session
+        self.suspend(session)
+        session.token = os.urandom(TOKEN_BYTES)
+        session.generation += 1
+        session.peer = Peer(routing, session)
+        session.seen_ms = now_ms
+        self._by_token[session.token] = session
+        return session
+
+    def find(self, token: bytes) -> ClientSession | None:
+        """The session of a token, if it is live."""
+        return self._by_token.get(token)
+
+    def get(self, number: int) -> ClientSession | None:
+        """The session of a number, if its token is live."""
+        session = self._by_number.get(number)
+        return session if session is not None and session.token else None
+
+    def suspend(self, session: ClientSession) -> None:
+        """Its token is void; the number waits for a HELLO until the time-to-live is over."""
+        self._by_token.pop(session.token, None)
+        session.token = b""
+
+    def remove(self, session: ClientSession) -> None:
+        """The session is over."""
+        self.suspend(session)
+        self._by_number.pop(session.number, None)
+        self._by_client.pop((session.tenant, session.client), None)
+
+
+class Workers:
+    """The sessions of workers, by token, by number and by name."""
+
+    def __init__(self) -> None:
+        self._by_token: dict[bytes, WorkerSession] = {}
+        self._by_number: dict[int, WorkerSession] = {}
+        self._by_name: dict[str, WorkerSession] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[WorkerSession]:
+        return iter(list(self._by_number.values()))
+
+    def join(
+        self, routing: bytes, hello: WorkerHello, report_ms: int, ttl_ms: int, now_ms: int
+    ) -> WorkerSession:
+        """A new session; the caller has removed the one that had this name."""
+        assert hello.name not in self._by_name
+        self._last += 1
+        session = WorkerSession(self._last, hello, report_ms, ttl_ms)
+        session.token = os.urandom(TOKEN_BYTES)
+        session.generation = 1
+        session.peer = Peer(routing, session)
+        session.seen_ms = now_ms
+        self._by_token[session.token] = session
+        self._by_number[session.number] = session
+        self._by_name[hello.name] = session
+        return session
+
+    def find(self, token: bytes) -> WorkerSession | None:
+        """The session of a token, if it is live."""
+        return self._by_token.get(token)
+
+    def get(self, number: int) -> WorkerSession | None:
+        """The session of a number, if it is live."""
+        return self._by_number.get(number)
+
+    def named(self, name: str) -> WorkerSession | None:
+        """The live session of a worker's name."""
+        return self._by_name.get(name)
+
+    def remove(self, session: WorkerSession) -> None:
+        """The session is over."""
+        self._by_token.pop(session.token, None)
+        self._by_number.pop(session.number, None)
+        if self._by_name.get(session.hello.name) is session:
+            del self._by_name[session.hello.name]

@@ -1,0 +1,81 @@
+"""Every setting of the broker process: unit, default and range, read once at the start."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+
+from gristmill.wire import limits
+from gristmill.wire.errors import RemoteError
+
+ENVIRONMENT_PREFIX = "GRISTMILL_BROKER_"
+
+
+class BrokerSettings(pydantic.BaseModel):
+    """What an operator may choose.
+
+    The limits that both sides of a dialogue rely on are in ``wire/limits.py``.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    state: pathlib.Path  #: folder of journal.db and broker.key
+    front: str  #: address for clients
+    back: str  #: address for workers
+    ledger: str  #: address of the ledger
+    store: str = ""  #: address of the store, handed to clients and workers
+    #: results and parcels kept in memory; the rest is read back from the journal
+    parcel_cache_bytes: int = pydantic.Field(limits.PARCEL_CACHE_BYTES, ge=1 << 20)
+    result_cache_bytes: int = pydantic.Field(limits.RESULT_CACHE_BYTES, ge=1 << 20)
+    #: what the journal may have waiting before the broker stops reading its sockets
+    journal_backlog_bytes: int = pydantic.Field(64 << 20, ge=1 << 20)
+    #: free space on the journal's disk below which new jobs and parcels are refused
+    disk_reserve_bytes: int = pydantic.Field(64 << 20, ge=0)
+    client_ttl_ms: int = pydantic.Field(limits.CLIENT_TTL_MS, ge=100)
+    client_ping_ms: int = pydantic.Field(limits.CLIENT_PING_MS, ge=10)
+    worker_ttl_ms: int = pydantic.Field(limits.TTL_MS, ge=100)
+    worker_report_ms: int = pydantic.Field(limits.REPORT_MS, ge=10)
+    #: silence of the ledger after which a batch is sent again, and after which it counts as down
+    ledger_resend_ms: int = pydantic.Field(1_000, ge=10)
+    ledger_ttl_ms: int = pydantic.Field(3_500, ge=100)
+    tick_ms: int = pydantic.Field(20, ge=1, le=1_000)  #: the core hears of time this often
+    #: messages taken from one socket before the next one has its turn
+    drain_messages: int = pydantic.Field(64, ge=1, le=4_096)
+    #: messages that wait in our memory for one peer that does not read; then it is dropped
+    peer_queue_messages: int = pydantic.Field(4_096, ge=16)
+    peer_queue_bytes: int = pydantic.Field(32 << 20, ge=1 << 20)
+
+
+def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> BrokerSettings:
+    """The settings: what was given on the command line, else the environment, else defaults.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC`` that names every bad setting.
+    """
+    values: dict[str, Any] = {}
+    for name in BrokerSettings.model_fields:
+        if given.get(name) is not None:
+            values[name] = given[name]
+        elif (text := environ.get(ENVIRONMENT_PREFIX + name.upper())) is not None:
+            values[name] = text
+    try:
+        return BrokerSettings(**values)
+    except pydantic.ValidationError as error:
+        bad = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r:.80})"
+            if fault["type"] != "missing"
+            else f"{fault['loc'][0]}: missing"
+            for fault in error.errors()
+        )
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"settings of the broker: {bad}",
+            f"give them as --name or {ENVIRONMENT_PREFIX}NAME; see --help",
+        ) from None
+
+
+def own_environment() -> Mapping[str, str]:
+    """The environment of this process."""
+    return os.environ
