@@ -188,14 +188,18 @@ def test_a_plain_user_in_groups_made_for_it_has_cgroups(able, site, scratch, gro
         assert [at for at in Path(path).parent.iterdir() if at.is_dir()] == []
 
 
-def test_our_own_python_brings_its_packages(best_host, bare_host):
+def test_our_own_python_finds_inside_what_it_finds_outside(best_host, bare_host):
     python = find_interpreter()
     assert python is find_interpreter()  # asked once
-    code = "import msgspec, cloudpickle, sys; print(sys.version_info[:3], sys.prefix)"
+    code = (
+        "import importlib.util as u, sys; print(sys.version, sys.prefix, sys.path, "
+        "*(u.find_spec(n) and u.find_spec(n).origin for n in ('pytest', 'msgspec', 'ssl')))"
+    )
+    argv = (python.executable, "-I", "-c", code)
+    outside = subprocess.run(argv, capture_output=True, check=True).stdout
     for ground in (best_host, bare_host):
-        spec = JailSpec(argv=(python.executable, "-c", code), binds=python.binds)
-        result = run(ground, spec)
-        assert result.stdout.decode() == f"{sys.version_info[:3]} {sys.prefix}\n", result
+        result = run(ground, JailSpec(argv=argv, binds=python.binds))
+        assert result.stdout == outside, result
     assert all(not bind.is_writable for bind in python.binds)
     assert python.version == tuple(sys.version_info[:3])
 

@@ -287,7 +287,7 @@ def test_passed_descriptors_a_shared_page_and_a_socket_in_a_bind(any_host, attac
 
 
 def test_a_unix_socket_can_be_bound_in(any_host, python, scratch):
-    at = scratch / f"door-{any_host.place.version}"
+    at = any_host.state_dir / "door"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(at))
         at.chmod(0o777)
