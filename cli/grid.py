@@ -77,7 +77,9 @@ class Grid:
         stop_fd: int | None = None,
     ) -> None:
         self.state = Path(os.path.abspath(state))
-        self.run = Path(os.path.abspath(run)) if run is not None else self.state / "run"
+        self.run = Path(os.path.abspath(run if run is not None else self.state / "run"))
+        if self.run == self.state:  # a socket and a folder would have one name
+            self.run = self.state / "run"
         self.workers = workers
         self.slots = slots or max(1, len(os.sched_getaffinity(0)) // max(1, workers))
         self.tiers = tuple(tiers)
@@ -255,8 +257,7 @@ class Grid:
 
     def _claim(self) -> None:
         make_private(self.state)
-        folders = [self.run] if self.run == self.state else [self.run, self.state]
-        for folder in folders:
+        for folder in (self.run, self.state):
             self._claims.append(Claim(folder))
         make_private(self.state / "logs")
 

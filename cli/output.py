@@ -85,7 +85,7 @@ class Terminal:
         head: Sequence[str],
         rows: Sequence[Sequence[str]],
         *,
-        right: str = "",
+        right: Sequence[str] = (),
         styles: Mapping[str, str] | None = None,
     ) -> None:
         """Rows under a head.
@@ -96,7 +96,7 @@ class Terminal:
             right: names of the columns that are set flush right, with spaces between.
             styles: column name to the style of its cells, or to ``state`` for that of the word.
         """
-        for line in self.format_table(head, rows, right=right.split(), styles=styles or {}):
+        for line in self.format_table(head, rows, right=right, styles=styles or {}):
             self.print(line)
 
     def format_table(
@@ -107,8 +107,10 @@ class Terminal:
         right: Sequence[str] = (),
         styles: Mapping[str, str],
     ) -> list[str]:
-        """The lines of a table; on a terminal the widest columns are cut to fit."""
-        cells = [[clean(cell) for cell in row] for row in rows]
+        """The lines of a table without its empty columns; on a terminal the widest are cut."""
+        kept = [at for at in range(len(head)) if not rows or any(row[at] for row in rows)]
+        head = [head[at] for at in kept]
+        cells = [[clean(row[at]) for at in kept] for row in rows]
         widths = [
             max([width_of(head[at]), *(width_of(row[at]) for row in cells)])
             for at in range(len(head))
@@ -149,7 +151,7 @@ class Terminal:
 
     def style(self, text: str, style: str) -> str:
         """The text in a style (``red``), if stdout takes colours."""
-        return _styled(text, style) if self.has_colour and style else text
+        return _styled(text, style) if self.has_colour and style and text else text
 
     # ------------------------------------------------------------ stderr
 

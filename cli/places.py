@@ -108,8 +108,7 @@ class Claim:
                 self.folder, int(record.get("pid", 0)), str(record.get("address", ""))
             ) from None
         _end_leftovers(self._read().get("children", {}))
-        for name in SOCKETS:
-            (self.folder / name).unlink(missing_ok=True)
+        _unlink_sockets(self.folder)
 
     def write(self, record: dict[str, Any]) -> None:
         """Say who holds the folder: for whoever comes next, and for people."""
@@ -124,8 +123,7 @@ class Claim:
         """
         if self._fd < 0:
             return
-        for name in SOCKETS:
-            (self.folder / name).unlink(missing_ok=True)
+        _unlink_sockets(self.folder)
         os.ftruncate(self._fd, 0)
         os.close(self._fd)
         self._fd = -1
@@ -136,6 +134,14 @@ class Claim:
         except ValueError:
             return {}  # its writer died while it wrote
         return record if isinstance(record, dict) else {}
+
+
+def _unlink_sockets(folder: Path) -> None:
+    """Only what is a socket: in a state folder these are the names of folders."""
+    for name in SOCKETS:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK((folder / name).lstat().st_mode):
+                (folder / name).unlink()
 
 
 def start_ticks(pid: int) -> int:

@@ -36,7 +36,7 @@ def show_jobs(jobs: Sequence[JobStatus], terminal: Terminal) -> None:
     ]
     head = ["JOB", "NAME", "STATE", "DONE", "FAILED", "TIME", "CREDITS", ""]
     styles = {"JOB": "bold", "STATE": "state", "FAILED": "red"}
-    terminal.table(head, rows, right="JOB DONE FAILED TIME CREDITS", styles=styles)
+    terminal.table(head, rows, right=["JOB", "DONE", "FAILED", "TIME", "CREDITS"], styles=styles)
 
 
 def told_done(job: JobStatus) -> str:
@@ -173,7 +173,9 @@ def show_subtasks(
         for row in rows
     ]
     head = "SUBTASK STATE OUTCOME ATTEMPT NODE WALL CPU PEAK METERING MESSAGE".split()
-    terminal.table(head, cells, right="SUBTASK ATTEMPT WALL CPU PEAK", styles={"STATE": "state"})
+    terminal.table(
+        head, cells, right=["SUBTASK", "ATTEMPT", "WALL", "CPU", "PEAK"], styles={"STATE": "state"}
+    )
     if any(row.is_estimated for row in rows):
         terminal.say("~ estimated: measured for a batch and split over it by wall time")
     if is_cut:
@@ -217,7 +219,9 @@ def show_workers(workers: Sequence[WorkerRow], terminal: Terminal) -> None:
         )
     head = ["WORKER", "STATE", "BUSY", "DONE", "LOAD", "MEMORY", "TIERS", "METERING", "PYTHON"]
     head += ["NODE", "LABELS"]
-    terminal.table(head, cells, right="BUSY DONE LOAD", styles={"WORKER": "bold", "STATE": "state"})
+    terminal.table(
+        head, cells, right=["BUSY", "DONE", "LOAD"], styles={"WORKER": "bold", "STATE": "state"}
+    )
     trusted = [worker for worker in ordered if "trusted" in worker.tiers]
     if trusted:
         noun = plural(len(trusted), "worker")

@@ -34,7 +34,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pipe_gets_plain_whole_text() -> None:
     plain = terminal()
-    plain.table(["NAME", "N"], [["x" * 300, "1"], ["y", "1,000"]], right="N", styles={"N": "red"})
+    plain.table(["NAME", "N"], [["x" * 300, "1"], ["y", "1,000"]], right=["N"], styles={"N": "red"})
     lines = text_of(plain.out).splitlines()
     assert lines[0] == "NAME".ljust(300) + "      N"
     assert lines[1] == "x" * 300 + "      1"
@@ -45,7 +45,7 @@ def test_a_pipe_gets_plain_whole_text() -> None:
 @pytest.mark.usefixtures("narrow")
 def test_a_terminal_gets_what_fits() -> None:
     screen = terminal(Screen, NO_COLOR="1")
-    screen.table(["NAME", "MESSAGE", "N"], [["short", "m" * 99, "12345"]], right="N")
+    screen.table(["NAME", "MESSAGE", "N"], [["short", "m" * 99, "12345"]], right=["N"])
     lines = text_of(screen.out).splitlines()
     assert [width_of(line) for line in lines] == [40, 40]
     assert lines[1] == "short  " + "m" * 25 + "…  12345"

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -64,13 +65,18 @@ def test_a_second_claim_is_refused_with_the_pid(tmp_path: pathlib.Path) -> None:
 
 
 def test_stale_sockets_and_records_are_cleaned(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "front").write_text("left by a crash")
+    for name in ("front", "back"):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / name))
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "store").write_text("no socket: not ours to remove")
     (tmp_path / places.RECORD).write_text('{"pid": 1, "children": {"broker": [1, 1]}')  # torn
     claim = places.Claim(tmp_path)
-    assert not (tmp_path / "front").exists()
-    (tmp_path / "back").write_text("ours")
+    assert {path.name for path in tmp_path.iterdir()} == {"ledger", "store", places.RECORD}
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(str(tmp_path / "back"))
     claim.release()
-    assert not (tmp_path / "back").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"ledger", "store", places.RECORD}
 
 
 def test_a_leftover_process_is_ended_first(
@@ -99,10 +105,13 @@ def test_a_leftover_process_is_ended_first(
 
 def test_the_lock_is_not_inherited(tmp_path: pathlib.Path) -> None:
     claim = places.Claim(tmp_path)
+    script = "import sys; print(flush=True); sys.stdin.read()"
     child = subprocess.Popen(
-        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1, close_fds=False
+        [sys.executable, "-c", script], stdin=-1, stdout=-1, close_fds=False, text=True
     )
     try:
+        assert child.stdout is not None
+        child.stdout.readline()  # it is past its exec
         claim.release()
         with open(tmp_path / places.RECORD) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

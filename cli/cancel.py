@@ -1,0 +1,24 @@
+"""``gristmill cancel``: whole jobs, or some of their subtasks."""
+
+import argparse
+
+from gristmill.cli import documents
+from gristmill.cli.connection import asked, connect
+from gristmill.cli.output import Terminal
+from gristmill.cli.selection import format_runs, parse_runs
+from gristmill.wire.client import Cancel
+from gristmill.wire.errors import EXIT_OK
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Cancel each; all of the arguments are read before the first is acted on."""
+    wanted = [asked(parse_runs, text) for text in args.jobs]
+    with connect(args.address) as client:
+        for job, runs in wanted:
+            # As runs: ``Client.cancel`` takes single indices, and j17/0-99999999 is one run.
+            client._link.ask(Cancel(b"", 0, job, runs))
+            terminal.say(f"asked to cancel {format_runs(job, runs)}")
+    if terminal.is_json:
+        names = [format_runs(job, runs) for job, runs in wanted]
+        terminal.document(documents.encode(documents.Cancelled(names)))
+    return EXIT_OK

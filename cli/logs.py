@@ -1,0 +1,109 @@
+"""``gristmill logs``: what subtasks wrote to stdout and stderr."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from gristmill.cli import documents
+from gristmill.cli.connection import connect, subtask_of
+from gristmill.cli.output import Terminal
+from gristmill.cli.reading import logs_of
+from gristmill.client.errors import subtask_name
+from gristmill.wire.client import FINAL_JOB_STATES, LogRow
+from gristmill.wire.errors import EXIT_OK, RemoteError
+from gristmill.wire.failure import LogEntry
+from gristmill.wire.ids import JobId, format_job
+from gristmill.wire.values import BlobRef
+
+if TYPE_CHECKING:
+    from gristmill.client import Client
+
+ROWS_AT_ONCE = 100
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    """All of a job or of one subtask; with ``-f`` until the job has ended."""
+    job, index = subtask_of(args.job)
+    with connect(args.address) as client:
+        status = client.status(job)
+        count = status.count if status.count >= 0 else status.uploaded
+        if index is not None and index >= count:
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"{format_job(job)} has {count} subtasks; there is no {format_job(job)}/{index}",
+                f"gristmill status {format_job(job)} --subtasks",
+            )
+        if args.follow and status.state not in FINAL_JOB_STATES:
+            terminal.way_back = f"the job goes on: gristmill logs -f {args.job}"
+            shown = _follow(client, job, index, terminal)
+        else:
+            shown = _print_all(client, job, index, terminal)
+    if not shown:
+        terminal.say(f"{args.job} wrote nothing" + (" yet" if not status.finished_ms else ""))
+    return EXIT_OK
+
+
+def _print_all(client: "Client", job: JobId, index: int | None, terminal: Terminal) -> int:
+    if index is not None:
+        rows = client.logs(job, index, 1)
+        mine = [row for row in rows if row.index <= index < row.index + max(1, row.count)]
+        for row in mine:
+            _print(job, row, terminal, has_head=row.count > 1)
+        return len(mine)
+    following = shown = 0
+    while rows := client.logs(job, following, ROWS_AT_ONCE):
+        for row in rows:
+            _print(job, row, terminal, has_head=True)
+        shown += len(rows)
+        following = max(row.index + max(1, row.count) for row in rows)
+    return shown
+
+
+def _follow(client: "Client", job: JobId, index: int | None, terminal: Terminal) -> int:
+    shown = 0
+    for first, attempt, entry in logs_of(client, job):
+        if index is None or first <= index < first + entry.count:
+            _print(job, _row(client, first, attempt, entry), terminal, has_head=index is None)
+            shown += 1
+    return shown
+
+
+def _row(client: "Client", first: int, attempt: int, entry: LogEntry) -> LogRow:
+    stdout, stderr = entry.stdout, entry.stderr
+    if entry.stdout_digest:
+        stdout = client._fetch_blob(BlobRef(entry.stdout_digest, entry.stdout_bytes))
+    if entry.stderr_digest:
+        stderr = client._fetch_blob(BlobRef(entry.stderr_digest, entry.stderr_bytes))
+    return LogRow(first, entry.count, attempt, stdout, stderr, "", "", entry.is_cut)
+
+
+def _print(job: JobId, row: LogRow, terminal: Terminal, *, has_head: bool) -> None:
+    name = subtask_name(job, row.index)
+    if row.count > 1:
+        name += f"-{row.index + row.count - 1}"
+    if terminal.is_json:
+        document = documents.LogLine(
+            name,
+            row.index,
+            row.count,
+            row.attempt,
+            row.stdout.decode(errors="replace"),
+            row.stderr.decode(errors="replace"),
+            row.is_cut,
+        )
+        terminal.document(documents.encode(document))
+        return
+    if has_head:
+        again = f" attempt {row.attempt}" if row.attempt > 1 else ""
+        terminal.print(terminal.style(f"==> {name}{again} <==", "bold"))
+    if row.stdout:
+        terminal.write_bytes(_ended(row.stdout) if has_head else row.stdout)
+    if row.stderr:
+        if has_head and row.stdout:
+            terminal.print(terminal.style(f"==> {name} stderr <==", "bold"))
+        terminal.write_bytes(_ended(row.stderr) if has_head else row.stderr)
+    if row.is_cut:
+        terminal.say(f"{name}: output cut at its limit")
+
+
+def _ended(body: bytes) -> bytes:
+    return body if body.endswith(b"\n") else body + b"\n"

@@ -1,0 +1,82 @@
+"""``gristmill usage`` and ``gristmill balance``: what it cost, and where the credits are."""
+
+import argparse
+from collections.abc import Sequence
+
+from gristmill.cli import documents
+from gristmill.cli.connection import connect, job_of
+from gristmill.cli.output import Terminal
+from gristmill.wire.client import AccountRow, UsageRow
+from gristmill.wire.errors import EXIT_OK
+from gristmill.wire.units import format_credits, format_ms
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Ask the ledger, through the broker."""
+    if args.verb == "balance":
+        with connect(args.address) as client:
+            balance = client.balance()
+        if terminal.is_json:
+            document = documents.Balance(balance.accounts, balance.sum_ucredits, balance.transfers)
+            terminal.document(documents.encode(document))
+        else:
+            _show_balance(balance.accounts, terminal)
+            terminal.print(f"sum of all accounts: {format_credits(balance.sum_ucredits)}")
+        return EXIT_OK
+    job = None if args.job is None else job_of(args.job)
+    with connect(args.address) as client:
+        rows = client.usage(by=args.by, job=job)
+    if terminal.is_json:
+        terminal.document(documents.encode(documents.Usage(args.by, rows)))
+    elif not rows:
+        terminal.say("nothing was billed yet")
+    else:
+        _show_usage(args.by, rows, terminal)
+    return EXIT_OK
+
+
+def _show_balance(accounts: Sequence[AccountRow], terminal: Terminal) -> None:
+    rows = [
+        [
+            account.name,
+            format_credits(account.posted_ucredits),
+            format_credits(account.held_ucredits) if account.held_ucredits else "",
+            format_credits(account.available_ucredits),
+        ]
+        for account in accounts
+    ]
+    head = ["ACCOUNT", "CREDITS", "HELD", "AVAILABLE"]
+    terminal.table(head, rows, right=head[1:], styles={"ACCOUNT": "bold"})
+
+
+def _show_usage(by: str, rows: Sequence[UsageRow], terminal: Terminal) -> None:
+    cells = [_usage_cells(row.key, row) for row in rows]
+    if len(rows) > 1:
+        cells.append(_usage_cells("all", total_of(rows)))
+    head = [by.upper(), "SUBTASKS", "FAILED", "CPU", "WALL", "CREDITS", "OF IT TOLL"]
+    terminal.table(head, cells, right=head[1:], styles={head[0]: "bold"})
+
+
+def total_of(rows: Sequence[UsageRow]) -> UsageRow:
+    """The sum of the rows."""
+    return UsageRow(
+        "all",
+        sum(row.subtasks for row in rows),
+        sum(row.failed for row in rows),
+        sum(row.cpu_us for row in rows),
+        sum(row.wall_us for row in rows),
+        sum(row.amount_ucredits for row in rows),
+        sum(row.toll_ucredits for row in rows),
+    )
+
+
+def _usage_cells(key: str, row: UsageRow) -> list[str]:
+    return [
+        key,
+        f"{row.subtasks:,}",
+        f"{row.failed:,}" if row.failed else "",
+        format_ms(row.cpu_us / 1000),
+        format_ms(row.wall_us / 1000),
+        format_credits(row.amount_ucredits),
+        format_credits(row.toll_ucredits),
+    ]
