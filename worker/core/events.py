@@ -107,8 +107,22 @@ class SlotLied:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class JobUnready:
+    """The slot's jail cannot be started, through no fault of this host.
+
+    The job's function or files cannot be had from the store (``outcome`` STORE), or its environment
+    is not here (``SETUP``). No process was started.
+    """
+
+    slot: int
+    jail: int
+    outcome: int
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class InputFailed:
-    """The function, the input files or a parcel of this lease cannot be had from the store."""
+    """A parcel of this lease cannot be had from the store; the slot was not fed."""
 
     slot: int
     jail: int
@@ -171,6 +185,7 @@ Event = (
     | FeedEnded
     | SlotLied
     | InputFailed
+    | JobUnready
     | Looked
     | ReadingTaken
     | DrainAsked

@@ -116,6 +116,20 @@ def on_input_failed(state: State, event: on.InputFailed, now_ms: int) -> Effects
     return _lease_over(state, slot, lease, now_ms)
 
 
+def on_job_unready(state: State, event: on.JobUnready, now_ms: int) -> Effects:
+    """The job's leases in this slot end as the event says: never run, never billed."""
+    slot = state.slots[event.slot]
+    if slot.jail != event.jail or slot.phase not in ("starting", "ending"):
+        return []
+    failure = Failure(event.message, kind="StoreError" if event.outcome == Outcome.STORE else "")
+    for lease in [lease for lease in slot.leases if lease.grant.job == slot.job]:
+        for run in lease.remaining:
+            _conclude(state, lease, run, Outcome(event.outcome), failure)
+        slot.leases.remove(lease)
+    slot.phase, slot.jail, slot.job, slot.kill_cause = "empty", 0, 0, None
+    return settle(state, slot, now_ms)
+
+
 def on_jail_ended(state: State, event: on.JailEnded, now_ms: int) -> Effects:
     """The subtask that ran gets the verdict, what is left of its lease goes back."""
     slot = state.slots[event.slot]

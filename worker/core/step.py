@@ -22,6 +22,7 @@ _HANDLERS: dict[type, Callable[[State, Any, int], list[do.Effect]]] = {
     on.FeedEnded: slots.on_feed_ended,
     on.SlotLied: slots.on_slot_lied,
     on.InputFailed: slots.on_input_failed,
+    on.JobUnready: slots.on_job_unready,
     on.Looked: slots.on_looked,
 }
 

@@ -21,6 +21,7 @@ A slot reads STOP before each subtask, and the list only when STOP changed: 30 n
 import mmap
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -60,13 +61,17 @@ class Setting(msgspec.Struct, array_like=True, frozen=True, tag=1):
     scratch_bytes: int
     work_dir: str
     inputs_dir: str
-    has_own_processes: bool
     argv: list[str] = []
     env: dict[str, str] = {}
     is_stdin_value: bool = False
     files_in: list[FilePlace] = []
     files_out: list[str] = []
     ok_exit_codes: tuple[int, ...] = (0,)
+
+
+def with_command(setting: Setting, **command: Any) -> Setting:
+    """The same for a command job."""
+    return msgspec.structs.replace(setting, **command)
 
 
 class Feed(msgspec.Struct, array_like=True, frozen=True, tag=2):

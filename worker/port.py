@@ -1,0 +1,180 @@
+"""The agent's end of one slot process: its socket, its page, its output, its meters."""
+
+import contextlib
+import os
+import socket
+from collections import deque
+
+import msgspec
+
+from gristmill.sandbox.cgroup import Reading
+from gristmill.worker.core import effects as do
+from gristmill.worker.process import SlotProcess
+from gristmill.worker.runners import protocol
+
+READ_BYTES = 1 << 20
+OUTPUT_READ_BYTES = 1 << 16
+#: Reads of one slot in one turn of the loop, so that no slot keeps the others waiting.
+READS_PER_TURN = 4
+
+
+class Port:
+    """One process in one slot. Nothing here blocks.
+
+    Attributes:
+        cause: why we killed it, None while we did not.
+        output: stdout and stderr that no result has taken yet, cut at ``output_bytes_max``.
+        output_bytes: how much there was, with what was cut.
+        accounted_us: cpu time that is in results already (or was spent before the job began).
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        jail: int,
+        process: SlotProcess,
+        sock: socket.socket,
+        page: protocol.Page,
+        outputs: tuple[int, int],
+        output_bytes_max: int,
+    ) -> None:
+        self.slot, self.jail = slot, jail
+        self.process = process
+        self.page = page
+        self.cause: do.KillCause | None = None
+        self.is_ready = False
+        self.output = (bytearray(), bytearray())
+        self.output_bytes = 0
+        self.accounted_us = 0
+        self.is_at_end = False
+        self.peak = Reading()
+        self._socket = sock
+        self._outputs = dict(zip(outputs, self.output, strict=True))
+        self._output_bytes_max = output_bytes_max
+        self._frames = protocol.Frames()
+        self._unsent: deque[memoryview] = deque()
+        self._buffer = bytearray(READ_BYTES)
+        sock.setblocking(False)
+        for fd in outputs:
+            os.set_blocking(fd, False)
+
+    def descriptors(self) -> list[int]:
+        """What to watch: socket, output pipes, the process's end."""
+        return [self._socket.fileno(), *self._outputs, self.process.fileno()]
+
+    @property
+    def socket_fd(self) -> int:
+        """The slot's socket."""
+        return self._socket.fileno()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether to watch the socket for room."""
+        return bool(self._unsent)
+
+    def send(self, header: msgspec.Struct, *body: bytes) -> None:
+        """Queue a frame and send what goes."""
+        self.send_frame(protocol.pack_frame(header, *body))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Queue a packed frame and send what goes."""
+        self._unsent.append(memoryview(frame))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what goes."""
+        while self._unsent:
+            view = self._unsent[0]
+            try:
+                count = self._socket.send(view)
+            except BlockingIOError:
+                return
+            except OSError:  # it is gone; its end tells the rest
+                self._unsent.clear()
+                return
+            if count == len(view):
+                self._unsent.popleft()
+            else:
+                self._unsent[0] = view[count:]
+
+    def receive(self, is_last: bool = False) -> list[tuple[bytes, bytes]]:
+        """Frames that are there; ``is_last`` reads until nothing is left.
+
+        Raises:
+            ValueError: the slot does not speak our protocol.
+        """
+        frames: list[tuple[bytes, bytes]] = []
+        reads = 0
+        while not self.is_at_end and (is_last or reads < READS_PER_TURN):
+            reads += 1
+            try:
+                count = self._socket.recv_into(self._buffer)
+            except BlockingIOError:
+                break
+            except OSError:
+                count = 0
+            if not count:
+                self.is_at_end = True
+                break
+            self._frames.push(memoryview(self._buffer)[:count])
+            frames.extend(self._frames)
+            if count < len(self._buffer) and not is_last:
+                break
+        return frames
+
+    def read_output(self, fd: int | None = None) -> list[int]:
+        """Take what is in the output pipes (or in one); descriptors that are at their end."""
+        ended = []
+        for each in [fd] if fd is not None else list(self._outputs):
+            sink = self._outputs.get(each)
+            if sink is None:
+                continue
+            for _ in range(16):  # bounded: a flood must not hold the loop
+                try:
+                    part = os.read(each, OUTPUT_READ_BYTES)
+                except BlockingIOError:
+                    break
+                if not part:
+                    ended.append(each)
+                    break
+                room = self._output_bytes_max - self.output_bytes
+                self.output_bytes += len(part)
+                if room > 0:
+                    sink += part[:room]
+                if room <= len(part):
+                    break  # past the limit: the next look ends the jail
+        return ended
+
+    def drop_output(self, fd: int) -> None:
+        """A pipe is at its end."""
+        if self._outputs.pop(fd, None) is not None:
+            os.close(fd)
+
+    def take_output(self) -> tuple[bytes, bytes, int]:
+        """(stdout, stderr, bytes there were) since the last result."""
+        self.read_output()
+        stdout, stderr = bytes(self.output[0]), bytes(self.output[1])
+        self.output[0].clear()
+        self.output[1].clear()
+        seen, self.output_bytes = self.output_bytes, 0
+        return stdout, stderr, seen
+
+    def take_cpu_us(self) -> int:
+        """Cpu time since it was last taken."""
+        now_us = self.process.cpu_us()
+        fresh, self.accounted_us = now_us - self.accounted_us, now_us
+        return max(0, fresh)
+
+    def kill(self, cause: do.KillCause) -> None:
+        """End the process."""
+        self.cause = cause
+        self.process.kill()
+
+    def close(self) -> None:
+        """Free everything."""
+        self._socket.close()
+        for fd in list(self._outputs):
+            self.drop_output(fd)
+        self.process.close()
+        with contextlib.suppress(BufferError):
+            self.page.close()

@@ -1,0 +1,158 @@
+"""Starts slot processes: a jail with the job's interpreter and our runners, or (trusted) none."""
+
+import dataclasses
+import os
+import pathlib
+import socket
+import sys
+
+from gristmill.sandbox.host import Host
+from gristmill.sandbox.interpreter import RUNTIME_AT, Interpreter, runtime_binds
+from gristmill.sandbox.limits import Limits
+from gristmill.sandbox.spec import BASE_ENV, Bind, JailSpec
+from gristmill.wire.spec import JobSpec
+from gristmill.worker import runners
+from gristmill.worker.port import Port
+from gristmill.worker.process import JailedProcess, OpenProcess, SlotProcess
+from gristmill.worker.runners import protocol
+
+#: Our modules that a slot imports; everything else it uses is the standard library's.
+MODULES = (
+    "gristmill.wire",
+    "gristmill.worker.runners",
+    "gristmill.sandbox.collect",
+    "gristmill.sandbox.errors",
+)
+INPUTS_AT = "/run/inputs"
+WORK_DIR = "/tmp/work"
+BOOT = "gristmill/worker/runners/boot.py"
+SLOT_FD, PAGE_FD = 3, 4
+#: The slot's own process beside those of the subtask.
+OWN_PIDS = 1
+OPEN_FILES_MAX = 1_024
+SOCKET_BYTES = 1 << 20
+#: A jail has no cpu or wall limit of its own: they are the subtask's, and the agent's to hold.
+ENDLESS_MS = 1 << 40
+
+
+def jail_limits(spec: JobSpec, has_cpu_quota: bool) -> Limits:
+    """What the jail of a job may use: a subtask's limits, one subtask at a time."""
+    ask = spec.limits
+    return Limits(
+        wall_ms=ENDLESS_MS,
+        cpu_ms=ENDLESS_MS,
+        memory_bytes=ask.memory_bytes,
+        pids_max=ask.pids_max + OWN_PIDS,
+        output_bytes_max=max(1, ask.output_bytes),
+        file_bytes_max=ask.scratch_bytes,
+        files_max=OPEN_FILES_MAX,
+        scratch_bytes=ask.scratch_bytes,
+        cpu_quota_ms_per_s=ask.cpus_milli if has_cpu_quota else 0,
+    )
+
+
+def subtask_limits(spec: JobSpec) -> Limits:
+    """The limits that a verdict on a subtask names."""
+    ask = spec.limits
+    cpu_ms = ask.cpu_ms or 4 * ask.wall_ms * max(1, -(-ask.cpus_milli // 1000))
+    return dataclasses.replace(
+        jail_limits(spec, False), wall_ms=ask.wall_ms, cpu_ms=cpu_ms, pids_max=ask.pids_max
+    )
+
+
+def mode_of(spec: JobSpec) -> str:
+    """``fork`` for a child per subtask, ``loop`` for none."""
+    is_forked = spec.kind == "command" or spec.tier in ("job", "strict")
+    return "fork" if is_forked else "loop"
+
+
+def start_slot(
+    slot: int,
+    jail: int,
+    spec: JobSpec,
+    interpreter: Interpreter | None,
+    inputs: pathlib.Path | None,
+    host: Host | None,
+    work_dir: pathlib.Path,
+) -> Port:
+    """Start the process of a slot. Call it from the main thread.
+
+    Raises:
+        SandboxError: the jail cannot be built, or there is nothing that starts jails any more.
+    """
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+    page_fd = os.memfd_create("slot")
+    os.ftruncate(page_fd, protocol.PAGE_BYTES)
+    out, out_end = os.pipe2(os.O_CLOEXEC)
+    err, err_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        page = protocol.Page(page_fd)
+        process: SlotProcess
+        if spec.tier == "trusted":
+            process = _start_open(theirs.fileno(), page_fd, out_end, err_end, interpreter, work_dir)
+        else:
+            assert host is not None and interpreter is not None
+            process = _start_jailed(
+                spec,
+                interpreter,
+                inputs,
+                host,
+                {SLOT_FD: theirs.fileno(), PAGE_FD: page_fd},
+                (out_end, err_end),
+            )
+    except BaseException:
+        ours.close()
+        os.close(out)
+        os.close(err)
+        raise
+    finally:
+        theirs.close()
+        for fd in (page_fd, out_end, err_end):
+            os.close(fd)
+    return Port(slot, jail, process, ours, page, (out, err), spec.limits.output_bytes)
+
+
+def _start_jailed(
+    spec: JobSpec,
+    interpreter: Interpreter,
+    inputs: pathlib.Path | None,
+    host: Host,
+    fds: dict[int, int],
+    outputs: tuple[int, int],
+) -> SlotProcess:
+    binds = [*interpreter.binds, *runtime_binds(interpreter, MODULES)]
+    if inputs is not None:
+        binds.append(Bind(str(inputs), INPUTS_AT))
+    jail = host.start(
+        JailSpec(
+            argv=(
+                *(interpreter.executable, "-I", "-B", f"{RUNTIME_AT}/{BOOT}"),
+                *(str(SLOT_FD), str(PAGE_FD), RUNTIME_AT),
+            ),
+            limits=jail_limits(spec, host.place.has_cpu_quota),
+            binds=tuple(binds),
+            fds=fds,
+            stdout=outputs[0],
+            stderr=outputs[1],
+        )
+    )
+    return JailedProcess(jail)
+
+
+def _start_open(
+    slot_fd: int,
+    page_fd: int,
+    stdout: int,
+    stderr: int,
+    interpreter: Interpreter | None,
+    work_dir: pathlib.Path,
+) -> SlotProcess:
+    boot = str(pathlib.Path(runners.__file__).with_name("boot.py"))
+    executable = interpreter.executable if interpreter else sys.executable
+    argv = [executable, "-I", "-B", boot, str(slot_fd), str(page_fd), ""]
+    work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    env = {**BASE_ENV, "PATH": os.environ.get("PATH", BASE_ENV["PATH"]), "HOME": str(work_dir)}
+    return OpenProcess(argv, env, (slot_fd, page_fd), stdout, stderr, str(work_dir))
