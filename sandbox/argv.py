@@ -22,6 +22,7 @@ from gristmill.sandbox.limits import MEBIBYTE
 from gristmill.sandbox.spec import BASE_ENV, INSIDE_ID, Bind, JailSpec
 
 LOG_FD = 200  #: nsjail's log, in the spawner's child; nsjail closes it before the command starts
+CONFIG_FD = 201  #: ``config_text``, in the spawner's child; closed likewise
 NOBODY = 65534
 SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 #: Read-only files of /etc that dynamic loading and time zones need; nothing of the host's users.
@@ -88,7 +89,8 @@ def build_argv(
     """
     _check(spec)
     uid, gid = outside_ids(spec, is_root)
-    argv = [nsjail, "--mode", "o", "--log_fd", str(LOG_FD)]
+    argv = [nsjail, "--config", f"/proc/self/fd/{CONFIG_FD}"]  # first: the rest goes over it
+    argv += ["--mode", "o", "--log_fd", str(LOG_FD)]
     argv += ["--user", f"{INSIDE_ID}:{uid}:1", "--group", f"{INSIDE_ID}:{gid}:1"]
     argv += ["--hostname", spec.hostname, "--cwd", spec.cwd, "--nice_level", str(spec.nice)]
     argv += ["--time_limit", "0", "--seccomp_policy", policy_file]
@@ -96,10 +98,6 @@ def build_argv(
     argv += _scratch_mounts(spec)
     for bind in spec.binds:
         argv += _bind(bind, reach)
-    if not spec.has_proc:
-        argv.append("--disable_proc")
-    for name, value in {**BASE_ENV, **spec.env}.items():
-        argv += ["--env", f"{name}={value}"]
     argv += _rlimits(spec, has_group, hard_limits)
     for fd in sorted(spec.fds):
         argv += ["--pass_fd", str(fd)]
@@ -107,6 +105,20 @@ def build_argv(
     if "/" not in command[0]:
         command = ["/usr/bin/env", *command]
     return [*argv, "--", *command]
+
+
+def config_text(spec: JailSpec) -> bytes:
+    """The part of the specification that other users of the host must not see.
+
+    A command line is readable by everybody in /proc; variables may hold a tenant's secrets. In
+    nsjail's own environment they would be hidden too, but LD_PRELOAD would then load a library
+    into nsjail itself, outside. A configuration file switches /proc off unless it says otherwise.
+    """
+    lines = [b"mount_proc: true" if spec.has_proc else b"mount_proc: false"]
+    for name, value in {**BASE_ENV, **spec.env}.items():
+        octal = "".join(f"\\{byte:03o}" for byte in os.fsencode(f"{name}={value}"))
+        lines.append(f'envar: "{octal}"'.encode())
+    return b"\n".join(lines) + b"\n"
 
 
 def outside_ids(spec: JailSpec, is_root: bool) -> tuple[int, int]:
@@ -126,8 +138,8 @@ def _check(spec: JailSpec) -> None:
     if not spec.argv:
         faults.append("no command")
     for word in (*spec.argv, *spec.env, *spec.env.values(), spec.cwd):
-        if "\0" in word:
-            faults.append(f"a zero byte in {word!r}")
+        if not _is_passable_word(word):
+            faults.append(f"a zero byte, or no text, in {word!r}")
     for name in spec.env:
         if not name or "=" in name:
             faults.append(f"{name!r} cannot be a variable's name")
@@ -141,6 +153,13 @@ def _check(spec: JailSpec) -> None:
             faults.append(f"descriptor {fd} is not in 3..{LOG_FD - 1}")
     if faults:
         raise SandboxError("this jail cannot be built: " + "; ".join(faults))
+
+
+def _is_passable_word(word: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
 
 
 def _system_mounts(etc: str | None, reach: Callable[[str], str]) -> list[str]:

@@ -21,7 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gristmill.sandbox.argv import LOG_FD, NOBODY, build_argv, nsjail_path, policy_text
+from gristmill.sandbox.argv import (
+    CONFIG_FD,
+    LOG_FD,
+    NOBODY,
+    build_argv,
+    config_text,
+    nsjail_path,
+    policy_text,
+)
 from gristmill.sandbox.cgroup import Group
 from gristmill.sandbox.delegation import (
     Ground,
@@ -222,7 +230,9 @@ class Host:
         group = self._make_group(spec)
         end_read, end_write = os.pipe()
         log_fd = os.memfd_create("nsjail-log")
-        targets = {LOG_FD: log_fd, **spec.fds}
+        config_fd = os.memfd_create("nsjail-config")
+        os.write(config_fd, config_text(spec))
+        targets = {LOG_FD: log_fd, CONFIG_FD: config_fd, **spec.fds}
         for number, fd in enumerate((spec.stdin, spec.stdout, spec.stderr)):
             if fd is not None:
                 targets[number] = fd
@@ -243,6 +253,7 @@ class Host:
             raise
         finally:
             os.close(end_write)
+            os.close(config_fd)
         jail = Jail(pid, pidfd, end_read, log_fd, spec.limits, group, self._leave_group)
         self._jails = [other for other in self._jails if other.fileno() >= 0]
         self._jails.append(jail)

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from gristmill.sandbox.argv import build_argv, nsjail_path, policy_text
+from gristmill.sandbox.argv import build_argv, config_text, nsjail_path, policy_text
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.limits import MEBIBYTE, Limits
 from gristmill.sandbox.spec import Bind, JailSpec
@@ -103,11 +103,25 @@ def test_scratch_has_a_size_and_a_number_of_files():
     assert len(values(build(), "--mount")) == 2
 
 
-def test_the_environment_is_ours_alone():
-    names = [word.split("=")[0] for word in values(build(env={"X": "1", "HOME": "/x"}), "--env")]
-    assert "X" in names
-    assert names.count("HOME") == 1
-    assert "--env" not in build()[build().index("--") :]
+def test_the_environment_is_not_on_the_command_line():
+    env = {"SECRET": "s3cret", "HOME": "/x"}
+    assert "s3cret" not in " ".join(build(env=env))
+    lines = config_text(JailSpec(argv=("true",), env=env)).decode().splitlines()
+    values = [
+        bytes(int(octal, 8) for octal in line[8:-1].split("\\")[1:]).decode() for line in lines[1:]
+    ]
+    assert "SECRET=s3cret" in values
+    assert [value for value in values if value.startswith("HOME=")] == ["HOME=/x"]
+
+
+def test_any_value_arrives_as_it_is(bare_host):
+    from gristmill.sandbox.run import run
+
+    env = {"ODD": "a\"b\\c\nd\t'e' =\u00e9\udcff", "EMPTY": "", "LD_PRELOAD": ""}
+    spec = JailSpec(argv=("env", "-0"), env=env)
+    lines = run(bare_host, spec).stdout.split(b"\0")
+    assert b"ODD=a\"b\\c\nd\t'e' =\xc3\xa9\xff" in lines
+    assert b"EMPTY=" in lines
 
 
 def test_all_faults_are_told_at_once():
@@ -116,9 +130,18 @@ def test_all_faults_are_told_at_once():
             argv=(),
             binds=(Bind("rel", "/a:b"),),
             fds={1: 1, 200: 1},
-            env={"A=B": "1", "N": "a\0b"},
+            env={"A=B": "1", "N": "a\0b", "M": "\ud800"},
         )
-    for word in ("no command", "colon", "not absolute", "descriptor 1 ", "200", "'A=B'", "zero"):
+    for word in (
+        "no command",
+        "colon",
+        "not absolute",
+        "descriptor 1 ",
+        "200",
+        "'A=B'",
+        "zero",
+        "ud800",
+    ):
         assert word in str(caught.value)
 
 
