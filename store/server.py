@@ -110,6 +110,9 @@ class Connection(BaseHTTPRequestHandler):
         if self.request_version not in ("HTTP/1.0", "HTTP/1.1"):
             self.close_connection = True
             raise RemoteError("MALFORMED", f"{self.request_version} is not spoken here")
+        if self.headers.defects:
+            self.close_connection = True
+            raise RemoteError("MALFORMED", f"headers that are none: {self.headers.defects[0]!r}")
         if "transfer-encoding" in self.headers:
             self.close_connection = True
             raise StatusError(
@@ -314,6 +317,7 @@ class Connection(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the parser of the request line and headers refuses, in our form."""
         self._unread, self._has_answered, self.close_connection = 0, False, True
+        self.request_version = "HTTP/1.1"  # of what did not parse; else no headers are sent
         self.command = self.command if isinstance(self.command, str) else ""
         status = 405 if code == HTTPStatus.NOT_IMPLEMENTED else code
         self._refuse(RemoteError("MALFORMED", message or explain or "no HTTP request"), status)

@@ -1,0 +1,42 @@
+"""The local back-end of the store passes the suite that every back-end must pass."""
+
+import importlib.util
+import pathlib
+from typing import Any
+
+import pytest
+
+from gristmill.store.interface import BlobStore
+from gristmill.store.local import LocalStore
+
+_PATH = pathlib.Path(__file__).with_name("store_suite.py")
+_spec = importlib.util.spec_from_file_location("store_suite", _PATH)
+assert _spec is not None and _spec.loader is not None
+suite: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(suite)
+
+
+@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+def test_local(check: Any, tmp_path: pathlib.Path) -> None:
+    clock = suite.Clock()
+    opened = [LocalStore(tmp_path / "store", 8 << 20, clock)]
+
+    def reopen() -> BlobStore:
+        opened[-1].close()
+        opened.append(LocalStore(tmp_path / "store", 8 << 20, clock))
+        return opened[-1]
+
+    def damage(digest: str) -> None:
+        path = opened[-1].path_of(digest)
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.seek(-1, 2)
+            last = file.read(1)
+            file.seek(-1, 2)
+            file.write(bytes([last[0] ^ 1]))
+
+    try:
+        check(suite.Bench(opened[-1], clock, reopen, damage))
+        assert list((tmp_path / "store" / "tmp").iterdir()) == []
+    finally:
+        opened[-1].close()
