@@ -392,6 +392,14 @@ def pass_fds():
         there.sendall(b"from the jail")
     with mmap.mmap(6, 4096) as page:
         page[0:4] = struct.pack("=I", 0xC0FFEE)
+    refused = 0
+    for size in (0, 1 << 20):
+        try:
+            os.ftruncate(6, size)
+        except PermissionError:
+            refused += 1
+    if refused == 2:
+        os.pwrite(6, b"kept", 4)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from gristmill.sandbox.delegation import agent_name
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import prepare_host
 from gristmill.sandbox.limits import Limits
+from gristmill.sandbox.page import make_shared_page
 from gristmill.sandbox.procfs import tree_of
 from gristmill.sandbox.run import run
 from gristmill.sandbox.spec import Bind, JailSpec
@@ -132,7 +133,8 @@ OWNER = """
     from pathlib import Path
     from gristmill.sandbox.host import prepare_host
     from gristmill.sandbox.spec import JailSpec
-    from gristmill.sandbox.procfs import tree_of
+    from gristmill.sandbox.page import make_shared_page
+from gristmill.sandbox.procfs import tree_of
 
     host = prepare_host(Path(sys.argv[1]), has_cgroups=sys.argv[2] == "yes")
     script = "setsid sleep 600 & sleep 600 & wait"
@@ -269,8 +271,7 @@ def test_many_jails_leave_no_descriptor_and_no_group(host):
 
 def test_passed_descriptors_a_shared_page_and_a_socket_in_a_bind(any_host, attack_spec, scratch):
     ours, theirs = socket.socketpair()
-    page_fd = os.memfd_create("page")
-    os.ftruncate(page_fd, 4096)
+    page_fd = make_shared_page("page", 4096)
     limits = Limits(wall_ms=20_000)
     spec = dataclasses.replace(
         attack_spec("pass_fds"), fds={5: theirs.fileno(), 6: page_fd}, limits=limits
@@ -283,6 +284,7 @@ def test_passed_descriptors_a_shared_page_and_a_socket_in_a_bind(any_host, attac
     jail.close()
     with mmap.mmap(page_fd, 4096) as page:
         assert struct.unpack("=I", page[:4]) == (0xC0FFEE,)
+        assert page[4:8] == b"kept"  # shrinking, growing and unsealing were refused
     os.close(page_fd)
 
 
