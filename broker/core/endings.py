@@ -93,7 +93,7 @@ def give_back(
         for start, length in runs:
             job.columns.set_state(start, length, READY)
         job.ready.add_first(runs, lease.attempt, items_max)
-        state.enlist(job)
+    state.enlist(job)
     state.changed[job.number] = None
 
 

@@ -1,6 +1,7 @@
 """What is always true of the state.
 
-``check`` runs after every simulated step, and on a sample in production; it raises ``AssertionError`` that names what is wrong, and changes nothing.
+``check`` runs after every simulated step, and on a sample in production; it raises
+``AssertionError`` that names what is wrong, and changes nothing.
 
 The cheap mode compares counters that lie side by side; the whole mode recounts everything from the
 columns and the leases, and knows nothing of how the handlers keep them.

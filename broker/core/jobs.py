@@ -77,6 +77,7 @@ class Job:
     leased: int = 0
     done: int = 0
     failed: int = 0
+    failed_at_resume: int = 0
     cancelled: int = 0
     waiting_ended: int = 0
     retried: int = 0

@@ -50,6 +50,7 @@ def place(state: State, now_ms: int, effects: list[AnyEffect]) -> None:
     for requirement in asked:
         if requirement.lanes:
             requirement.is_starved = True
+            requirement.scans += 1
     recall(state, now_ms, effects)
 
 
@@ -186,6 +187,7 @@ def _first_of(
             heapq.heappop(lane.jobs)
             state.note_dequeued(job)
         elif worker.shunned and worker.shunned.get(job.number, (0, 0))[0] > now_ms:
+            lane.is_shunned = True
             aside.append(heapq.heappop(lane.jobs))
         else:
             found = job

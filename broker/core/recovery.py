@@ -20,6 +20,7 @@ from gristmill.broker.core.effects import AddToOutbox, AnyEffect
 from gristmill.broker.core.events import JobSubmitted
 from gristmill.broker.core.jobs import Job
 from gristmill.broker.core.on_clients import add_job, content_digest
+from gristmill.broker.core.placement import place
 from gristmill.broker.core.results import groups
 from gristmill.broker.core.runs import intersect, normalise, subtract
 from gristmill.broker.core.state import Config, Finished, State
@@ -66,10 +67,10 @@ class ResultFact:
 class JobFact:
     """A job's row and what its event log says.
 
-    ``status``: its last ``RecordState``, None before the first; of a final job nothing else but
-    the row is needed. ``is_hold_granted``: a ``hold.granted`` line; ``refusal``: (code, message) of
-    a ``hold.refused`` line. ``closed_at``: count of its ``upload.closed`` line. ``pause_reason``:
-    of     a ``job.paused`` line without a later ``job.resumed``. ``is_cancelled``: a ``cancel.asked`` line
+    ``status``: its last ``RecordState``, None before the first; of a final job nothing else but the
+    row is needed. ``is_hold_granted``: a ``hold.granted`` line; ``refusal``: (code, message) of a
+    ``hold.refused`` line. ``closed_at``: count of its ``upload.closed`` line. ``pause_reason``: of
+    a ``job.paused`` line without a later ``job.resumed``. ``is_cancelled``: a ``cancel.asked`` line
     without runs; ``cancelled_runs``: runs of the others. ``is_capped``: a ``cap.reached`` line.
     """
 
@@ -109,6 +110,7 @@ def rebuild(
                 del state.finished[next(iter(state.finished))]
         else:
             _restore(state, fact, now_ms, effects)
+    place(state, now_ms, effects)
     return state, effects
 
 

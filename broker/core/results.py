@@ -206,7 +206,7 @@ def _after(
     job = lease.job
     if not_final:
         job.ready.add_first(not_final, lease.attempt + 1)
-        state.enlist(job)
+    state.enlist(job)  # also when only its concurrency has room again
     if not lease.items:
         job.ramp = max(job.ramp, min(2 * lease.size, LEASE_ITEMS_MAX))
         endings.close_lease(state, lease, now_ms)
@@ -215,7 +215,8 @@ def _after(
     if worker.shunned:
         worker.shunned.pop(job.number, None)
     most = job.spec.failures_max
-    if most and job.failed >= most and not job.done and not job.is_complete:
+    failed = job.failed - job.failed_at_resume
+    if most and failed >= most and not job.done and not job.is_complete:
         reason = f"{job.failed} subtasks failed and none was done; failures_max is {most}"
         endings.pause(state, job, reason, now_ms, effects)
     if is_cap_reached:

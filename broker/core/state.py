@@ -187,9 +187,9 @@ class State:
             tenant.share = max(tenant.share, lowest)
             tenant.is_active = True
             self.active[tenant.name] = tenant
-        requirement.add(job)
+        is_to_be_offered = requirement.add(job)
         self.ready[requirement.key] = requirement
-        if not requirement.is_starved:
+        if is_to_be_offered:
             self.dirty_requirements[requirement.key] = None
 
     def note_dequeued(self, job: Job) -> None:

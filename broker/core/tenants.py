@@ -56,10 +56,16 @@ class Tenant:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The jobs of one tenant under one requirement, by key."""
+    """The jobs of one tenant under one requirement, by key.
+
+    ``born``: the requirement's ``scans`` when it was made: equal to it, no free slot was asked
+    since. ``is_shunned``: some job in it may not go to some workers for a while.
+    """
 
     tenant: Tenant
     pushed: float
+    born: int
+    is_shunned: bool = False
     jobs: list[tuple[int, int, Job]] = field(default_factory=list)
 
 
@@ -89,8 +95,8 @@ def requirement_key(spec: JobSpec) -> RequirementKey:
 class Requirement:
     """One kind of demand. ``slots``: of all live workers that could ever serve it.
 
-    ``is_starved``: something is ready and nothing free fits; from then on only workers that gain
-    room are asked, so that waiting costs nothing.
+    ``is_starved``: everything free was asked and something is still ready; from then on only
+    workers that gain room are asked, so that waiting costs nothing. ``scans`` counts those times.
     """
 
     __slots__ = (
@@ -104,6 +110,7 @@ class Requirement:
         "lanes",
         "memory_bytes",
         "python",
+        "scans",
         "slots",
         "tier",
     )
@@ -117,6 +124,7 @@ class Requirement:
         self.slots = 0
         self.jobs: dict[int, None] = {}
         self.is_starved = False
+        self.scans = 0
 
     def misfits(self, pool: Pool) -> list[str]:
         """Names of the constraints that a worker of this pool fails even when idle."""
@@ -151,15 +159,16 @@ class Requirement:
                 self.heap = [(lane.pushed, order) for order, lane in self.lanes.items()]
                 heapq.heapify(self.heap)
 
-    def add(self, job: Job) -> None:
-        """A job has something to hand out."""
+    def add(self, job: Job) -> bool:
+        """A job has something to hand out. True when free slots are to be asked for its sake."""
         tenant = job.tenant
         lane = self.lanes.get(tenant.order)
         if lane is None:
-            lane = self.lanes[tenant.order] = Lane(tenant, tenant.share)
+            lane = self.lanes[tenant.order] = Lane(tenant, tenant.share, self.scans)
             heapq.heappush(self.heap, (tenant.share, tenant.order))
             tenant.lanes[self.key] = self
         heapq.heappush(lane.jobs, (key_of_job(job), job.number, job))
+        return not self.is_starved or lane.born == self.scans or lane.is_shunned
 
     def drop_lane(self, lane: Lane) -> None:
         """Nothing of this tenant is ready any more."""

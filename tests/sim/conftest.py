@@ -1,0 +1,6 @@
+"""The simulator's modules lie beside its tests."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
