@@ -133,8 +133,7 @@ OWNER = """
     from pathlib import Path
     from gristmill.sandbox.host import prepare_host
     from gristmill.sandbox.spec import JailSpec
-    from gristmill.sandbox.page import make_shared_page
-from gristmill.sandbox.procfs import tree_of
+    from gristmill.sandbox.procfs import tree_of
 
     host = prepare_host(Path(sys.argv[1]), has_cgroups=sys.argv[2] == "yes")
     script = "setsid sleep 600 & sleep 600 & wait"
@@ -142,9 +141,14 @@ from gristmill.sandbox.procfs import tree_of
         host.start(JailSpec(argv=("sh", "-c", script), env={"MARK": sys.argv[3]}))
         for _ in range(3)
     ]
+    def name_of(pid):
+        try:
+            return Path(f"/proc/{pid}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+
     def sleepers(jail):
-        names = [Path(f"/proc/{pid}/comm") for pid in tree_of(jail.pid)]
-        return sum(name.exists() and name.read_text() == "sleep\\n" for name in names)
+        return sum(name_of(pid) == "sleep" for pid in tree_of(jail.pid))
 
     while not all(sleepers(jail) == 2 for jail in jails):
         pass
