@@ -88,7 +88,7 @@ class JobRoom:
             kind=spec.kind,
             mode=mode_of(spec),
             is_star=spec.is_star,
-            is_safe=spec.results == "safe",
+            is_safe=spec.results == "safe" or spec.kind == "command",
             wall_ms=limits.wall_ms,
             cpu_ms=cpu_ms,
             output_bytes=limits.output_bytes,

@@ -93,7 +93,9 @@ class Forker:
         self._outbox = outbox
         self._page = page
         self._is_init = os.getpid() == 1
-        self._kept = frozenset(os.listdir("/tmp")) if self._is_init else frozenset()
+        # What loading the function left in /tmp stays; each subtask gets a work folder of its own.
+        found = os.listdir("/tmp") if self._is_init else []
+        self._kept = frozenset(found) - {os.path.basename(setting.work_dir)}
         self._range: Range | None = None
         self._flush_at = 0
         self._extra_bytes = 0
@@ -191,9 +193,10 @@ class Forker:
         cpu_ms = self._setting.cpu_ms
         if cpu_ms:
             seconds = -(-cpu_ms // 1000)
+            # soft below hard: the end is XCPU, which says what it was for; KILL a second later
             hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
             if hard == resource.RLIM_INFINITY or seconds < hard:
-                resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+                resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
     def _call(self, function: Callable[..., Any], value: Any, reply: int) -> NoReturn:
         """In the child: call, encode, send, leave."""

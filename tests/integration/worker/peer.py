@@ -66,9 +66,7 @@ class Result:
         if not good:
             assert not self.frames[0]
             return {}
-        found = wire_values.unpack(
-            self.head.codec, self.frames[0], len(good), cloudpickle.loads
-        )
+        found = wire_values.unpack(self.head.codec, self.frames[0], len(good), cloudpickle.loads)
         return dict(zip(good, found, strict=True))
 
 
@@ -226,9 +224,7 @@ class Peer:
         codec, frame = plain or ("p", cloudpickle.dumps(inputs))
         count = len(inputs)
         parcel = ParcelHead(job, first, count, codec)
-        grant = LeaseGrant(
-            self._lease, slot, job, 1, runs or [(first, count)], budget, [parcel]
-        )
+        grant = LeaseGrant(self._lease, slot, job, 1, runs or [(first, count)], budget, [parcel])
         self.order(body=(frame,), leases=[grant])
         return self._lease
 
