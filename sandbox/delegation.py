@@ -10,9 +10,11 @@ Version 1 has no such rule: root uses the top of each tree; another user its own
 ``gristmill`` directory that an administrator made for it.
 """
 
+import contextlib
 import dataclasses
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from gristmill.sandbox.limits import Limits
 CONTROLLERS_V1 = ("memory", "pids", "cpu", "cpuacct")
 CONTROLLERS_V2 = ("memory", "pids")  #: needed; cpu is taken where it is on offer
 NAME = "gristmill"
+CLOSE_TIMEOUT_S = 2.0
 #: What a plain user types to be given a delegated group under systemd.
 SCOPE_REMEDY = "systemd-run --user --scope -p Delegate=yes -- gristmill up"
 
@@ -180,6 +183,22 @@ class Ground:
     def sweep(self) -> None:
         """Try again to remove what could not be removed."""
         self._leaving = [group for group in self._leaving if not group.remove()]
+
+    def close(self) -> None:
+        """Remove what is still there of this agent, as the spawner does when it can.
+
+        Waits up to ``CLOSE_TIMEOUT_S`` for killed processes to leave. Idempotent.
+        """
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while any(at.exists() for at in self.directories.values()):
+            self.sweep()
+            for at in dict.fromkeys(self.directories.values()):
+                for directory in (at, at.parent):  # the parent is shared: the last one removes it
+                    with contextlib.suppress(OSError):
+                        directory.rmdir()
+            if time.monotonic() > deadline:
+                break  # the next start on this machine removes it
+            time.sleep(0.002)
 
     @property
     def roots(self) -> list[str]:

@@ -140,8 +140,6 @@ class Host:
             for jail in self._jails:
                 jail.close()
             self._jails.clear()
-            if self._ground is not None:
-                self._ground.sweep()
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
@@ -152,6 +150,8 @@ class Host:
                     self._process.kill()
                     self._process.wait()
                 self._process = None
+            if self._ground is not None:
+                self._ground.close()
             if self._stage is not None:
                 _remove_stage(self._stage)
 

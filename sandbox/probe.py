@@ -131,7 +131,7 @@ def probe(state_dir: Path, executable: str | None = None) -> HostReport:
         with prepare_host(state_dir) as host:
             return probe_host(host, executable)
     except SandboxError as error:
-        remedies = (error.remedy,) if error.remedy else ()
+        remedies = (error.remedy or remedy_of("nsjail"),)
         return HostReport(False, reasons=(str(error),), remedies=remedies, kernel=_kernel())
 
 

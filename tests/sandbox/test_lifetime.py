@@ -114,8 +114,10 @@ def test_nsjail_killed_from_outside_takes_its_jail_along(any_host, deep):
     jail.close()
 
 
-def test_a_dead_spawner_is_lost_jails_and_a_refusal(scratch, deep, able):
-    with prepare_host(scratch / "dying", has_cgroups=False) as host:
+@pytest.mark.parametrize("has_cgroups", [True, False])
+def test_a_dead_spawner_is_lost_jails_and_a_refusal(scratch, deep, able, has_cgroups):
+    with prepare_host(scratch / "dying", has_cgroups=has_cgroups) as host:
+        roots = host._ground.roots if host._ground else []
         jail = started(host, deep)
         os.kill(host._process.pid, signal.SIGKILL)
         ending = ending_of(jail)
@@ -126,6 +128,7 @@ def test_a_dead_spawner_is_lost_jails_and_a_refusal(scratch, deep, able):
             host.start(deep)
         jail.close()
     assert host._stage is None or not Path(host._stage).exists()
+    assert not any(Path(root).exists() for root in roots)
 
 
 OWNER = """
