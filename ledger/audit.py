@@ -4,6 +4,7 @@ Run whenever the ledger opens its file. It reads every row (about 2 seconds for 
 contributions): what is money is not sampled.
 """
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -106,6 +107,12 @@ def _transfer_faults(db: apsw.Connection) -> Iterator[str]:
             yield f"hold {ref}: {was_spent} of {amount} spent; its transfers make {spent[id_]}"
         if voids.get(id_) != (amount - was_spent if closed_ms else None):
             yield f"hold {ref} is {'closed' if closed_ms else 'open'}; void: {voids.get(id_)}"
+    for (ref,) in db.execute(
+        "SELECT ref FROM mint LEFT JOIN transfer AS t ON t.id = mint.transfer"
+        " LEFT JOIN account ON account.id = t.credit WHERE t.kind IS NOT 0"
+        " OR t.amount IS NOT mint.amount OR name IS NOT 'tenant:' || tenant"
+    ):
+        yield f"funding {ref} is not what its transfer moved"
     for id_ in amounts:
         yield f"pending transfer {id_} has no hold"
 
@@ -136,20 +143,22 @@ def _contribution_faults(db: apsw.Connection) -> Iterator[str]:
     row = db.execute("SELECT credits FROM account WHERE name = 'toll'").fetchone()
     if toll != (row[0] if row else 0):
         yield f"contributions make a toll of {toll}; the account toll got {row and row[0]}"
-    query = (
-        "SELECT tenant, sum(subtasks), sum(failed), sum(cpu_us), sum(wall_us), sum(amount),"
-        " sum(toll) FROM {} GROUP BY tenant ORDER BY tenant"
+    made = (
+        "sum(c.subtasks), sum(c.failed), sum(c.cpu_us), sum(c.wall_us), sum(c.amount), sum(c.toll)"
     )
-    tallies = list(db.execute(query.format("tally")))
-    by_hold = list(
-        db.execute(
-            "SELECT tenant, sum(subtasks), sum(failed), sum(cpu_us), sum(wall_us), sum(spent),"
-            " sum(toll) FROM hold WHERE EXISTS"
-            " (SELECT 1 FROM contribution WHERE hold = hold.id) GROUP BY tenant ORDER BY tenant"
-        )
+    contributed = db.execute(
+        f"SELECT tenant, date(ended_ms / 1000, 'unixepoch') AS day, node, {made}"
+        " FROM contribution AS c JOIN hold ON hold.id = c.hold"
+        " GROUP BY tenant, day, node ORDER BY tenant, day, node"
     )
-    if tallies != by_hold:
-        yield f"tallies by day are {tallies!r:.200}; contributions make {by_hold!r:.200}"
+    tallied = db.execute(
+        "SELECT tenant, day, node, subtasks, failed, cpu_us, wall_us, amount, toll FROM tally"
+        " ORDER BY tenant, day, node"
+    )
+    for found, expected in itertools.zip_longest(tallied, contributed):
+        if found != expected:
+            yield f"a tally is {found!r:.200}; contributions make {expected!r:.200}"
+            break
 
 
 def _entry_faults(db: apsw.Connection) -> Iterator[str]:

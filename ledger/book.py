@@ -19,7 +19,7 @@ from gristmill.ledger import schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.events import Applied, CreditsFunded, OutboxReceived
-from gristmill.ledger.core.state import Account, Hold, LedgerState
+from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ledger import Contribution, Fund, Post
@@ -189,6 +189,8 @@ class Book:
         for effect in effects:
             if isinstance(effect, fx.AddTransfer):
                 touched[effect.debit] = touched[effect.credit] = None
+                if effect.pending:  # it lowers what is pending, whoever it credits
+                    touched[self.state.accounts[ESCROW].id] = None
                 transfers.append(schema.sealed(_transfer_row(effect)))
             elif isinstance(effect, fx.AddContribution):
                 holds[effect.hold.id] = effect.hold
@@ -364,5 +366,5 @@ def _tally_key(key: tuple[str, str, int]) -> tuple[str, str, str]:
 
 
 def format_day(ms: int) -> str:
-    """The UTC day of a time, ``2026-11-22``; times after the year 9999 are on its last day."""
-    return datetime.fromtimestamp(min(ms, 253_402_214_400_000) // 1000, UTC).strftime("%Y-%m-%d")
+    """The UTC day of a time, ``2026-11-22``."""
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d")

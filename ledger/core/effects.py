@@ -1,7 +1,8 @@
 """What the ledger's shell must do, in order, in one transaction: the only outputs of its core.
 
-Changed accounts and holds have no effect of their own: the shell writes every account that an
-``AddTransfer`` names and every hold that a contribution or a closing names, from the state.
+Changed accounts and holds have no effect of their own: the shell writes, from the state, every
+account that an ``AddTransfer`` names (and ``escrow`` with every transfer out of a hold) and every
+hold that a contribution or a closing names.
 """
 
 import enum

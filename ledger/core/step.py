@@ -54,6 +54,7 @@ from gristmill.wire.spec import toll_of
 from gristmill.wire.units import format_credits
 
 REF_CHARS_MAX = NAME_CHARS_MAX + 24
+ENDED_MS_MAX = 253_402_300_799_999  #: the last moment that has a day to be billed on
 _INT_MAX = (1 << 62) - 1
 _YES = ("", "")
 _encode = msgspec.msgpack.Encoder().encode
@@ -95,8 +96,8 @@ def on_outbox_received(
         state.holds.setdefault(hold.ref, hold)
     applied = state.applied.get(event.broker, 0)
     verdicts: list[Verdict] = []
-    if event.first < 1:
-        message = f"a post of {event.broker} begins with entry {event.first}; the first is 1"
+    if event.first < 1 or not 0 < len(event.broker) <= NAME_CHARS_MAX:
+        message = f"a post of {event.broker:.80} begins with entry {event.first}; the first is 1"
         effects.append(RaiseAlarm(event.broker, event.first, "MALFORMED", message))
     elif event.first <= applied + 1:
         for sequence, entry in enumerate(event.entries, event.first):
@@ -318,6 +319,8 @@ def _wrong_field(entry: Contribution) -> str:
     ):
         if not 0 <= getattr(entry, name) <= _INT_MAX:
             return f"{name} is {getattr(entry, name)}; it must be 0 to {_INT_MAX}"
+    if entry.ended_ms > ENDED_MS_MAX:
+        return f"ended_ms is {entry.ended_ms}, which is after the year 9999"
     if entry.count < 1 or entry.first + entry.count > _INT_MAX:
         return f"a range of {entry.count} subtasks from {entry.first}"
     if not (0 <= entry.subtasks <= entry.count and 0 <= entry.failed <= entry.count):

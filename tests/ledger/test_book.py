@@ -1,0 +1,295 @@
+"""The book: what SQLite enforces by itself, restarts, full disks, and an audit that can fail."""
+
+import copy
+import pathlib
+import random
+import shutil
+from typing import Any
+
+import apsw
+import pytest
+
+from gristmill.ledger import audit, bills, schema
+from gristmill.ledger.book import Book
+from gristmill.ledger.core import effects as fx
+from gristmill.ledger.core import invariants
+from gristmill.ledger.core.state import LedgerState
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.ledger import AskUsage, Fund, Hold, Post, Release
+
+NOW = 1_800_000_000_000
+DAY_MS = 86_400_000
+TABLES = ("account", "transfer", "hold", "contribution", "mint", "entry", "outbox")
+
+
+def fill(book: Book, entries: Any) -> None:
+    """Two tenants, three jobs (one released, one untouched), two nodes, a refused entry."""
+    book.apply([Fund(1, "ann", 1_000_000, "f1"), Fund(2, "bob", 50_000, "f2")], NOW)
+    book.apply(
+        [
+            Post("b", 1, [Hold("b/1", "ann", 100_000), Hold("b/2", "bob", 40_000)]),
+            Post(
+                "b",
+                3,
+                [
+                    entries.contribution(0, 10),
+                    entries.contribution(20, 10, failed=3, node="barn"),
+                    entries.contribution(20, 1),  # refused
+                    entries.contribution(0, 5, ref="b/2", tenant="bob", ended_ms=NOW + DAY_MS),
+                ],
+            ),
+        ],
+        NOW,
+    )
+    book.apply([Post("b", 7, [Release("b/2"), Hold("b/3", "ann", 7)])], NOW + 5)
+
+
+def shape(state: LedgerState) -> dict[str, Any]:
+    """Everything in a state, comparable."""
+    return {
+        "accounts": copy.deepcopy(state.accounts),
+        "holds": {
+            ref: (
+                hold.id, hold.tenant, hold.amount, hold.spent, hold.closed_ms, hold.subtasks,
+                hold.toll,
+                {key: list(zip(c.starts, c.ends, strict=True)) for key, c in hold.billed.items()},
+            )
+            for ref, hold in state.holds.items()
+        },
+        "applied": dict(state.applied),
+        "transfers": state.transfers,
+    }  # fmt: skip
+
+
+def test_a_restart_reads_the_very_state(book: Book, entries: Any, tmp_path: pathlib.Path) -> None:
+    fill(book, entries)
+    before = shape(book.state)
+    assert before["holds"]["b/1"][-1] == {(0, 1): [(0, 10), (20, 30)]}
+    assert "b/2" not in before["holds"]  # released
+    assert before["applied"] == {"b": 8}
+    assert audit.audit(book.db) == []
+    book.load()
+    assert shape(book.state) == before
+    assert invariants.check(book.state) == []
+    with pytest.raises(RemoteError, match="another ledger process"):
+        Book(tmp_path / "state")
+
+
+def test_the_file_is_ours_alone(book: Book) -> None:
+    assert book.path.stat().st_mode & 0o777 == 0o600
+    assert book.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_repeats_within_one_group(book: Book, entries: Any) -> None:
+    fund = Fund(1, "ann", 1_000, "f")
+    post = Post("b", 1, [Hold("b/1", "ann", 500), Hold("b/2", "ann", 501)])
+    done = book.apply([fund, post, fund, post, Fund(9, "ann", 1, "f")], NOW)
+    assert done[2] == [fx.AnswerFunding("", "", is_repeat=True)]
+    assert done[3] == [effect for effect in done[1] if isinstance(effect, fx.Acknowledge)]
+    assert isinstance(done[4][-1], fx.AnswerFunding)
+    assert done[4][-1].code == "LEDGER_CONFLICT"
+    again = book.apply([post], NOW + 1)[0]
+    assert again == done[3]
+    assert book.state.accounts["tenant:ann"].available == 500
+    assert audit.audit(book.db) == []
+
+
+def test_a_released_hold_is_known_from_the_file(book: Book, entries: Any) -> None:
+    fill(book, entries)
+    late = Post("b", 9, [entries.contribution(50, ref="b/2", tenant="bob"), Release("b/2"),
+                         Hold("b/2", "bob", 40_000)])  # fmt: skip
+    (acknowledge,) = [e for e in book.apply([late], NOW)[0] if isinstance(e, fx.Acknowledge)]
+    assert [one.code for one in acknowledge.verdicts] == ["LEDGER_CONFLICT"] * 3
+    assert all("released" in one.message for one in acknowledge.verdicts)
+    assert "b/2" not in book.state.holds
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_nothing_is_deleted(book: Book, entries: Any, table: str) -> None:
+    fill(book, entries)
+    with pytest.raises(apsw.ConstraintError, match="ever deleted"):
+        book.db.execute(f"DELETE FROM {table}")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE transfer SET amount = amount + 1",
+        "UPDATE contribution SET amount = 0",
+        "UPDATE mint SET tenant = 'eve'",
+        "UPDATE entry SET code = ''",
+        "UPDATE account SET name = 'tenant:eve' WHERE name = 'tenant:ann'",
+        "UPDATE account SET may_overdraw = 1",
+        "UPDATE hold SET amount = amount * 2",
+        "UPDATE hold SET spent = 0 WHERE closed_ms > 0",
+        "UPDATE hold SET spent = amount + 1 WHERE closed_ms = 0",
+        "UPDATE account SET debits = credits + 1 WHERE name = 'tenant:ann'",
+        "UPDATE account SET debits_pending = credits + 1 WHERE name = 'tenant:ann'",
+        "INSERT INTO account VALUES(99, 'tenant:eve', 1, 0, 0, 0, 0, 0)",
+        # out of no hold; of another's account; after the void; a second void
+        "INSERT INTO transfer VALUES(99, 2, 2, 1, 5, 1, 0, 0)",
+        "INSERT INTO transfer SELECT 99, 2, 3, 1, 5, id, 0, 0 FROM hold WHERE ref = 'b/1'",
+        "INSERT INTO transfer SELECT 99, 2, 3, 1, 5, id, 0, 0 FROM hold WHERE ref = 'b/2'",
+        "INSERT INTO transfer SELECT 99, 3, 3, 4, 5, id, 0, 0 FROM hold WHERE ref = 'b/2'",
+        "INSERT INTO transfer VALUES(99, 0, 2, 1, -5, 0, 0, 0)",
+        "INSERT INTO transfer VALUES(99, 0, 2, 2, 5, 0, 0, 0)",
+        # an overlap, and one after the release
+        "INSERT INTO contribution SELECT hold, 0, 1, 15, 6, 0, '', 0, 0, 0, 0, 0, 0, '', 0, 0, 0,"
+        " 0, x'', 0, 0, 0 FROM contribution WHERE first = 20",
+        "INSERT INTO contribution SELECT id, 0, 1, 15, 6, 0, '', 0, 0, 0, 0, 0, 0, '', 0, 0, 0,"
+        " 0, x'', 0, 0, 0 FROM hold WHERE ref = 'b/2'",
+    ],
+)
+def test_what_the_tables_refuse_by_themselves(book: Book, entries: Any, statement: str) -> None:
+    fill(book, entries)
+    names = dict(book.db.execute("SELECT name, id FROM account"))
+    assert (names["tenant:ann"], names["tenant:bob"], names["escrow"]) == (2, 3, 4)
+    with pytest.raises(apsw.ConstraintError):
+        book.db.execute(statement)
+    assert audit.audit(book.db) == []
+
+
+def test_a_full_disk_loses_nothing_and_heals(book: Book, entries: Any) -> None:
+    fill(book, entries)
+    before = shape(book.state)
+    (pages,) = book.db.execute("PRAGMA page_count").fetchone() or (0,)
+    book.db.execute(f"PRAGMA max_page_count={pages}")
+    post = Post(
+        "b", 9, [entries.contribution(100 + 10 * i, amount=1, node="m" * 150) for i in range(2_000)]
+    )
+    with pytest.raises(apsw.FullError):
+        book.apply([post], NOW)
+    assert shape(book.state) == before
+    assert audit.audit(book.db) == []
+    book.db.execute("PRAGMA max_page_count=1000000")
+    (acknowledge,) = [e for e in book.apply([post], NOW)[0] if isinstance(e, fx.Acknowledge)]
+    assert acknowledge == fx.Acknowledge("b", 2_008, [])
+    assert audit.audit(book.db) == []
+
+
+# ---------------------------------------------------------------- the audit can fail
+
+TAMPERING = [
+    "UPDATE transfer SET amount = amount + 1 WHERE id = 1",
+    "DELETE FROM transfer WHERE id = 5",
+    "DELETE FROM transfer WHERE id = (SELECT max(id) FROM transfer)",
+    "UPDATE account SET credits = credits + 1 WHERE name = 'toll'",
+    "UPDATE account SET credits = credits + 1, debits = debits + 1 WHERE name = 'tenant:ann'",
+    "UPDATE hold SET spent = spent - 1 WHERE ref = 'b/1'",
+    "UPDATE hold SET closed_ms = 5 WHERE ref = 'b/1'",
+    "UPDATE contribution SET cpu_us = cpu_us + 1 WHERE first = 20",
+    "DELETE FROM contribution WHERE first = 20",
+    "UPDATE tally SET amount = amount + 1",
+    "UPDATE tally SET node = 'thief' WHERE node = 'barn'",
+    "DELETE FROM entry WHERE sequence = 2",
+    "UPDATE outbox SET applied = applied + 1",
+    "UPDATE mint SET amount = 5 WHERE ref = 'f1'",
+]
+
+
+@pytest.mark.parametrize("resealed", [False, True])
+@pytest.mark.parametrize("statement", TAMPERING)
+def test_tampering_is_found(
+    book: Book, entries: Any, tmp_path: pathlib.Path, statement: str, resealed: bool
+) -> None:
+    fill(book, entries)
+    book.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(book.path, tmp_path / "copy.db")
+    db = apsw.Connection(str(tmp_path / "copy.db"))
+    for (name,) in list(db.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'")):
+        db.execute(f"DROP TRIGGER {name}")
+    assert audit.audit(db) == []
+    db.execute("PRAGMA foreign_keys=OFF")
+    db.execute(statement)
+    if resealed:  # a forger who knows the checksum is still caught by the sums
+        for table, columns in audit._MONEY.items():
+            names = [name.strip() for name in columns.split(",")]
+            same = " AND ".join(f"{name} = ?" for name in names)
+            for row in list(db.execute(f"SELECT {columns} FROM {table}")):
+                db.execute(f"UPDATE {table} SET crc = ? WHERE {same}", (schema.checksum(row), *row))
+    assert audit.audit(db) != []
+    db.close()
+
+
+def test_flipped_bits_are_found(book: Book, entries: Any, tmp_path: pathlib.Path) -> None:
+    fill(book, entries)
+    book.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    clean = book.path.read_bytes()
+    path = tmp_path / "flipped.db"
+
+    def dump(db: apsw.Connection) -> list[Any]:
+        return [list(db.execute(f"SELECT * FROM {table}")) for table in (*TABLES, "tally")]
+
+    expected = dump(book.db)
+    dice = random.Random(7)
+    found = 0
+    for _ in range(200):
+        at = dice.randrange(100, len(clean))
+        body = bytearray(clean)
+        body[at] ^= 1 << dice.randrange(8)
+        path.write_bytes(body)
+        db = apsw.Connection(str(path))
+        try:
+            is_same = dump(db) == expected
+        except apsw.Error:
+            is_same = False
+        if not is_same:
+            found += 1
+            assert audit.audit(db) != [], f"the bit at {at} changes rows and is not found"
+        db.close()
+    assert found > 20
+
+
+# ---------------------------------------------------------------- bills
+
+
+def keys(rows: list[Any]) -> list[tuple[str, int, int]]:
+    return [(row.key, row.subtasks, row.amount_ucredits) for row in rows]
+
+
+def test_bills(book: Book, entries: Any) -> None:
+    fill(book, entries)
+
+    def ask(by: Any, tenant: str = "", ref: str = "") -> list[tuple[str, int, int]]:
+        return keys(bills.usage(book.db, AskUsage(1, tenant, by, ref)))
+
+    assert ask("job") == [("j3", 0, 0), ("j2", 5, 1_000), ("j1", 20, 2_000)]
+    assert ask("job", "ann") == [("j3", 0, 0), ("j1", 20, 2_000)]
+    assert ask("node") == [("mill", 15, 2_000), ("barn", 10, 1_000)]
+    assert ask("day") == [("2027-01-16", 5, 1_000), ("2027-01-15", 20, 2_000)]
+    assert ask("day", "bob") == [("2027-01-16", 5, 1_000)]
+    assert ask("job", "ann", "b/1") == [("j1", 20, 2_000)]
+    assert ask("node", "ann", "b/1") == [("barn", 10, 1_000), ("mill", 10, 1_000)]
+    assert ask("day", "", "b/2") == [("2027-01-16", 5, 1_000)]
+    assert ask("job", "nobody") == []
+    for tenant, ref in (("bob", "b/1"), ("", "b/404")):
+        with pytest.raises(RemoteError, match="UNKNOWN_JOB"):
+            ask("job", tenant, ref)
+    book.apply([Post("c", 1, [Hold("c/1", "ann", 1)])], NOW)
+    assert [key for key, _, _ in ask("job", "ann")] == ["c/1", "b/3", "b/1"]
+
+
+def test_a_long_bill_ends_in_its_sum(book: Book, entries: Any) -> None:
+    book.apply([Fund(1, "ann", 10_000_000, "f")], NOW)
+    sent: list[Any] = []
+    for job in range(1, 1_001):
+        sent += [Hold(f"b/{job}", "ann", 100), entries.contribution(0, 1, 100, ref=f"b/{job}")]
+    book.apply([Post("b", 1, sent)], NOW)
+    rows = bills.usage(book.db, AskUsage(1, "ann", "job"))
+    assert rows[0].key == "j1000"
+    assert rows[-1].key == bills.OTHERS
+    assert sum(row.amount_ucredits for row in rows) == 100_000
+    assert sum(row.toll_ucredits for row in rows) == 3_000
+
+
+def test_balances(book: Book, entries: Any) -> None:
+    fill(book, entries)
+    whole = bills.balance(book.db, book.state, "")
+    assert whole.sum_ucredits == 0
+    assert sum(row.posted_ucredits for row in whole.accounts) == 0
+    assert [row.name for row in whole.accounts][:3] == ["world", "escrow", "toll"]
+    own = bills.balance(book.db, book.state, "ann")
+    (row,) = own.accounts
+    assert (row.name, row.posted_ucredits) == ("tenant:ann", 998_000)
+    assert (row.held_ucredits, row.available_ucredits) == (98_007, 899_993)
+    assert bills.balance(book.db, book.state, "new").accounts[0].available_ucredits == 0

@@ -1,0 +1,310 @@
+"""The ledger as a process: kills, replays, broken books, malformed peers."""
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+from typing import Any
+
+import apsw
+import pytest
+import zmq
+
+from gristmill.ledger.app import ACKED_CHARS_MAX, Ledger
+from gristmill.ledger.settings import Settings, parse_fund, read_settings
+from gristmill.wire.errors import EXIT_USAGE, RemoteError
+from gristmill.wire.frames import encode
+from gristmill.wire.ledger import (
+    Acked,
+    AskUsage,
+    Fund,
+    Hold,
+    LedgerAnswer,
+    LedgerRefused,
+    Ping,
+    Post,
+    Release,
+    decode_from_ledger,
+)
+
+CREDIT = 1_000_000
+
+
+def test_a_job_from_hold_to_release(ledger: Any, entries: Any) -> None:
+    ledger.start("--fund", "ann=2")
+    assert ledger.applied() == 0
+    answer = ledger.post(1, Hold("b/1", "ann", CREDIT), Hold("b/2", "ann", 2 * CREDIT))
+    assert answer.sequence == 2
+    assert [one.code for one in answer.verdicts] == ["", "INSUFFICIENT_CREDITS"]
+    answer = ledger.post(3, entries.contribution(0), entries.contribution(10, failed=10))
+    assert answer == Acked("b", 4)
+    assert ledger.accounts() == {
+        "world": (-2 * CREDIT, 0),
+        "escrow": (0, 0),
+        "toll": (60, 0),
+        "tenant:ann": (2 * CREDIT - 2_000, CREDIT - 2_000),
+        "node:mill": (1_940, 0),
+    }
+    assert ledger.post(5, Release("b/1")) == Acked("b", 5)
+    assert ledger.accounts()["tenant:ann"] == (2 * CREDIT - 2_000, 0)
+    (row,) = [row for row in ledger.usage("job") if row.key == "j1"]
+    assert (row.subtasks, row.failed, row.amount_ucredits, row.toll_ucredits) == (20, 10, 2_000, 60)
+    code, told = ledger.end()
+    assert code == 0
+    assert f"ready ledger {ledger.address}" in told
+    assert not os.path.exists(ledger.address.removeprefix("ipc://"))
+
+
+def test_funding_is_once_for_each_ref(ledger: Any) -> None:
+    ledger.start("--fund", "ann=2", "--fund", "bob=0.5")
+    assert isinstance(ledger.ask(Fund(1, "ann", CREDIT, "invoice 7")), LedgerAnswer)
+    assert isinstance(ledger.ask(Fund(2, "ann", CREDIT, "invoice 7")), LedgerAnswer)
+    refused = ledger.ask(Fund(3, "bob", CREDIT, "invoice 7"))
+    assert (refused.request, refused.code) == (3, "LEDGER_CONFLICT")
+    assert ledger.ask(Fund(4, "bob", -1, "x")).code == "INVALID_SPEC"
+    ledger.end()
+    ledger.start("--fund", "ann=2", "--fund", "bob=9")
+    assert ledger.accounts() == {
+        "world": (-3_500_000, 0),
+        "tenant:ann": (3 * CREDIT, 0),
+        "tenant:bob": (CREDIT // 2, 0),
+    }
+    _, told = ledger.end()
+    assert "not funded again" in told  # bob asks for another amount
+
+
+def test_kills_under_load_count_everything_once(ledger: Any, entries: Any) -> None:
+    dice = random.Random(11)
+    stream: list[Any] = [Hold("b/1", "ann", 10_000_000)]
+    stream += [entries.contribution(10 * i, amount=1_000 + i) for i in range(3_000)]
+    ledger.start("--fund", "ann=100")
+    kills = 0
+    while (applied := ledger.applied()) < len(stream):
+        # Posts on their way, some acks not awaited, then the power goes.
+        for _ in range(4):
+            batch = stream[applied : applied + 150]
+            if batch:
+                ledger.send(Post("b", applied + 1, batch))
+                applied += len(batch)
+        for _ in range(dice.randrange(3)):
+            ledger.receive()
+        if kills < 6:
+            kills += 1
+            ledger.kill()
+            ledger.socket.disconnect(ledger.address)
+            ledger.socket.close(0)
+            ledger.socket = ledger._context.socket(zmq.DEALER)
+            ledger.socket.setsockopt(zmq.RCVTIMEO, 20_000)
+            ledger.start("--fund", "ann=100")
+        else:
+            while ledger.applied() < applied:
+                pass
+    assert kills == 6
+    billed = sum(1_000 + i for i in range(3_000))
+    toll = sum((1_000 + i) * 3 // 100 for i in range(3_000))
+    before = ledger.accounts()
+    assert before["tenant:ann"] == (100 * CREDIT - billed, 10_000_000 - billed)
+    assert (before["node:mill"], before["toll"]) == ((billed - toll, 0), (toll, 0))
+    # the whole stream again, twice, changes nothing
+    for _ in range(2):
+        for first in range(0, len(stream), 200):
+            ledger.post(first + 1, *stream[first : first + 200])
+    assert ledger.accounts() == before
+    ledger.end()
+    _, told = ledger.start().end()
+    assert "sum zero" in told
+
+
+def tamper(state: pathlib.Path) -> None:
+    db = apsw.Connection(str(state / "ledger.db"))
+    db.execute("UPDATE account SET credits = credits + 1 WHERE name = 'tenant:ann'")
+    db.close()
+
+
+def test_broken_books_are_read_only_and_say_so(ledger: Any, entries: Any) -> None:
+    ledger.start("--fund", "ann=2")
+    ledger.post(1, Hold("b/1", "ann", CREDIT))
+    ledger.end()
+    tamper(ledger.state)
+    ledger.start("--fund", "new=5")
+    refused = ledger.ask(Post("b", 2, [entries.contribution(0)]))
+    assert (refused.code, refused.request) == ("LEDGER_DOWN", 0)
+    assert "read-only" in refused.message
+    assert "account tenant:ann has" in refused.message
+    assert ledger.ask(Ping("b")).code == "LEDGER_DOWN"
+    assert ledger.ask(Fund(7, "ann", 5, "r")).request == 7
+    assert [row.key for row in ledger.usage("job")] == ["j1"]  # questions are answered
+    assert ledger.balance().sum_ucredits == 1  # and the truth is told
+    code, told = ledger.end()
+    assert code == 0
+    assert "ALARM: this ledger is read-only" in told
+
+
+def test_a_file_that_is_no_database(ledger: Any) -> None:
+    ledger.start()
+    ledger.end()
+    (ledger.state / "ledger.db").write_bytes(b"garbage" * 1000)
+    done = run("--state", str(ledger.state), "--listen", ledger.address)
+    assert done.returncode == 1
+    assert "cannot open" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def inside(tmp_path: pathlib.Path) -> Any:
+    made = Ledger(Settings(state=tmp_path / "inside", listen="tcp://127.0.0.1:*"))
+    made.open()
+    yield made
+    made.close()
+
+
+def test_what_the_tables_refuse_makes_it_read_only(inside: Any, entries: Any) -> None:
+    inside.book.apply([Fund(1, "ann", CREDIT, "f")], 1)
+    inside.book.db.execute(
+        "CREATE TRIGGER planted BEFORE INSERT ON hold BEGIN SELECT RAISE(ABORT, 'planted'); END"
+    )
+    context = zmq.Context()
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(inside.address)
+    for message in (Post("b", 1, [Hold("b/1", "ann", 5)]), Post("b", 1, [Hold("b/1", "ann", 5)])):
+        socket.send(encode(message))
+        inside._socket.poll(10_000)
+        inside.turn()
+        assert socket.poll(10_000)
+        refused = decode_from_ledger.decode(socket.recv())
+        assert refused.code == "LEDGER_DOWN"
+        assert "planted" in refused.message
+    assert inside.counts["broken"] == 1  # the second was not tried
+    assert inside.book.state.applied == {}
+    assert inside.book.state.accounts["tenant:ann"].available == CREDIT
+    socket.close()
+    context.term()
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b""],
+        [b"\xc1"],
+        [b"\x91\x63"],
+        [b"\x93\x01\xa1b\x01"],
+        [b"\x94\x01\xa1b\xa1x\x90"],
+        [b"\x92\x05\xa2\xff\xfe"],
+        [b"x" * 70_000],
+        [encode(Ping("b")), b"more"],
+        [b"\x91" * 5_000],
+        [b"\x94\x01\xa1b\xcf" + b"\xff" * 8 + b"\x90"],
+    ],
+    ids=range(10),
+)
+def test_malformed_messages_are_answered(inside: Any, frames: list[bytes]) -> None:
+    context = zmq.Context()
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(inside.address)
+    socket.send_multipart(frames)
+    socket.send(encode(Ping("b")))
+    answers: list[Any] = []
+    while len(answers) < 2:
+        assert inside._socket.poll(10_000) or socket.poll(0)
+        inside.turn()
+        while socket.poll(100):
+            answers.append(decode_from_ledger.decode(socket.recv()))
+    assert isinstance(answers[0], LedgerRefused) or answers[0] == Acked("b", 0)
+    assert answers[1] == Acked("b", 0)
+    socket.close()
+    context.term()
+
+
+def test_refusals_longer_than_a_header_come_in_parts(ledger: Any) -> None:
+    ledger.start()
+    holds: list[Any] = [Hold(f"b/{job}", "t" * 190, 1) for job in range(250)]
+    ledger.send(Post("b", 1, holds))
+    parts = [ledger.receive()]
+    while parts[-1].sequence < 250:
+        parts.append(ledger.receive())
+    assert len(parts) > 2
+    verdicts = [one for part in parts for one in part.verdicts]
+    assert [one.sequence for one in verdicts] == list(range(1, 251))
+    assert {one.code for one in verdicts} == {"INSUFFICIENT_CREDITS"}
+    assert all(sum(len(v.message) for v in p.verdicts) <= ACKED_CHARS_MAX + 600 for p in parts)
+
+
+def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "gristmill.ledger", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        **more,
+    )
+
+
+def test_it_listens_on_loopback_only(tmp_path: pathlib.Path) -> None:
+    done = run("--state", str(tmp_path / "s"), "--listen", "tcp://0.0.0.0:7032")
+    assert done.returncode == EXIT_USAGE
+    assert "NOT_LOOPBACK" in done.stderr
+    os.mkdir(tmp_path / "open", 0o755)
+    done = run("--state", str(tmp_path / "s"), "--listen", f"ipc://{tmp_path}/open/ledger")
+    assert done.returncode == EXIT_USAGE
+    assert f"chmod 700 {tmp_path}/open" in done.stderr
+
+
+def test_one_ledger_owns_the_file(ledger: Any, tmp_path: pathlib.Path) -> None:
+    ledger.start()
+    done = run("--state", str(ledger.state), "--listen", f"ipc://{tmp_path}/other")
+    assert done.returncode == EXIT_USAGE
+    assert "another ledger process has" in done.stderr
+    assert ledger.applied() == 0
+
+
+@pytest.mark.root
+def test_another_user_cannot_write_its_tables(ledger: Any) -> None:
+    ledger.start()
+    path = str(ledger.state / "ledger.db")
+    for folder in pathlib.Path(path).parents:  # what pytest made is not what is tested
+        if folder != ledger.state and folder.stat().st_mode & 0o5 != 0o5:
+            folder.chmod(folder.stat().st_mode | 0o5)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"echo x >> {path}"],
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "denied" in done.stderr.lower()
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_settings_name_what_is_wrong() -> None:
+    with pytest.raises(RemoteError, match=r"--state.*--listen"):
+        read_settings([], {})
+    for bad in ("ann", "=5", "ann=lots", "ann=-1"):
+        with pytest.raises(RemoteError, match="--fund"):
+            read_settings(["--state", "s", "--listen", "tcp://127.0.0.1:1", "--fund", bad], {})
+    with pytest.raises(RemoteError, match="sate"):
+        read_settings(["--listen", "tcp://127.0.0.1:1"], {"GRISTMILL_LEDGER_SATE": "typo"})
+
+
+def test_settings_from_the_environment() -> None:
+    environment = {
+        "GRISTMILL_LEDGER_STATE": "s",
+        "GRISTMILL_LEDGER_LISTEN": "tcp://127.0.0.1:7032",
+        "GRISTMILL_LEDGER_FUND": "ann=1,bob=0.5",
+    }
+    settings = read_settings(["--state", "here"], environment)
+    assert settings.state == pathlib.Path("here")
+    assert settings.fund == (("ann", CREDIT), ("bob", CREDIT // 2))
+    assert parse_fund("a=b=2") == ("a=b", 2 * CREDIT)
+
+
+def test_unknown_jobs_have_no_bill(ledger: Any) -> None:
+    ledger.start()
+    refused = ledger.ask(AskUsage(3, "ann", "job", "b/1"))
+    assert (refused.request, refused.code) == (3, "UNKNOWN_JOB")
