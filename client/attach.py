@@ -41,6 +41,7 @@ def attach(
                 break
             result, frames = entry
             link.taken(result, sum(map(len, frames)))
+            link.wake()
             for piece in reader.read(result, frames):
                 got += len(piece.values)
                 for next_piece in ordering.add(piece) if ordering else (piece,):

@@ -5,41 +5,41 @@
 """
 
 import concurrent.futures
-import itertools
 import os
 import pickle
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Unpack
 
 from gristmill.client.address import default_address
-from gristmill.client.attach import attach
 from gristmill.client.command import CommandOutput, FilesIn, input_text, make_command, read_files
 from gristmill.client.decode import ResultReader
+from gristmill.client.decompose import Decomposition, decompose
+from gristmill.client.decompose.suite import SuiteVerdict, run_suite
 from gristmill.client.encode import Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, grid_error
 from gristmill.client.futures import CoalescedJob, Future, keep_keywords
-from gristmill.client.jobs import Job, job_number, poll_until_final
 from gristmill.client.link import Link, decode_body
 from gristmill.client.map import MapResults, Stream, tell, zipped
-from gristmill.client.options import Options, make_spec
+from gristmill.client.options import Duration, Options, make_spec
 from gristmill.client.pickling import FunctionBytes, dump_function
-from gristmill.client.progress import Bar, progress
+from gristmill.client.progress import Bar
+from gristmill.client.questions import Questions
 from gristmill.wire import client as wire
 from gristmill.wire import limits
 from gristmill.wire.spec import JobSpec
-from gristmill.wire.values import BlobRef, encode_ref
+from gristmill.wire.units import parse_ms
+from gristmill.wire.values import encode_ref
 
 Trust = Literal["auto", "fleet", "none"]
-AnyJob = int | str | Job | Future | MapResults
 
 _CLOSE_S = 5.0  #: how long a close waits for open uploads to be counted
 
 
-class Client:
+class Client(Questions):
     """A connection to one grid; use it as a context manager.
 
     Nothing is connected before the first call that needs the broker. All methods may be called
@@ -80,7 +80,6 @@ class Client:
         if environment is None:
             environment = sys.executable if self.address.startswith("ipc://") else ""
         self._environment = environment
-        self._warn = warn
         hello = wire.Hello(
             limits.PROTOCOL,
             os.urandom(16),
@@ -89,7 +88,7 @@ class Client:
             f"{sys.version_info[0]}.{sys.version_info[1]}",
             _version(),
         )
-        self._link = Link(self.address, hello, timeout, warn)
+        super().__init__(Link(self.address, hello, timeout, warn), warn)
         self._lock = threading.Lock()
         self._functions = FunctionBytes()
         self._groups: dict[tuple[Any, ...], CoalescedJob] = {}
@@ -97,7 +96,6 @@ class Client:
         self._calls: dict[tuple[Any, ...], tuple[Callable[..., Any], Callable[..., Any]]] = {}
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._background: concurrent.futures.ThreadPoolExecutor | None = None
-        self._blobs: Any = None
         self._finalizer = weakref.finalize(self, self._link.close)
 
     # ------------------------------------------------------------ work
@@ -144,7 +142,9 @@ class Client:
         if window is not None and window < 1:
             raise ValueError(f"window is {window}; it is at least 1")
         body = dump_function(fn)
-        spec, frame = self._function_spec(options, body, len(iterables) > 1, _name_of(fn))
+        spec, frame = self._function_spec(
+            options, body, len(iterables) > 1, _name_of(fn), **_origin(iterables[0])
+        )
         return self._stream(
             spec, frame, zipped(iterables), window, ordered, return_exceptions, chunk, progress
         )
@@ -217,6 +217,7 @@ class Client:
             command=command,
             name=os.path.basename(command.argv[0]) if command.argv else "",
             environment=self._environment,
+            **_origin(each),
         )
         for _, body, _ in bodies:
             self._store_blob(body)
@@ -231,6 +232,42 @@ class Client:
             progress,
             lambda value: CommandOutput(value, self._fetch_blob),
         )
+
+    def decompose(
+        self,
+        name: str,
+        *,
+        decompose_timeout: Duration = limits.DECOMPOSE_WALL_MS / 1000,
+        **arguments: Any,
+    ) -> Decomposition:
+        """The inputs of a request that a plug-in splits: ``lines``, ``glob``, ``sweep``, ...
+
+        It runs in a jail, at no charge, and the same request gives the same list. Give what it
+        returns to ``map`` or ``run(each=...)``.
+
+        Args:
+            name: of the decomposer.
+            decompose_timeout: its deadline.
+            arguments: what it asks for; of ``sweep``, the parameters.
+
+        Raises:
+            DecomposeError: nothing was created or charged.
+        """
+        return decompose(self, name, arguments, parse_ms(decompose_timeout))
+
+    def pytest(
+        self,
+        tree: str | os.PathLike[str],
+        *,
+        args: Sequence[str] = (),
+        junit: str | os.PathLike[str] | None = None,
+        **options: Unpack[Options],
+    ) -> SuiteVerdict:
+        """The verdict of a source tree's test suite, each test file in a jail of its own.
+
+        See ``decompose.suite.run_suite``.
+        """
+        return run_suite(self, tree, args=args, junit=junit, **options)
 
     def dry_run(
         self,
@@ -254,135 +291,7 @@ class Client:
         message = wire.Submit(b"", 0, os.urandom(16), spec, True)
         return decode_body(self._link.ask(message, [frame]), wire.DryRun)  # type: ignore[no-any-return]
 
-    # ------------------------------------------------------------ jobs
-
-    def job(self, job: AnyJob) -> Job:
-        """A handle on a job: ``client.job("j17")``."""
-        return Job(self, job_number(job))
-
-    def status(self, job: AnyJob) -> wire.JobStatus:
-        """The card of a job: state, counts, cost, first errors."""
-        return self._question(wire.JobStatus, "job", job=job_number(job))  # type: ignore[no-any-return]
-
-    def jobs(self, limit: int = 100) -> list[wire.JobStatus]:
-        """The newest jobs of the tenant, newest first."""
-        return self._question(list[wire.JobStatus], "jobs", limit=limit)  # type: ignore[no-any-return]
-
-    def subtasks(
-        self, job: AnyJob, first: int = 0, limit: int = 100, state: str = ""
-    ) -> list[wire.SubtaskRow]:
-        """Subtasks of a job from an index on, of one state or all."""
-        return self._question(  # type: ignore[no-any-return]
-            list[wire.SubtaskRow],
-            "subtasks",
-            job=job_number(job),
-            first=first,
-            limit=limit,
-            text=state,
-        )
-
-    def why(self, job: AnyJob) -> wire.WhyAnswer:
-        """What keeps a job from running, and the cheapest change."""
-        return self._question(wire.WhyAnswer, "why", job=job_number(job))  # type: ignore[no-any-return]
-
-    def results(
-        self,
-        job: AnyJob,
-        *,
-        after: int = 0,
-        ordered: bool = True,
-        return_exceptions: bool = False,
-    ) -> Iterator[Any]:
-        """Values of any job, those to come included; leaving it early does not cancel the job.
-
-        Args:
-            job: ``"j17"``, 17, or what ``map`` and ``submit`` returned in another client.
-            after: skip results up to this sequence number.
-            ordered: in index order; False as they were committed.
-            return_exceptions: exceptions are yielded in place instead of raised.
-        """
-        return attach(
-            self._link,
-            job_number(job),
-            self._reader(self._is_command(job)),
-            after=after,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-            warn=self._warn,
-        )
-
-    def wait(self, job: AnyJob, timeout: float | None = None) -> wire.JobStatus:
-        """The card of a job once it has ended.
-
-        Raises:
-            TimeoutError: it has not within ``timeout`` seconds; it goes on.
-        """
-        handle = self.job(job)
-        try:
-            return poll_until_final(handle, timeout)
-        except KeyboardInterrupt:
-            self._warn(
-                f"{handle.id} goes on; come back with 'gristmill wait {handle.id}' or "
-                f'client.results("{handle.id}")'
-            )
-            raise
-
-    def cancel(self, job: AnyJob, indices: Iterable[int] | None = None) -> None:
-        """Cancel a job, some of its subtasks, or the call behind a future."""
-        if isinstance(job, Future):
-            job.cancel()
-            return
-        runs = _runs(indices) if indices is not None else []
-        if indices is not None and not runs:
-            return
-        self._link.ask(wire.Cancel(b"", 0, job_number(job), runs))
-
-    def pause(self, job: AnyJob) -> None:
-        """Hand out no more of a job; what runs goes on."""
-        self._link.ask(wire.Steer(b"", 0, job_number(job), "pause"))
-
-    def resume(self, job: AnyJob) -> None:
-        """Hand out a paused job again."""
-        self._link.ask(wire.Steer(b"", 0, job_number(job), "resume"))
-
-    def logs(self, job: AnyJob, index: int = 0, limit: int = 1) -> list[wire.LogRow]:
-        """What subtasks wrote to stdout and stderr, from an index on.
-
-        Long output is fetched from the store.
-        """
-        rows: list[wire.LogRow] = self._question(
-            list[wire.LogRow], "logs", job=job_number(job), first=index, limit=limit
-        )
-        return [self._whole_log(row) for row in rows]
-
-    def progress(self, job: AnyJob, *, visible: bool | None = None) -> wire.JobStatus:
-        """Follow a job to its end: a bar on a terminal, lines elsewhere if ``visible``."""
-        return progress(self.job(job), visible=visible)
-
-    # ------------------------------------------------------------ the grid
-
-    def usage(
-        self, by: Literal["job", "node", "day"] = "job", job: AnyJob | None = None
-    ) -> list[wire.UsageRow]:
-        """The bill of the tenant by job, node or day; of one job if given."""
-        number = 0 if job is None else job_number(job)
-        return self._question(list[wire.UsageRow], "usage", text=by, job=number)  # type: ignore[no-any-return]
-
-    def balance(self) -> wire.BalanceAnswer:
-        """The tenant's accounts, and the sum over the whole ledger, which is zero."""
-        return self._question(wire.BalanceAnswer, "balance")  # type: ignore[no-any-return]
-
-    def workers(self) -> list[wire.WorkerRow]:
-        """The workers of the grid with their readings."""
-        return self._question(list[wire.WorkerRow], "workers")  # type: ignore[no-any-return]
-
-    def grid(self) -> dict[str, Any]:
-        """Counters of the broker."""
-        return self._question(dict[str, Any], "grid")  # type: ignore[no-any-return]
-
-    def drain(self, worker: str) -> None:
-        """Operator: a worker finishes what it has and takes no more."""
-        self._link.ask(wire.DrainWorker(b"", 0, worker))
+    # ------------------------------------------------------------ trust
 
     @property
     def is_fleet_trusted(self) -> bool:
@@ -498,20 +407,40 @@ class Client:
             if progress is not False
             else None
         )
-        stream = Stream(
-            self._link,
-            wire.Submit(b"", 0, os.urandom(16), spec),
+        return self._start(
+            spec,
             function,
             parcels,
             self._reader(convert),
             window=window,
             ordered=ordered,
             return_exceptions=return_exceptions,
-            warn=self._warn,
             on_count=bar.show if bar else None,
         )
+
+    def _start(
+        self,
+        spec: JobSpec,
+        function: bytes,
+        parcels: Parcels,
+        reader: ResultReader,
+        **how: Any,
+    ) -> MapResults:
+        message = wire.Submit(b"", 0, os.urandom(16), spec)
+        stream = Stream(self._link, message, function, parcels, reader, warn=self._warn, **how)
         self._streams.add(stream)
         return MapResults(stream)
+
+    def _split_job(
+        self, split: Callable[[Any], Any], value: Any, name: str, timeout_ms: int, digest: str
+    ) -> MapResults:
+        """A decomposition: one subtask, no charge, plain values, a deadline."""
+        options: Options = {"timeout": f"{timeout_ms}ms", "results": "safe", "pids": 256}
+        spec, frame = self._function_spec(
+            options, dump_function(split), False, name, tariff="zero", request_digest=digest
+        )
+        reader = ResultReader(None, self._fetch_blob)
+        return self._start(spec, frame, Parcels([value], 1, self._store_blob), reader)
 
     def _submit(
         self,
@@ -577,40 +506,6 @@ class Client:
         loads = pickle.loads if self.is_fleet_trusted else None
         return ResultReader(loads, self._fetch_blob, convert)
 
-    def _is_command(self, job: AnyJob) -> Callable[[Any], Any] | None:
-        if self.status(job).kind != "command":
-            return None
-        return lambda value: CommandOutput(value, self._fetch_blob)
-
-    def _question(self, kind: Any, about: Any, **arguments: Any) -> Any:
-        return decode_body(self._link.ask(wire.Ask(b"", 0, about, **arguments)), kind)
-
-    def _blob_store(self) -> Any:
-        if self._blobs is None:
-            from gristmill.client.blobs import Blobs  # brings an HTTP client: only when needed
-
-            self._blobs = Blobs(self._link)
-        return self._blobs
-
-    def _store_blob(self, body: bytes) -> BlobRef:
-        return self._blob_store().put(body)  # type: ignore[no-any-return]
-
-    def _fetch_blob(self, reference: BlobRef) -> bytes:
-        return self._blob_store().get(reference)  # type: ignore[no-any-return]
-
-    def _whole_log(self, row: wire.LogRow) -> wire.LogRow:
-        stdout, stderr = row.stdout, row.stderr
-        if row.stdout_digest:
-            stdout = self._fetch_blob(BlobRef(row.stdout_digest, 0))
-        if row.stderr_digest:
-            stderr = self._fetch_blob(BlobRef(row.stderr_digest, 0))
-        if (stdout, stderr) == (row.stdout, row.stderr):
-            return row
-        return wire.LogRow(
-            row.index, row.count, row.attempt, stdout, stderr,
-            row.stdout_digest, row.stderr_digest, row.is_cut,
-        )  # fmt: skip
-
 
 class Submitter:
     """``submit`` with options, made by ``Client.with_options``."""
@@ -624,15 +519,11 @@ class Submitter:
         return self._client._submit(self._options, fn, args, kwargs)
 
 
-def _runs(indices: Iterable[int]) -> list[tuple[int, int]]:
-    """Indices as runs of consecutive ones."""
-    runs = []
-    for _, group in itertools.groupby(
-        enumerate(sorted(set(indices))), lambda pair: pair[1] - pair[0]
-    ):
-        members = [index for _, index in group]
-        runs.append((members[0], len(members)))
-    return runs
+def _origin(source: Any) -> dict[str, Any]:
+    """What a job's spec says of the decomposition that made its inputs."""
+    if not isinstance(source, Decomposition):
+        return {}
+    return {"parent": source.job, "request_digest": source.request_digest}
 
 
 def _name_of(fn: Callable[..., Any]) -> str:

@@ -106,6 +106,11 @@ class Parcels:
         return self._ready.pop(0)
 
     @property
+    def next_items(self) -> int:
+        """How many inputs the next parcel would like to have."""
+        return self._range_items if self._is_range else self._items
+
+    @property
     def is_empty(self) -> bool:
         """Whether the source has ended and everything read from it was taken."""
         return self.is_done and not self._ready

@@ -176,6 +176,7 @@ class CoalescedJob(Sink):
 
     def _sent(self, count: int, codec: str, frame: bytes) -> None:
         self._link.send_parcel(self._upload, count, codec, frame)
+        self._link.wake()
 
     def _replace_unpicklable(self, error: UnpicklableError) -> None:
         """An index cannot be left out: the call fails here and its place is sent cancelled."""

@@ -10,7 +10,7 @@ from gristmill.wire.ids import format_job, parse_job
 from gristmill.wire.units import format_credits, format_ms
 
 if TYPE_CHECKING:
-    from gristmill.client.client import Client
+    from gristmill.client.questions import Questions
 
 
 def job_number(job: "int | str | Job | Any") -> int:
@@ -57,7 +57,7 @@ class Job:
     ('done', [1, 4, 9])
     """
 
-    def __init__(self, client: "Client", number: int) -> None:
+    def __init__(self, client: "Questions", number: int) -> None:
         self._client = client
         self.job = number
 

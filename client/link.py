@@ -121,6 +121,10 @@ class Link:
     def do(self, command: Callable[[], None]) -> None:
         """Run this in the link's thread, soon."""
         self._commands.append(command)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look at what ``feed_later`` left for it."""
         if self._is_asleep:
             self._is_asleep = False
             os.eventfd_write(self._wake_fd, 1)
@@ -130,6 +134,10 @@ class Link:
     def feed(self, event: on.AnyEvent) -> None:
         """Give the core an event."""
         self.do(lambda: self._step(event))
+
+    def feed_later(self, event: on.AnyEvent) -> None:
+        """Give the core an event at the next ``wake``: waking for each costs more than it."""
+        self._commands.append(lambda: self._step(event))
 
     def request(
         self,
@@ -177,8 +185,8 @@ class Link:
         return upload
 
     def send_parcel(self, upload: int, count: int, codec: str, frame: bytes) -> None:
-        """The next inputs of an upload."""
-        self.feed(on.ParcelReady(upload, count, codec, frame))
+        """The next inputs of an upload; they leave at the next ``wake``."""
+        self.feed_later(on.ParcelReady(upload, count, codec, frame))
 
     def end_upload(self, upload: int) -> None:
         """No more inputs."""
@@ -196,8 +204,8 @@ class Link:
         self.feed(on.ResultsWanted(job, after))
 
     def taken(self, result: Results, size_bytes: int) -> None:
-        """A result was taken: acknowledge it."""
-        self.feed(on.ResultTaken(result.job, result.sequence, size_bytes))
+        """A result was taken: acknowledge it, at the next ``wake`` at the latest."""
+        self.feed_later(on.ResultTaken(result.job, result.sequence, size_bytes))
 
     def unwatch(self, job: int) -> None:
         """No more results of a job."""

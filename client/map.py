@@ -119,10 +119,10 @@ class Stream:
         parcels: Parcels,
         reader: ResultReader,
         *,
-        window: int | None,
-        ordered: bool,
-        return_exceptions: bool,
         warn: Callable[[str], None],
+        window: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
         on_count: Callable[[int, JobStatus | None], None] | None = None,
     ) -> None:
         self.feed = JobFeed(warn)
@@ -246,12 +246,18 @@ class Stream:
 
     def _top_up(self, parcels: int) -> bool:
         """Send up to this many parcels; False when the window is full or the source has ended."""
+        try:
+            return self._send(parcels)
+        finally:
+            self._link.wake()
+
+    def _send(self, parcels: int) -> bool:
         for _ in range(parcels):
             if self._parcels.is_empty:
                 self._end_upload()
                 return False
             room = self._room()
-            if room <= 0:
+            if room < self._least_room():
                 return False
             packed = self._parcels.take(room)
             if packed is None:
@@ -262,6 +268,12 @@ class Stream:
             self._sent_bytes += len(packed.frame)
             self._link.send_parcel(self._upload, *packed)
         return True
+
+    def _least_room(self) -> int:
+        """Wait for room for a whole parcel: what fits into a gap would be small and dear."""
+        if self._window is not None:
+            return max(1, min(self._parcels.next_items, self._window // 4))
+        return self._parcels.next_items if self.sent_items > self.got_items else 1
 
     def _room(self) -> int:
         """How many inputs may follow now."""

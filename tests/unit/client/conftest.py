@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from gristmill.client import Client
 
 # Test files are imported by path: this one makes the peer's module importable by its own name.

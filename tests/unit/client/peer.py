@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 import msgspec
 import zmq
+
 from gristmill.wire import client as wire
 from gristmill.wire import limits, values
 from gristmill.wire.errors import CODES
@@ -219,7 +220,9 @@ class Peer:
     def _on_closeupload(self, routing: bytes, message: wire.CloseUpload, frames: Any) -> None:
         job = self.jobs[message.job]
         if message.count != job.uploaded:
-            self._refuse(routing, message.request, "PARCEL_ORDER", "parcels are missing", job.number)
+            self._refuse(
+                routing, message.request, "PARCEL_ORDER", "parcels are missing", job.number
+            )
             return
         job.count = message.count
         self._answer(routing, message.request, None)
