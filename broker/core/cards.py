@@ -50,7 +50,10 @@ def job_status(state: State, job: Job, now_ms: int) -> JobStatus:
         eta_ms=_eta_ms(state, job, waiting, now_ms),
         results=job.sequence,
         reason=reason_of(state, job),
-        errors=[(line.word, line.message, line.count, line.first) for line in job.errors],
+        errors=[
+            (line.word, line.message, line.count, line.first)
+            for line in sorted(job.errors, key=lambda line: line.first)
+        ],
         parent=spec.parent,
     )
 

@@ -11,6 +11,7 @@ import heapq
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.cards import job_status
 from gristmill.broker.core.columns import CANCELLED, FAILED, READY
+from gristmill.broker.core.credit import release_stalled
 from gristmill.broker.core.effects import (
     AddToOutbox,
     AnyEffect,
@@ -297,6 +298,8 @@ def complete(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> N
             worker.shunned.pop(job.number, None)
             effects.append(CloseJob(number, job.number))
     _forget(state, job, Finished(job.tenant.name, status))
+    if job.tenant.stalled:
+        release_stalled(state, job.tenant, effects)
 
 
 def _forget(state: State, job: Job, finished: Finished) -> None:

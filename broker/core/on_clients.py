@@ -8,6 +8,7 @@ import msgspec
 
 from gristmill.broker.core import endings
 from gristmill.broker.core import journal_names as names
+from gristmill.broker.core.credit import extend_credit
 from gristmill.broker.core.effects import (
     AcceptJob,
     AddToOutbox,
@@ -263,18 +264,6 @@ def on_parcels_committed(
     job.committed = max(job.committed, min(event.upto, job.uploaded))
     job.bytes_committed = job.parcels.bytes_before(job.committed)
     extend_credit(state, job, effects)
-
-
-def extend_credit(state: State, job: Job, effects: list[AnyEffect]) -> None:
-    """Tells the client its cumulative credit; it stands still while the tenant's disk is full."""
-    tenant = job.tenant
-    if tenant.parcel_bytes < state.config.tenant_disk_bytes:
-        allowed = job.bytes_committed + state.config.input_credit_bytes
-        job.bytes_allowed = max(job.bytes_allowed, allowed)
-        tenant.stalled.pop(job.number, None)
-    else:
-        tenant.stalled[job.number] = None
-    effects.append(AllowInput(job.number, job.committed, job.bytes_allowed))
 
 
 def on_upload_closed(

@@ -9,7 +9,6 @@ from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.cards import job_status
 from gristmill.broker.core.effects import AnyEffect, RecordEvent, TellStatus
 from gristmill.broker.core.events import HoldAnswered, LedgerSeen, TimePassed
-from gristmill.broker.core.on_clients import extend_credit
 from gristmill.broker.core.on_workers import expire
 from gristmill.broker.core.placement import recall
 from gristmill.broker.core.state import State
@@ -21,7 +20,7 @@ _DRAIN_WEIGHT = 0.1  #: averages over about ten of those
 
 
 def on_time_passed(state: State, event: TimePassed, now_ms: int, effects: list[AnyEffect]) -> None:
-    """Expiry, shuns that end, recalls, stalled credit, cards. Call it every 50 ms or so."""
+    """Expiry, shuns that end, recalls, cards. Call it every 50 ms or so."""
     expire(state, now_ms, effects)
     while state.shuns and state.shuns[0][0] <= now_ms:
         worker = heapq.heappop(state.shuns)[1]
@@ -29,10 +28,6 @@ def on_time_passed(state: State, event: TimePassed, now_ms: int, effects: list[A
             state.dirty_workers[worker] = None
     recall(state, now_ms, effects)
     _measure_drain(state, now_ms)
-    for tenant in state.tenants.values() if now_ms - state.drain.at_ms == 0 else ():
-        if tenant.stalled and tenant.parcel_bytes < state.config.tenant_disk_bytes:
-            for number in list(tenant.stalled):
-                extend_credit(state, state.jobs[number], effects)
     _tell_changed(state, now_ms, effects)
 
 
