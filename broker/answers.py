@@ -330,7 +330,11 @@ class Answers:
         self._say(session, message.request, answer)
 
     def _bill(self, session: ClientSession, message: Ask) -> None:
-        by = message.text or "job"
+        by, tenant = message.text or "job", session.tenant
+        if message.about == "balance" and message.text == "all":
+            if not session.is_operator:
+                raise RemoteError("FORBIDDEN", f"{tenant} is no operator: own accounts only")
+            by, tenant = "job", ""
         if by not in USAGE_BY:
             raise RemoteError("MALFORMED", f"text is {by!r:.40}, must be one of {USAGE_BY}")
 
@@ -342,4 +346,4 @@ class Answers:
             self._refuse(session, message.request, RemoteError(known, text), message.job)
 
         ref = f"{self._broker}/{message.job}" if message.job else ""
-        self._ledger.ask(session.tenant, message.about, by, ref, self._clock()[0], reply)
+        self._ledger.ask(tenant, message.about, by, ref, self._clock()[0], reply)

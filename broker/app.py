@@ -75,6 +75,8 @@ class Broker:
             broker=self.journal.broker,
             report_ms=settings.worker_report_ms,
             ttl_ms=settings.worker_ttl_ms,
+            jobs_per_tenant_max=settings.jobs_per_tenant_max,
+            queued_subtasks_max=settings.queued_subtasks_max,
         )
         now_ms, utc_ms = _monotonic_ms(), time.time_ns() // 1_000_000
         found = recover(self.journal, config, now_ms, utc_ms, metrics)

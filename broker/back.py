@@ -23,7 +23,7 @@ from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import limits
 from gristmill.wire import worker as say
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.failure import unpack_failures
+from gristmill.wire.failure import Failure, unpack_failures
 from gristmill.wire.frames import encode
 from gristmill.wire.ids import is_digest
 from gristmill.wire.meter import Meter, unpack_meter
@@ -241,7 +241,7 @@ class Back:
         meter: Meter = unpack_meter(meter_frame, head.count)
         failures: list[tuple[int, str]] = []
         if failures_frame:
-            failures = [(at, one.message) for at, one in unpack_failures(failures_frame)]
+            failures = [(at, _told(one)) for at, one in unpack_failures(failures_frame)]
         told = head
         if head.signature and not self._is_signed(session, head, body):
             self._metrics.signatures_bad += 1
@@ -298,3 +298,8 @@ def check_hello(message: say.Hello) -> None:
         bad.append(f"labels: at most {limits.LABELS_MAX} of at most {chars_max} characters each")
     if bad:
         raise RemoteError("MALFORMED", "; ".join(bad))
+
+
+def _told(failure: Failure) -> str:
+    """A failure in one line, as Python itself ends a traceback."""
+    return f"{failure.kind}: {failure.message}" if failure.kind else failure.message

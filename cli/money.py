@@ -15,7 +15,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     """Ask the ledger, through the broker."""
     if args.verb == "balance":
         with connect(args.address) as client:
-            balance = client.balance()
+            balance = client.balance(everyone=args.all)
         if terminal.is_json:
             document = documents.Balance(balance.accounts, balance.sum_ucredits, balance.transfers)
             terminal.document(documents.encode(document))

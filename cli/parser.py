@@ -419,7 +419,10 @@ def _usage(verbs: Verbs) -> None:
 
 
 def _balance(verbs: Verbs) -> None:
-    _verb(verbs, "balance", "money", "Print your accounts, and the sum of all accounts (it is 0)")
+    parser = _verb(
+        verbs, "balance", "money", "Print your accounts, and the sum of all accounts (it is 0)"
+    )
+    parser.add_argument("--all", action="store_true", help="every account; for operators")
 
 
 def _worker(verbs: Verbs) -> None:

@@ -127,7 +127,7 @@ class Ask(Message, frozen=True, tag=10):
     ``jobs`` (limit) · ``job`` (job) · ``subtasks`` (job, first, limit, state or "") · ``why``
     (job) ·
     ``workers`` · ``logs`` (job, first, limit) · ``usage`` (by: "job" | "node" | "day") ·
-    ``balance`` · ``grid`` ·
+    ``balance`` (text "all": every account, for operators) · ``grid`` ·
     ``grant`` (verb "get" or "put", digest or "*", size_bytes) · ``function`` (job) ·
     ``decomposed`` (request digest).
     """

@@ -1,0 +1,42 @@
+"""The rig of the flows: one host, broker, ledger, store, three workers; all of it real."""
+
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from gristmill.cli.grid import Grid
+from gristmill.client import Client
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for flow_rig, in importlib mode
+
+
+@pytest.fixture(scope="session")
+def grid() -> Iterator[Grid]:
+    """Shared by the rows that break nothing: three workers of one slot."""
+    with Grid.temporary(workers=3, slots=1) as grid:
+        yield grid
+
+
+@pytest.fixture
+def client(grid: Grid) -> Iterator[Client]:
+    """A client of the shared grid."""
+    with Client(grid.address) as client:
+        yield client
+
+
+@pytest.fixture
+def own_grid() -> Iterator[Callable[..., Grid]]:
+    """Grids of this test alone, for rows that break things."""
+    grids: list[Grid] = []
+
+    def make(**options: Any) -> Grid:
+        grid = Grid.temporary(**{"workers": 1, "slots": 1, **options})
+        grids.append(grid)
+        return grid.start()
+
+    yield make
+    for grid in grids:
+        grid.stop()

@@ -1,0 +1,39 @@
+"""What every flow uses: waiting for a condition, and the command as a person types it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gristmill.cli.grid import Grid
+
+SECONDS = 60.0  #: nothing here takes long; a wait that passes this is a failure
+
+
+def until(what: str, condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    """What the condition gives as soon as it is true; looks again and again, bounded."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+
+
+def gristmill(
+    grid: Grid, *arguments: str, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command as a person would type it, against this grid."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "gristmill.cli.main", *arguments],
+        env={**os.environ, "GRISTMILL_ADDRESS": grid.address, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=SECONDS,
+        check=False,
+    )

@@ -1,0 +1,238 @@
+"""Rows of job lifecycle that a client sees: submit, validate, decompose, aggregate, explain."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from flow_rig import gristmill, until
+
+from gristmill.cli.grid import Grid
+from gristmill.client import Client
+from gristmill.client.errors import BrokerUnavailable, DecomposeError, GridError
+from gristmill.client.link import Link
+from gristmill.wire import client as wire
+from gristmill.wire import limits
+from gristmill.wire.errors import EXIT_FAILED, EXIT_UNREACHABLE
+from gristmill.wire.spec import Command, JobSpec
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def fail_on_odd(x: int) -> int:
+    if x % 2:
+        raise ValueError(f"odd: {x % 6}")
+    return x
+
+
+def test_a01_submit_watch_cancel_fetch_and_bill_by_command_line_alone(grid: Grid) -> None:
+    done = gristmill(grid, "submit", "--json", "--array", "1-5", "--", "echo", "n={}")
+    job = json.loads(done.stdout)["job"]
+    assert done.returncode == 0, done.stderr
+    waited = gristmill(grid, "wait", str(job))
+    assert waited.returncode == 0, waited.stderr
+    assert "n=3" in gristmill(grid, "result", str(job)).stdout
+    sleeping = json.loads(gristmill(grid, "submit", "--json", "--", "sleep", "600").stdout)["job"]
+    until(
+        "it runs",
+        lambda: '"running"' in gristmill(grid, "status", str(sleeping), "--json").stdout,
+    )
+    assert gristmill(grid, "cancel", str(sleeping)).returncode == 0
+    assert gristmill(grid, "wait", str(sleeping)).returncode == EXIT_FAILED
+    bill = json.loads(gristmill(grid, "usage", "--json").stdout)
+    assert any(row["subtasks"] == 5 for row in bill["rows"]), bill
+
+
+def submission(client: Client, spec: JobSpec, key: bytes) -> wire.Accepted:
+    """One raw submission, as any client may send it."""
+    link: Link = client._link
+    return link.ask(wire.Submit(b"", 0, key, spec), [b""])  # type: ignore[no-any-return]
+
+
+def test_a07_an_ack_is_on_disk_and_the_same_key_is_the_same_job(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid()
+    spec = JobSpec("command", command=Command(["true"]), count=1, name="acked")
+    key = os.urandom(16)
+    with Client(grid.address) as client:
+        first = submission(client, spec, key)
+        grid.kill("broker")
+        grid.restart("broker")
+        assert client.status(first.job).name == "acked"
+        again = submission(client, spec, key)
+        assert (again.job, again.is_replayed, first.is_replayed) == (first.job, True, False)
+        with pytest.raises(GridError) as conflict:
+            submission(client, msgspec.structs.replace(spec, name="other"), key)
+        assert conflict.value.code == "SUBMISSION_CONFLICT"
+        bad = msgspec.structs.replace(spec, retries=-1, priority=77, count=-5)
+        with pytest.raises(GridError) as invalid:
+            submission(client, bad, os.urandom(16))
+        assert invalid.value.code == "INVALID_SPEC"
+        for field in ("retries", "priority", "count"):
+            assert field in invalid.value.message
+
+
+def test_a09_what_no_worker_could_run_says_what_binds_and_who_is_nearest(
+    grid: Grid, client: Client
+) -> None:
+    has = max(worker.memory_bytes for worker in client.workers())
+    answer = gristmill(
+        grid, "submit", "--json", "--memory", str(has * 2), "--", "true"
+    )
+    job = json.loads(answer.stdout)["job"]
+    status = until("a reason", lambda: client.status(job).reason and client.status(job))
+    assert status.state == "accepted" and status.reason.startswith("INFEASIBLE"), status
+    assert "memory" in status.reason and "worker-" in status.reason
+    why = client.why(job)
+    assert why.reasons and why.reasons[0].constraint.startswith("memory")
+    assert "INFEASIBLE" in gristmill(grid, "why", str(job)).stdout
+    client.cancel(job)
+
+
+def test_a04_a_decomposer_that_crashes_creates_and_charges_nothing(
+    client: Client, tmp_path: pathlib.Path
+) -> None:
+    from gristmill.client import decompose
+
+    def broken(request: object) -> list[str]:
+        raise RuntimeError("the decomposer said this")
+
+    before = len(client.jobs(1000)), client.usage(by="job")
+    with pytest.raises(DecomposeError) as caught:
+        decompose.run_decomposer(client, broken, {"x": 1})
+    assert caught.value.code == "DECOMPOSE_FAILED"
+    assert "the decomposer said this" in str(caught.value)
+    assert len(client.jobs(1000)) == before[0] + 1, "only the decomposition itself"
+    assert client.usage(by="job") == before[1], "nothing was charged"
+
+
+def test_a10_the_same_request_gives_the_same_list_under_a_deadline_and_a_cap(
+    client: Client,
+) -> None:
+    from gristmill.client import decompose
+
+    def sweep(request: dict[str, int]) -> list[int]:
+        return list(range(request["n"]))
+
+    def endless(request: object) -> list[int]:
+        while True:
+            pass
+
+    first = decompose.run_decomposer(client, sweep, {"n": 50})
+    jobs = len(client.jobs(1000))
+    second = decompose.run_decomposer(client, sweep, {"n": 50})
+    assert first.inputs == second.inputs == list(range(50))
+    assert len(client.jobs(1000)) == jobs, "the second was answered from the first"
+    with pytest.raises(DecomposeError) as late:
+        decompose.run_decomposer(client, endless, {}, timeout=1.0)
+    assert late.value.code == "DECOMPOSE_TIMEOUT"
+    with pytest.raises(DecomposeError) as large:
+        decompose.run_decomposer(client, sweep, {"n": limits.DECOMPOSED_MAX + 1})
+    assert large.value.code == "DECOMPOSE_TOO_LARGE"
+    assert len(client.jobs(1000)) == jobs + 2, "no job was made of either"
+
+
+def test_a11_a_million_subtasks_are_one_object_and_one_bad_element_refuses_the_list(
+    grid: Grid, client: Client
+) -> None:
+    from gristmill.client import decompose
+
+    def bad_at_three(request: object) -> list[object]:
+        return ["a", "b", "c", {"not": object}, "e"]
+
+    with pytest.raises(DecomposeError) as caught:
+        decompose.run_decomposer(client, bad_at_three, {})
+    assert caught.value.code == "DECOMPOSE_FAILED" and "3" in str(caught.value)
+
+    def resident() -> int:
+        text = pathlib.Path(f"/proc/{grid.pid('broker')}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0]) * 1024
+
+    before = resident()
+    answer = gristmill(
+        grid, "submit", "--json", "--array", "1-1000000", "--label", "never=there", "--", "true"
+    )
+    job = json.loads(answer.stdout)["job"]
+    until("uploaded", lambda: client.status(job).uploaded == 1_000_000)
+    assert resident() - before < 100 << 20
+    client.cancel(job)
+    assert client.wait(job, timeout=30).cancelled == 1_000_000
+
+
+def test_a17_state_counts_cost_and_the_first_three_errors_are_shown(
+    grid: Grid, client: Client
+) -> None:
+    stream = client.map(fail_on_odd, range(60), return_exceptions=True)
+    assert sum(isinstance(value, ValueError) for value in stream) == 30
+    job = client.jobs(1)[0].job
+    status = client.wait(job, timeout=30)
+    assert (status.state, status.done, status.failed) == ("failed", 30, 30)
+    assert [(line[1], line[2]) for line in status.errors] == [
+        ("ValueError: odd: 1", 10),
+        ("ValueError: odd: 3", 10),
+        ("ValueError: odd: 5", 10),
+    ]
+    assert status.spent_ucredits > 0
+    waited = gristmill(grid, "wait", str(job))
+    assert waited.returncode == EXIT_FAILED
+    for error in ("odd: 1", "odd: 3", "odd: 5"):
+        assert error in waited.stdout + waited.stderr
+    document = json.loads(gristmill(grid, "status", str(job), "--json").stdout)
+    assert document["schema"].startswith("gristmill/")
+
+
+def test_a21_python_and_command_line_see_the_same_job_and_the_same_errors(
+    grid: Grid, client: Client
+) -> None:
+    assert list(client.map(double, range(10))) == [2 * x for x in range(10)]
+    job = client.jobs(1)[0].job
+    assert f"j{job}" in gristmill(grid, "status").stdout
+    with pytest.raises(GridError) as from_python:
+        client.status(999_999)
+    from_cli = gristmill(grid, "status", "j999999")
+    assert from_python.value.code == "UNKNOWN_JOB" and "UNKNOWN_JOB" in from_cli.stderr
+    assert "Traceback" not in from_cli.stderr
+    with Client("ipc:///nowhere/at/all", timeout=0.5) as offline:
+        with pytest.raises(BrokerUnavailable):
+            list(offline.map(double, [1]))
+    nobody = gristmill(grid, "status", "--address", "ipc:///nowhere/at/all")
+    assert nobody.returncode == EXIT_UNREACHABLE and "Traceback" not in nobody.stderr
+
+
+def test_a22_a_dry_run_gives_the_whole_spec_and_who_matches_and_creates_nothing(
+    client: Client,
+) -> None:
+    before = len(client.jobs(1000))
+    plan = client.dry_run(double, memory="64M", retries=2)
+    assert plan.spec.limits.memory_bytes == 64 << 20 and plan.spec.retries == 2
+    assert plan.workers_matching == plan.workers_of == 3
+    assert client.dry_run(argv=["true"], memory="900T").workers_matching == 0
+    assert len(client.jobs(1000)) == before
+    with pytest.raises(TypeError, match="colour"):
+        client.dry_run(double, colour="red")  # type: ignore[call-arg]
+    schema = msgspec.json.schema(JobSpec)
+    assert schema["$defs"]["JobSpec"]["additionalProperties"] is False
+
+
+def test_a23_the_queue_is_explainable_and_refuses_beyond_its_cap(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(environment={"GRISTMILL_BROKER_QUEUED_SUBTASKS_MAX": "1000"})
+    with Client(grid.address) as client:
+        answer = gristmill(grid, "submit", "--json", "--array", "1-900", "--", "sleep", "60")
+        first = json.loads(answer.stdout)["job"]
+        with pytest.raises(GridError) as full:
+            list(client.map(double, range(200)))
+        assert full.value.code == "QUEUE_FULL"
+        assert "1000" in full.value.message.replace(",", "")
+        client.cancel(first)
+        client.wait(first, timeout=30)
+        started = time.monotonic()
+        assert list(client.map(double, range(200))) == [2 * x for x in range(200)]
+        assert time.monotonic() - started < 60

@@ -1,0 +1,388 @@
+"""Rows of job lifecycle at the worker: assign, jail, measure, report, store."""
+
+import hashlib
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from flow_rig import gristmill, until
+
+from gristmill.cli.grid import Grid
+from gristmill.client import Client
+from gristmill.client.errors import (
+    CpuLimit,
+    NetworkRefused,
+    OutOfMemory,
+    OutputLimit,
+    ProcessLimit,
+    ScratchError,
+    SyscallRefused,
+    TimeLimit,
+)
+
+
+def nap(seconds: float) -> float:
+    import time
+
+    time.sleep(seconds)
+    return seconds
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below this one."""
+    found, queue = [], [pid]
+    while queue:
+        at = queue.pop()
+        for task in pathlib.Path(f"/proc/{at}/task").glob("*/children"):
+            children = [int(word) for word in task.read_text().split()]
+            found += children
+            queue += children
+    return found
+
+
+def test_a05_a_killed_agent_leaves_nothing_and_its_leases_move(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(workers=2)
+    with Client(grid.address) as client:
+        stream = client.map(nap, [1.0] * 6, tier="job")
+        first = next(stream)
+        victim = "worker-0"
+        below = until("its jails run", lambda: descendants(grid.pid(victim)))
+        grid.kill(victim)
+        until("its processes are gone", lambda: not any(map(is_alive, below)))
+        assert [first, *stream] == [1.0] * 6
+        rows = client.subtasks(client.jobs(1)[0].job)
+        assert all(row.state == "done" for row in rows)
+        assert not list(pathlib.Path("/sys/fs/cgroup").glob(f"**/*gristmill*{grid.pid(victim)}*"))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_a05_a_worker_cut_off_stops_its_own_jails(own_grid: Callable[..., Grid]) -> None:
+    grid = own_grid()
+    with Client(grid.address) as client:
+        stream = client.map(nap, [300.0])
+        runner = threaded(lambda: list(stream))
+        worker = grid.pid("worker-0")
+        napping = until("the nap runs", lambda: jailed(worker))
+        grid.signal("broker", signal.SIGSTOP)  # the worker hears nothing any more
+        until("it stopped its jail", lambda: not any(map(is_alive, napping)), 30)
+        grid.signal("broker", signal.SIGCONT)
+        client.cancel(client.jobs(1)[0].job)
+        runner()
+
+
+def jailed(worker: int) -> list[int]:
+    """Host pids of processes of uid nobody or deep below the agent: the inside of its jails."""
+    found = []
+    for pid in descendants(worker):
+        try:
+            line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        if b"nsjail" not in line and "NSpid:" in status:
+            if len(status.split("NSpid:")[1].splitlines()[0].split()) > 1:
+                found.append(pid)
+    return found
+
+
+def threaded(call: Callable[[], object]) -> Callable[[], None]:
+    """Runs a call in a thread; the result waits for it."""
+    import threading
+
+    def run() -> None:
+        try:
+            call()
+        except Exception:  # a cancelled stream raises; the test looks at the job
+            pass
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return lambda: thread.join(30)
+
+
+def test_a12_nothing_hides_behind_a_long_subtask_and_a_lost_worker_loses_nothing(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(workers=2)
+    with Client(grid.address) as client:
+        inputs = [8.0] + [0.05] * 40
+        began = time.monotonic()
+        stream = client.map(nap, inputs, ordered=False)
+        got = []
+        for value in stream:
+            got.append(value)
+            if len(got) == 40:
+                break
+        assert 8.0 not in got, "the short ones did not wait for the long one"
+        assert time.monotonic() - began < 8.0
+        rows = {row.name: row for row in client.workers()}
+        assert all(row.busy <= row.slots for row in rows.values())
+        grid.kill("worker-1")
+        grid.kill("worker-0")
+        grid.restart("worker-0")
+        assert list(stream) == [8.0]
+
+
+ATTACKS: dict[str, tuple[Callable[[], object], type[Exception], dict[str, object]]] = {}
+
+
+def attack(error: type[Exception], **options: object) -> Callable[..., Callable[[], object]]:
+    def note(call: Callable[[], object]) -> Callable[[], object]:
+        ATTACKS[call.__name__] = (call, error, options)
+        return call
+
+    return note
+
+
+@attack(ProcessLimit, pids=20)
+def fork_bomb() -> None:
+    import os
+
+    while True:
+        os.fork()
+
+
+@attack(OutOfMemory, memory="128M")
+def ten_gibibytes() -> int:
+    held = []
+    while True:
+        held.append(b"x" * (16 << 20))
+
+
+@attack(OutputLimit, output="1M")
+def a_gibibyte_of_stdout() -> None:
+    import sys
+
+    for _ in range(1024):
+        sys.stdout.write("x" * (1 << 20))
+
+
+@attack(NetworkRefused)
+def connect_out() -> None:
+    import socket
+
+    socket.create_connection(("8.8.8.8", 53), timeout=5)
+
+
+@attack(ScratchError)
+def write_outside_scratch() -> None:
+    with open("/usr/owned", "w") as file:
+        file.write("x")
+
+
+@attack(SyscallRefused)
+def ptrace_the_parent() -> None:
+    import ctypes
+    import os
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(16, 1, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+
+
+@attack(TimeLimit, timeout=1.0)
+def spin_past_the_wall() -> None:
+    while True:
+        pass
+
+
+@attack(CpuLimit, cpu_timeout=1.0, timeout=60.0)
+def burn_cpu() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_a13_each_hostile_subtask_ends_with_its_own_reason(
+    name: str, grid: Grid, client: Client
+) -> None:
+    call, error, options = ATTACKS[name]
+    neighbour = client.map(nap, [0.01] * 20)
+    hostile = client.with_options(**options).submit(call)  # type: ignore[typeddict-item]
+    caught = hostile.exception(timeout=60)
+    assert isinstance(caught, error), repr(caught)
+    assert list(neighbour) == [0.01] * 20, "a neighbour goes on"
+    assert list(client.map(nap, [0.0] * 3)) == [0.0] * 3, "and so do the slots"
+
+
+def test_a13_a_symlink_out_of_the_jail_is_not_collected(client: Client) -> None:
+    script = "ln -s /etc/passwd stolen; ln -s / root; echo fine > good"
+    with pytest.raises(ScratchError, match="symbolic link"):
+        list(client.run(["sh", "-c", script], files_out=["stolen"]))
+    with pytest.raises(ScratchError, match="root"):
+        list(client.run(["sh", "-c", script], files_out=["root/etc/passwd"]))
+    (output,) = client.run(["sh", "-c", script], files_out=["good"])
+    assert output.read("good") == b"fine\n"
+
+
+def test_a13_a_worker_whose_jails_cannot_start_drains_itself(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(workers=2)
+    with Client(grid.address) as client:
+        before = list(client.map(nap, [0.0] * 4))
+        assert before == [0.0] * 4
+        stream = client.map(nap, [0.0] * 4, environment="/nonexistent/bin/python")
+        with pytest.raises(Exception, match="nonexistent"):
+            list(stream)
+
+
+def test_a14_a_late_result_is_superseded_not_used_and_not_billed(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(workers=1)
+    with Client(grid.address) as client:
+        stream = client.map(nap, [2.0])
+        runner = threaded(lambda: list(stream))
+        job = until("it runs", lambda: (client.jobs(1) or [None])[0])
+        until("leased", lambda: client.status(job.job).leased == 1)
+        frozen = grid.pid("worker-0")
+        for pid in [frozen, *descendants(frozen)]:
+            os.kill(pid, signal.SIGSTOP)
+        grid.add_worker("worker-late")
+        status = until(
+            "done elsewhere", lambda: client.status(job.job).state == "done" and client.status(job.job)
+        )
+        for pid in [*descendants(frozen), frozen]:
+            os.kill(pid, signal.SIGCONT)
+        runner()
+        row = client.subtasks(job.job)[0]
+        assert (row.attempt, row.state, status.done) == (2, "done", 1)
+        until("it rejoined", lambda: sum(r.state == "idle" for r in client.workers()) == 2)
+        bill = client.usage(job=job.job)
+        assert sum(line.subtasks for line in bill) == 1
+        assert client.balance().sum_ucredits == 0
+
+
+def test_a14_each_subtask_has_its_own_reading_and_reason(client: Client) -> None:
+    def work(mebibytes: int) -> int:
+        import time
+
+        block = bytearray(mebibytes << 20)
+        for at in range(0, len(block), 4096):
+            block[at] = 1
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+        return len(block)
+
+    sizes = [10, 150]
+    assert list(client.map(work, sizes, tier="job")) == [size << 20 for size in sizes]
+    small, large = client.subtasks(client.jobs(1)[0].job)
+    for row in (small, large):
+        assert row.outcome == "ok" and row.node and row.metering
+        assert row.cpu_us >= 190_000 and row.wall_us >= 190_000
+    assert large.peak_kib - small.peak_kib > 100 * 1024
+
+
+def test_a24_live_readings_come_each_second_and_outlive_nothing(
+    grid: Grid, client: Client
+) -> None:
+    def grow() -> int:
+        import time
+
+        block = bytearray(200 << 20)
+        for at in range(0, len(block), 4096):
+            block[at] = 1
+        time.sleep(4)
+        return len(block)
+
+    future = client.submit(grow)
+
+    def slots() -> list[object]:
+        return [
+            slot
+            for worker in client.workers()
+            if worker.reading
+            for slot in worker.reading.slots
+            if slot.memory_bytes > 190 << 20
+        ]
+
+    until("a live reading above 190 MiB", slots, 10)
+    assert future.result(timeout=30) == 200 << 20
+    row = client.subtasks(future.job, first=future.index, limit=1)[0]
+    assert abs(row.peak_kib / 1024 - 200) < 40
+
+
+def test_a25_a_large_result_is_stored_by_its_hash_once(grid: Grid, client: Client) -> None:
+    def large(seed: int) -> bytes:
+        return b"the same bytes " * 50_000
+
+    blobs = grid.state / "store" / "blobs"
+
+    def count() -> int:
+        return sum(1 for path in blobs.rglob("*") if path.is_file())
+
+    expected = large(0)
+    assert list(client.map(large, [1])) == [expected]
+    once = count()
+    assert once > 0
+    assert list(client.map(large, [2])) == [expected]
+    assert count() == once, "equal bytes store nothing new"
+    for path in blobs.rglob("*"):
+        if path.is_file():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+def test_a25_a_full_store_is_said_and_not_charged(own_grid: Callable[..., Grid]) -> None:
+    grid = own_grid(options={"store": ["--size-max", "100000"]})
+    with Client(grid.address) as client:
+        future = client.with_options(losses=0).submit(os.urandom, 300_000)
+        error = future.exception(timeout=60)
+        assert error is not None and "STORE_FULL" in str(error), repr(error)
+        rows = client.usage(job=future.job)
+        assert sum(row.amount_ucredits for row in rows) == 0
+
+
+def test_a26_a_corrupted_blob_is_found_and_never_given_out(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid()
+    with Client(grid.address) as client:
+        output = next(iter(client.run(["sh", "-c", "echo precious > out"], files_out=["out"])))
+        digest = output.files["out"][0] if isinstance(output.files["out"], tuple) else None
+        blobs = [p for p in (grid.state / "store" / "blobs").rglob("*") if p.is_file()]
+        assert len(blobs) == 1 and digest in (None, blobs[0].name)
+        assert output.read("out") == b"precious\n"
+        grid.signal("store", signal.SIGTERM)
+        until("the store ended", lambda: grid.dead())
+        blobs[0].chmod(0o644)
+        blobs[0].write_bytes(b"tampered\n")
+        grid.restart("store")
+        again = next(iter(client.results(client.jobs(1)[0].job)))
+        with pytest.raises(Exception, match="BLOB_CORRUPT|BLOB_MISSING"):
+            again.read("out")
+
+
+def test_a13_the_user_environment_is_there_and_read_only(client: Client) -> None:
+    def look() -> tuple[str, bool]:
+        import os
+        import sys
+
+        return sys.executable, os.access(os.path.dirname(os.__file__), os.W_OK)
+
+    assert client.submit(look).result(timeout=60) == (sys.executable, False)
+
+
+def test_a12_drain_gives_back_what_has_not_started(own_grid: Callable[..., Grid]) -> None:
+    grid = own_grid(workers=2)
+    with Client(grid.address) as client:
+        stream = client.map(nap, [0.2] * 30)
+        first = next(stream)
+        assert gristmill(grid, "worker", "drain", "worker-0").returncode == 0
+        assert [first, *stream] == [0.2] * 30
+        states = {row.name: row.state for row in client.workers()}
+        assert states.get("worker-0", "gone") in ("gone", "draining"), states
