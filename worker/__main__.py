@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import resource
 import secrets
 import signal
 import sys
@@ -33,6 +34,8 @@ def main() -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() == 1:
             return 1
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a slot has six descriptors
     given = {name: value for name, value in vars(args).items() if value is not None}
     ready_fd = given.pop("ready_fd", None)
     del given["die_with_parent"]

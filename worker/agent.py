@@ -190,7 +190,9 @@ class Agent:
                 )
             ]
             message = msgspec.structs.replace(message, results=signed)
-        self._link.send(message, [frame for frames in effect.frames for frame in frames])
+        is_sent = self._link.send(message, [frame for each in effect.frames for frame in each])
+        if not is_sent and (message.results or message.returned):
+            self._tell(on.ReportDropped())
 
     def _watch(self, fd: int, is_write: bool, call: Callable[[], None]) -> None:
         mask = select.EPOLLIN | (select.EPOLLOUT if is_write else 0)

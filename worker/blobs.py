@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -79,6 +80,7 @@ class Blobs:
         self._disk_bytes_max = disk_bytes_max
         self._memory: OrderedDict[str, bytes] = OrderedDict()
         self._memory_bytes = 0
+        self._lock = threading.Lock()
         self._client: StoreClient | None = None
         cache_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         for left in cache_dir.glob(".*"):
@@ -95,19 +97,19 @@ class Blobs:
         Raises:
             RemoteError: the store has it not, or not right, or does not answer.
         """
-        kept = self._memory.get(ref.digest)
-        if kept is not None:
-            return kept
+        with self._lock:
+            kept = self._memory.get(ref.digest)
+            if kept is not None:
+                self._memory.move_to_end(ref.digest)
+                return kept
         _check(ref)
         body = self._store().get(grant, ref.digest, min(ref.size_bytes, FEED_BYTES_MAX))
-        if len(body) <= MEMORY_BYTES // 4:
-            self._memory[ref.digest] = body
-            self._memory_bytes += len(body)
+        with self._lock:
+            if len(body) <= MEMORY_BYTES // 4 and ref.digest not in self._memory:
+                self._memory[ref.digest] = body
+                self._memory_bytes += len(body)
             while self._memory_bytes > MEMORY_BYTES:
-                try:
-                    _, old = self._memory.popitem(last=False)
-                except KeyError:
-                    break
+                _, old = self._memory.popitem(last=False)
                 self._memory_bytes -= len(old)
         return body
 

@@ -43,7 +43,8 @@ class JobRoom:
         self, opening: JobOpening, function: bytes, folder: pathlib.Path, is_jailed: bool
     ) -> None:
         self.opening = opening
-        self.function = function
+        self.function = function  #: its bytes, once it is prepared
+        self._sent = function
         self.folder = folder
         self.is_jailed = is_jailed
         self.interpreter: Interpreter | None = None
@@ -126,7 +127,7 @@ class JobRoom:
             raise Unready(Outcome.SETUP, f"this worker cannot use {where}: {error}") from None
         try:
             if spec.is_function_stored:
-                self.function = blobs.fetch(grant, decode_ref(self.function))
+                self.function = blobs.fetch(grant, decode_ref(self._sent))
             if spec.command is not None and spec.command.files_in:
                 self.inputs = self._link_inputs(blobs, grant, spec.command.files_in)
         except RemoteError as error:

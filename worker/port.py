@@ -37,6 +37,7 @@ class Port:
         page: protocol.Page,
         outputs: tuple[int, int],
         output_bytes_max: int,
+        frame_bytes_max: int,
     ) -> None:
         self.slot, self.jail = slot, jail
         self.process = process
@@ -51,7 +52,7 @@ class Port:
         self._socket = sock
         self._outputs = dict(zip(outputs, self.output, strict=True))
         self._output_bytes_max = output_bytes_max
-        self._frames = protocol.Frames()
+        self._frames = protocol.Frames(frame_bytes_max)
         self._unsent: deque[memoryview] = deque()
         self._buffer = bytearray(READ_BYTES)
         sock.setblocking(False)

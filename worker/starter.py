@@ -112,7 +112,11 @@ def start_slot(
         theirs.close()
         for fd in (page_fd, out_end, err_end):
             os.close(fd)
-    return Port(slot, jail, process, ours, page, (out, err), spec.limits.output_bytes)
+    # What is sent was in the jail's memory; a slot that lies must not fill ours with more.
+    frame_bytes_max = min(protocol.BODY_BYTES_MAX, max(spec.limits.memory_bytes, 1 << 20))
+    return Port(
+        slot, jail, process, ours, page, (out, err), spec.limits.output_bytes, frame_bytes_max
+    )
 
 
 def _start_jailed(

@@ -21,7 +21,7 @@ from gristmill.sandbox.host import Host
 from gristmill.sandbox.verdict import Deed
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure, LogEntry, pack_logs
-from gristmill.wire.limits import FRAME_BYTES_MAX
+from gristmill.wire.limits import FILES_MAX, FRAME_BYTES_MAX
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.values import BlobRef, decode_ref, encode_ref
 from gristmill.worker import results
@@ -80,6 +80,7 @@ class _Occupant:
         self.line = _Line()
         self.feeds: deque[list[bytes | None]] = deque()
         self.files: list[tuple[str, pathlib.Path, Any]] = []
+        self.file_bytes = 0
         self.run: tuple[int, int] = (0, -1)
         self.run_since_ms = 0
         self.run_cpu_us = 0
@@ -332,9 +333,11 @@ class Yard:
     def _on_done(self, occupant: _Occupant, done: protocol.Done, body: bytes) -> None:
         port, room = occupant.port, occupant.room
         draft = results.draft_result(port, room.spec, done, body, self._peaks)
-        files, occupant.files = occupant.files, []
+        files, occupant.files, occupant.file_bytes = occupant.files, [], 0
         for _, _, (file, _) in files:
             file.close()
+        if len(files) != done.files or (done.count > 1 and (files or done.refused)):
+            raise ValueError("a result whose files do not fit it")
         if done.refused:
             _refuse_files(draft, done.refused)
         is_large = len(draft.frames[0]) > FRAME_BYTES_MAX
@@ -396,7 +399,13 @@ class Yard:
             )
 
     def _on_file_part(self, occupant: _Occupant, part: protocol.FilePart, body: bytes) -> None:
+        spec = occupant.room.spec
+        occupant.file_bytes += len(body)
+        if spec.kind != "command" or occupant.file_bytes > spec.limits.scratch_bytes:
+            raise ValueError("a file that no subtask may have")
         if not body:
+            if len(occupant.files) >= FILES_MAX:
+                raise ValueError("too many files")
             spooled = self._spool / secrets.token_hex(16)
             occupant.files.append((part.path, spooled, (spooled.open("xb"), hashlib.sha256())))
             return

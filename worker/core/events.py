@@ -148,6 +148,11 @@ class Look:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ReportDropped:
+    """A report with results or returned runs could not be sent: there is no connection."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Looked:
     """The agent looked at the pages and meters of all running jails."""
 
@@ -186,6 +191,7 @@ Event = (
     | SlotLied
     | InputFailed
     | JobUnready
+    | ReportDropped
     | Looked
     | ReadingTaken
     | DrainAsked

@@ -121,6 +121,13 @@ def on_drain_asked(state: State, event: on.DrainAsked, now_ms: int) -> Effects:
     return effects
 
 
+def on_report_dropped(state: State, event: on.ReportDropped, now_ms: int) -> Effects:
+    """A new session, then: its HELLO says what we hold, and results are sent again in it."""
+    if state.phase == "open":
+        state.phase, state.hello_at_ms = "greeting", now_ms + HELLO_FIRST_MS
+    return []
+
+
 def on_time(state: State, now_ms: int) -> Effects:
     """Timers of the session: silence, HELLO, the end of a drain's grace, reports."""
     effects: Effects = []

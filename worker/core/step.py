@@ -23,6 +23,7 @@ _HANDLERS: dict[type, Callable[[State, Any, int], list[do.Effect]]] = {
     on.SlotLied: slots.on_slot_lied,
     on.InputFailed: slots.on_input_failed,
     on.JobUnready: slots.on_job_unready,
+    on.ReportDropped: session.on_report_dropped,
     on.Looked: slots.on_looked,
 }
 

@@ -1,5 +1,6 @@
 """An exception as a ``Failure``: kind, message, the user's own frames, the exception pickled."""
 
+import errno
 import traceback
 from types import TracebackType
 
@@ -43,7 +44,9 @@ def kind_of(error: BaseException) -> str:
 
 
 def note_of(error: BaseException) -> Note | None:
-    """The errno of an OSError, for the agent to say which limit it was."""
+    """The errno of an OSError, for the agent to say which limit it was; memory counts, too."""
+    if isinstance(error, MemoryError):
+        return Note(0, errno.ENOMEM, type(error).__name__)
     if not isinstance(error, OSError):
         return None
     number = error.errno if isinstance(error.errno, int) else 0

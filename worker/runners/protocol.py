@@ -162,9 +162,10 @@ class Frames:
         ValueError: a length beyond its limit: the peer does not speak this protocol.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, body_bytes_max: int = BODY_BYTES_MAX) -> None:
         self._buffer = bytearray()
         self._missing = HEAD.size
+        self._body_bytes_max = body_bytes_max
 
     def push(self, piece: bytes | bytearray | memoryview) -> None:
         """Take what was read."""
@@ -178,7 +179,7 @@ class Frames:
         try:
             while len(buffer) - at >= HEAD.size:
                 head_bytes, body_bytes = HEAD.unpack_from(buffer, at)
-                if head_bytes > HEADER_BYTES_MAX or body_bytes > BODY_BYTES_MAX:
+                if head_bytes > HEADER_BYTES_MAX or body_bytes > self._body_bytes_max:
                     raise ValueError(f"a frame of {head_bytes} and {body_bytes} bytes")
                 start = at + HEAD.size
                 end = start + head_bytes + body_bytes
@@ -186,7 +187,8 @@ class Frames:
                     self._missing = end - at
                     return
                 middle = start + head_bytes
-                header, body = bytes(buffer[start:middle]), bytes(buffer[middle:end])
+                with memoryview(buffer) as view:
+                    header, body = bytes(view[start:middle]), bytes(view[middle:end])
                 at = end
                 yield header, body
             self._missing = HEAD.size
