@@ -1,0 +1,201 @@
+"""Parts of the slot side that need no process."""
+
+import doctest
+import importlib
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from gristmill.wire.failure import Failure, unpack_failures
+from gristmill.wire.meter import unpack_meter
+from gristmill.wire.outcome import Outcome
+from gristmill.worker.runners import protocol
+from gristmill.worker.runners.commands import parts_of, substitute
+from gristmill.worker.runners.encode import CannotTravelError, decode, encode
+from gristmill.worker.runners.failures import describe, note_of
+from gristmill.worker.runners.loop import run_inputs
+from gristmill.worker.runners.outbox import Outbox, Range
+
+
+@pytest.mark.parametrize(
+    "name", ["gristmill.worker.core.runs", "gristmill.worker.runners.commands"]
+)
+def test_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)) == doctest.TestResults(
+        0, doctest.testmod(importlib.import_module(name)).attempted
+    )
+
+
+@pytest.fixture
+def page() -> Any:
+    fd = os.memfd_create("page")
+    os.ftruncate(fd, protocol.PAGE_BYTES)
+    made = protocol.Page(fd)
+    os.close(fd)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pipe() -> Any:
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+    yield ours, Outbox(theirs)
+    ours.close()
+    theirs.close()
+
+
+def frames_of(sock: socket.socket) -> list[tuple[Any, bytes]]:
+    frames, found = protocol.Frames(), []
+    sock.setblocking(False)
+    while True:
+        try:
+            frames.push(sock.recv(1 << 20))
+        except BlockingIOError:
+            break
+        found += [(protocol.decode_from_slot(header), body) for header, body in frames]
+    return found
+
+
+def test_frames_come_whole_however_the_stream_is_cut() -> None:
+    feed = protocol.Feed(7, 1, [(0, 3)], [(0, 3, "q", 5)])
+    stream = protocol.pack_frame(feed, b"abc", b"de") + protocol.pack_frame(feed, b"")
+    for size in (1, 2, 7, 30, len(stream)):
+        frames, found = protocol.Frames(), []
+        for at in range(0, len(stream), size):
+            frames.push(stream[at : at + size])
+            found += list(frames)
+        assert [(protocol.decode_to_slot(head), body) for head, body in found] == [
+            (feed, b"abcde"),
+            (feed, b""),
+        ]
+
+
+def test_a_frame_beyond_its_limit_is_refused_before_it_is_kept() -> None:
+    frames = protocol.Frames(body_bytes_max=100)
+    frames.push(protocol.HEAD.pack(3, 101))
+    with pytest.raises(ValueError, match="101"):
+        list(frames)
+
+
+def test_the_page_tells_what_runs_and_what_is_stopped(page: protocol.Page) -> None:
+    assert page.started() == (0, -1)
+    page.words[protocol.LEASE], page.words[protocol.STARTED] = 9, 5
+    assert page.started() == (9, 4)
+    before = page.words[protocol.STOP]
+    page.write_stops([3, 9])
+    assert page.words[protocol.STOP] == before + 1
+    assert page.is_stopped(9) and not page.is_stopped(4)
+    page.write_stops([])
+    assert not page.is_stopped(9)
+
+
+def test_the_loop_stops_where_the_page_says(page: protocol.Page, pipe: Any) -> None:
+    sock, outbox = pipe
+
+    def work(x: int) -> int:
+        if x == 3:
+            page.write_stops([8])
+        return x * 2
+
+    assert run_inputs(work, [1, 2, 3, 4, 5], 8, 10, False, page, outbox) == 3
+    ((done, body),) = frames_of(sock)
+    assert (done.first, done.count, done.codec) == (10, 3, "q")
+    assert len(body) == sum(done.sizes)
+    assert run_inputs(work, [1], 8, 13, False, page, outbox) == 0
+    assert frames_of(sock) == []
+
+
+def test_every_exception_is_the_subtasks_own(page: protocol.Page, pipe: Any) -> None:
+    sock, outbox = pipe
+
+    def work(x: int) -> int:
+        raise {1: KeyboardInterrupt, 2: SystemExit, 3: RecursionError}[x]("told")
+
+    assert run_inputs(work, [1, 2, 3], 1, 0, False, page, outbox) == 3
+    ((done, body),) = frames_of(sock)
+    meter = unpack_meter(body[: done.sizes[1]], 3)
+    assert {meter.outcome_at(at) for at in range(3)} == {Outcome.ERROR}
+    failures = unpack_failures(body[done.sizes[1] : done.sizes[1] + done.sizes[2]])
+    assert [failure.kind for _, failure in failures] == [
+        "KeyboardInterrupt", "SystemExit", "RecursionError",
+    ]  # fmt: skip
+
+
+def test_a_range_is_halved_until_it_fits_and_nothing_is_lost(pipe: Any) -> None:
+    sock, outbox = pipe
+    count = 64
+    troubles = [
+        (100 + at, int(Outcome.ERROR), Failure("f" * 3_000), protocol.Note(0, at, "OSError"))
+        for at in range(0, count, 2)
+    ]
+    values = [b"v" * 5_000 for _ in range(count // 2)]
+    outbox.send_range(Range(1, 100, [1_000] * count, values, troubles))
+    seen = []
+    notes = []
+    for done, body in frames_of(sock):
+        assert done.sizes[0] <= 64 << 10
+        meter = unpack_meter(body[done.sizes[0] :][: done.sizes[1]], done.count)
+        seen += [(done.first + at, meter.outcome_at(at)) for at in range(done.count)]
+        notes += [(done.first + note.offset, note.number) for note in done.notes]
+    assert seen == [(100 + at, Outcome.OK if at % 2 else Outcome.ERROR) for at in range(count)]
+    assert notes == [(100 + at, at) for at in range(0, count, 2)]
+
+
+def test_only_the_value_that_cannot_travel_fails(pipe: Any) -> None:
+    sock, outbox = pipe
+    outbox.send_range(Range(1, 0, [1] * 3, [1, socket.socket, (x for x in ())], []))
+    outcomes = {}
+    for done, body in frames_of(sock):
+        meter = unpack_meter(body[done.sizes[0] :][: done.sizes[1]], done.count)
+        outcomes.update({done.first + at: meter.outcome_at(at) for at in range(done.count)})
+    assert outcomes == {0: Outcome.OK, 1: Outcome.OK, 2: Outcome.ENCODING}
+
+
+def test_substitution_leaves_other_braces_alone() -> None:
+    assert substitute("{}-{1}-{index}-{name}-{{}}", ["a", "b"], 3) == "a b-b-3-{name}-{a b}"
+    with pytest.raises(CannotTravelError, match=r"\{2\}"):
+        substitute("{2}", ["a"], 0)
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, [["x"]], "a\0b"])
+def test_what_cannot_be_an_argument_is_refused(value: Any) -> None:
+    with pytest.raises(CannotTravelError):
+        parts_of(value)
+
+
+def test_a_failure_keeps_notes_and_drops_our_frames() -> None:
+    class OddError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    try:
+        raise ValueError("bad \ud800")
+    except ValueError as error:
+        error.add_note("look here")
+        failure = describe(error)
+    assert failure.kind == "ValueError" and failure.pickled
+    assert "look here" in failure.traceback
+    failure.message.encode()
+    assert "__str__ raised RuntimeError" in describe(OddError()).message
+    assert describe(OddError(), is_pickled=False).pickled == b""
+
+
+def test_notes_are_of_os_errors_and_memory() -> None:
+    assert note_of(PermissionError(13, "no")) == protocol.Note(0, 13, "PermissionError")
+    assert note_of(OSError("no number")) == protocol.Note(0, 0, "OSError")
+    assert note_of(MemoryError()) == protocol.Note(0, 12, "MemoryError")
+    assert note_of(ValueError()) is None
+
+
+def test_values_that_do_not_decode_are_told() -> None:
+    with pytest.raises(CannotTravelError, match="unpickled"):
+        decode("p", b"\x80\x05cnowhere\nx\n.", 1)
+    with pytest.raises(CannotTravelError, match="holds 3 values, not 2"):
+        decode("q", b"\0" * 24, 2)
+    assert encode([{"a": 1}], True)[0] == "m"
+    with pytest.raises(CannotTravelError, match="safe"):
+        encode([{1}], True)
