@@ -1,7 +1,6 @@
 """``python -m gristmill.broker``: starts the broker, says when it is ready, ends it cleanly."""
 
 import argparse
-import ctypes
 import logging
 import os
 import pathlib
@@ -13,11 +12,11 @@ import zmq
 
 from gristmill.broker.keys import load_key
 from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_settings
+from gristmill.broker.tokens import make_token
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+from gristmill.wire.process import announce_ready, die_with_parent
 
 log = logging.getLogger("gristmill.broker")
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -30,6 +29,8 @@ def main(arguments: list[str]) -> int:
     try:
         if given.print_key:
             return _print_key(given.state)
+        if given.new_token:
+            return _new_token(given.state, given.new_token, given.operator)
         return _serve(given)
     except RemoteError as error:
         print(error, file=sys.stderr)
@@ -53,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         "--store", help="address of the store: unix:///path or http://127.0.0.1:PORT"
     )
     parser.add_argument("--print-key", action="store_true", help="print the verify key and end")
+    parser.add_argument("--new-token", metavar="TENANT", help="print a new token of a tenant, end")
+    parser.add_argument("--operator", action="store_true", help="the new token is an operator's")
     parser.add_argument(
         "--ready-fd", type=int, help="write READY to this descriptor when it serves"
     )
@@ -61,13 +64,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_key(state: str | None) -> int:
+    print(load_key(_folder(state)).verify_key.encode().hex())
+    return EXIT_OK
+
+
+def _new_token(state: str | None, tenant: str, is_operator: bool) -> int:
+    print(make_token(_folder(state), tenant, is_operator))
+    return EXIT_OK
+
+
+def _folder(state: str | None) -> pathlib.Path:
     folder = state or os.environ.get(ENVIRONMENT_PREFIX + "STATE")
     if not folder:
-        raise RemoteError("INVALID_SPEC", "--print-key needs --state", "give --state DIR")
+        raise RemoteError("INVALID_SPEC", "the state folder is not given", "give --state DIR")
     path = pathlib.Path(folder)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    print(load_key(path).verify_key.encode().hex())
-    return EXIT_OK
+    return path
 
 
 def _serve(given: argparse.Namespace) -> int:
@@ -75,7 +87,7 @@ def _serve(given: argparse.Namespace) -> int:
 
     parent = os.getppid()
     if given.die_with_parent:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        die_with_parent()
         if os.getppid() != parent:
             return EXIT_OK
     names = ("state", "front", "back", "ledger", "store")
@@ -90,10 +102,7 @@ def _serve(given: argparse.Namespace) -> int:
         ) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
-    print(f"ready broker {settings.front}", file=sys.stderr, flush=True)
-    if given.ready_fd is not None:
-        os.write(given.ready_fd, b"READY\n")
-        os.close(given.ready_fd)
+    announce_ready("broker", settings.front, given.ready_fd)
     try:
         broker.run()
     except OSError as error:  # the disk: what was acknowledged is on it

@@ -164,6 +164,8 @@ class Delivery:
                 subscription.bytes_allowed = max(subscription.bytes_allowed, bytes_allowed)
                 self._acknowledge(flow, min(acked, subscription.cursor))
                 self._pump(subscription)
+                if flow.is_final and flow.acked >= flow.recorded and not subscription.has_news:
+                    self._leave(session, flow)
                 break
         self._close_if_over(flow)
 
@@ -303,7 +305,9 @@ class Delivery:
         if flow.is_final:
             if subscription.cursor < flow.recorded:
                 return
-            flow.subscriptions.remove(subscription)
+            # Where nothing is kept, the last acknowledgement is still to come.
+            if flow.is_kept or flow.acked >= flow.recorded:
+                flow.subscriptions.remove(subscription)
         subscription.has_news = False
         self._mailbox.send(subscription.session.peer, [encode(JobEvent(flow.status))])
 

@@ -18,6 +18,7 @@ from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.sessions import Clients, ClientSession, Workers
 from gristmill.broker.settings import BrokerSettings
+from gristmill.broker.tokens import Tokens
 from gristmill.wire import client as say
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
@@ -91,6 +92,7 @@ class Front:
         self._refusal = refusal
         self._metrics = metrics
         self._is_local = settings.front.startswith("ipc://")
+        self._tokens = Tokens(settings.state)
         self._verbs: dict[type, tuple[Callable[[ClientSession, Any, list[bytes]], None], Verb]] = {
             kind: (getattr(self, verb.handler), verb) for kind, verb in VERBS.items()
         }
@@ -143,9 +145,9 @@ class Front:
                 f"the client (gristmill {message.version:.40}) speaks protocol {message.protocol},"
                 f" this broker speaks {limits.PROTOCOL}",
             )
-        tenant = message.tenant or LOCAL_TENANT
         if len(message.client) != 16:
             raise RemoteError("MALFORMED", f"client has {len(message.client)} bytes, must be 16")
+        tenant, is_operator = self._who(message)
         if len(tenant) > limits.NAME_CHARS_MAX or not tenant.isprintable() or "/" in tenant:
             raise RemoteError(
                 "MALFORMED",
@@ -156,7 +158,7 @@ class Front:
             raise RemoteError(
                 "QUEUE_FULL", f"{len(self._clients)} sessions; the limit is {limits.SESSIONS_MAX}"
             )
-        session = self._clients.join(routing, message.client, tenant, self._is_local, now_ms)
+        session = self._clients.join(routing, message.client, tenant, is_operator, now_ms)
         self._delivery.drop_session(session)
         log.info(
             "client=%d generation=%d tenant=%s version=%.40s joined",
@@ -169,6 +171,19 @@ class Front:
             settings.store, self._is_local, pythons,
         )  # fmt: skip
         self._mailbox.send(session.peer, [encode(welcome)])
+
+    def _who(self, message: say.Hello) -> tuple[str, bool]:
+        """Tenant and operator's right: by token if there is one, else by the kind of link."""
+        if message.token:
+            found = self._tokens.check(message.token)
+            if message.tenant not in ("", found.tenant):
+                raise RemoteError(
+                    "FORBIDDEN", f"the token is of tenant {found.tenant}, not of {message.tenant}"
+                )
+            return found
+        if not self._is_local and self._tokens.has_any:
+            raise RemoteError("UNAUTHORISED", "this grid asks for a token")
+        return message.tenant or LOCAL_TENANT, self._is_local
 
     def _on_ping(self, session: ClientSession, message: say.Ping, bodies: list[bytes]) -> None:
         self._mailbox.send(session.peer, [encode(say.Pong())])

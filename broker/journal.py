@@ -10,6 +10,7 @@ says so meanwhile. Any other error of the disk is in ``failure``: the process mu
 recover, because the kernel may have dropped the pages of the failed write.
 """
 
+import fcntl
 import itertools
 import logging
 import operator
@@ -26,6 +27,7 @@ import apsw
 
 from gristmill.broker import schema
 from gristmill.broker.metrics import Metrics
+from gristmill.wire.errors import RemoteError
 
 log = logging.getLogger("gristmill.broker.journal")
 
@@ -63,6 +65,7 @@ class Journal:
 
     def __init__(self, folder: pathlib.Path, wake: Callable[[], None], metrics: Metrics) -> None:
         self.path = folder / JOURNAL_NAME
+        self._lock = _lock(folder / "broker.lock")
         self._metrics = metrics
         self._wake = wake
         self._connection = open_or_set_aside(self.path)
@@ -139,7 +142,7 @@ class Journal:
             self._in_flight = None
             is_done = True
         if self._in_flight is None:
-            if not self._open.rows and self._chores:
+            if not self._open.rows and self._chores and not self._stopping.is_set():
                 self.record("chore", "", (), 0)
             if self._open.rows:
                 self._in_flight, self._open = self._open, Group(self._open.number + 1)
@@ -165,6 +168,7 @@ class Journal:
         if not self.is_idle:
             raise OSError(f"the journal {self.path} could not be completed: {self.failure!r}")
         self._connection.close()
+        os.close(self._lock)
 
     # ------------------------------------------------------------ the committer's thread
 
@@ -216,15 +220,34 @@ class Journal:
         return False
 
     def _run_chore(self) -> None:
-        if not self._chores or self._stopping.is_set():
+        if self._stopping.is_set():
             return
-        statement, row = self._chores[0]
+        try:
+            statement, row = self._chores.popleft()
+        except IndexError:
+            return
         try:
             self._connection.execute(statement, row)
+            is_over = self._connection.changes() == 0
         except apsw.FullError:
-            return
-        if self._connection.changes() == 0:
-            self._chores.popleft()
+            is_over = False
+        if not is_over:
+            self._chores.appendleft((statement, row))
+
+
+def _lock(path: pathlib.Path) -> int:
+    """Keeps a second broker away from this folder, for as long as the descriptor is open."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise RemoteError(
+            "ALREADY_RUNNING",
+            f"another broker has {path.parent} open",
+            "end it first, or give this one another --state",
+        ) from None
+    return handle
 
 
 def free_bytes(folder: pathlib.Path) -> int:
@@ -271,8 +294,10 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
         meta: dict[Any, Any] = dict(connection.execute("SELECT key, value FROM meta").fetchall())  # type: ignore[arg-type]
         version = meta.get("schema_version", schema.SCHEMA_VERSION)
         if version != schema.SCHEMA_VERSION:
-            raise ValueError(
-                f"the journal has schema {version}, this release writes {schema.SCHEMA_VERSION}"
+            raise RemoteError(
+                "PROTOCOL",
+                f"the journal has schema {version}, this release writes {schema.SCHEMA_VERSION}",
+                "start the release that wrote it, or give another --state",
             )
         broker = str(meta.get("broker") or os.urandom(8).hex())
         incarnation = int(meta.get("incarnation", 0)) + 1

@@ -80,10 +80,11 @@ class LedgerLink:
         self._is_full = False
         self._heard_ms = 0
         self._said_ms = -(1 << 40)
-        self._posted_ms = 0
+        self._progress_ms = 0
         self._ahead = 0
         self._questions: dict[int, tuple[int, Reply]] = {}
         self._last_request = 0
+        self._early: list[Any] = []
 
     # ------------------------------------------------------------ out
 
@@ -94,18 +95,20 @@ class LedgerLink:
             if batch is None or not batch[1]:
                 return
             first, entries = batch
+            if self._ahead == 0:
+                self._progress_ms = now_ms
             post = _RawPost(self._broker, first, [msgspec.Raw(body) for body in entries])
             if not self._send(post, now_ms):
                 self._outbox.rewind()
                 self._ahead = 0
                 return
             self._metrics.outbox_posts += 1
-            self._posted_ms = now_ms
             self._ahead += 1
 
     def ask(self, tenant: str, about: str, by: str, ref: str, now_ms: int, reply: Reply) -> None:
         """Relays a question about ``usage`` (by job, node or day) or ``balance``."""
-        if not self.is_up:
+        is_starting = self._heard_ms == 0  # it is asked when it is there; tick gives up
+        if not self.is_up and not is_starting:
             reply(None, "LEDGER_DOWN", f"the ledger at {self._settings.ledger} does not answer")
             return
         if len(self._questions) >= QUESTIONS_MAX:
@@ -117,7 +120,9 @@ class LedgerLink:
         if about == "usage":
             question = AskUsage(request, tenant, by, ref)  # type: ignore[arg-type]
         self._questions[request] = (now_ms, reply)
-        if not self._send(question, now_ms):
+        if is_starting:
+            self._early.append(question)
+        elif not self._send(question, now_ms):
             del self._questions[request]
             reply(None, "LEDGER_DOWN", f"the ledger at {self._settings.ledger} does not read")
 
@@ -127,12 +132,11 @@ class LedgerLink:
         if self.is_up and now_ms - self._heard_ms > settings.ledger_ttl_ms:
             self._set_up(False)
         resend_ms = settings.ledger_resend_ms
-        silent_since_ms = max(self._posted_ms, self._heard_ms)
-        if self._outbox.is_waiting and now_ms - silent_since_ms > resend_ms:
+        if self._outbox.is_waiting and now_ms - self._progress_ms > resend_ms:
             self._outbox.rewind()
             self._ahead = 0
             self._metrics.outbox_resends += 1
-            self._posted_ms = now_ms
+            self._progress_ms = now_ms
         if now_ms - max(self._said_ms, self._heard_ms) >= resend_ms:
             self._send(Ping(self._broker), now_ms)
         self.post(now_ms)
@@ -162,9 +166,18 @@ class LedgerLink:
             self._metrics.malformed += 1
             log.error("ledger malformed: %s", error.message)
             return
+        if isinstance(message, LedgerRefused) and not message.request:
+            # It answers but takes nothing: its books are not in order, or its disk is full.
+            if self.is_up:
+                log.error("ledger refuses: %s %s", message.code, message.message)
+                self._set_up(False)
+            return
         self._heard_ms = now_ms
         if isinstance(message, Acked):
+            acked = self._outbox.acked
             self._on_acked(message)
+            if self._outbox.acked > acked:
+                self._progress_ms = now_ms
         elif isinstance(message, LedgerAnswer):
             self._reply(message.request, message.body, "", "")
         elif isinstance(message, LedgerRefused):
@@ -173,6 +186,8 @@ class LedgerLink:
             self._outbox.rewind()
             self._ahead = 0
             self._set_up(True)
+            while self._early:
+                self._send(self._early.pop(0), now_ms)
         self.post(now_ms)
 
     def _on_acked(self, message: Acked) -> None:

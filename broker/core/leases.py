@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Lease:
     """A lease that is out. ``open``: runs not yet final, returned or rescued; ``items`` of them.
 
-    ``started``: index last told as running, -1 for none. ``budget_ucredits``: what is left of it;
+    ``started``: index last told as running, -1 for none. ``budget_ucredits``: what is left of
+    ``granted_ucredits``;
     ``charged_us``: what its tenant's share was charged so far; ``used_us``: what it really took.
     ``is_all_the_money``: its budget was everything that the job had left.
     """
@@ -37,6 +38,7 @@ class Lease:
     head_ms: int
     budget_ucredits: int
     charged_us: float
+    granted_ucredits: int
     is_all_the_money: bool = False
     used_us: float = 0.0
     cpu_us: int = 0

@@ -201,7 +201,7 @@ def _renew(
         if not slot.leases:
             continue
         if slot.alive_ms + state.ttl_ms < now_ms:
-            for lease in list(slot.leases):
+            for lease in reversed(list(slot.leases)):  # the one that ran goes first in the queue
                 effects.append(StopLease(worker.number, lease.number, int(Outcome.LOST)))
                 rescue(state, lease, True, "the slot hangs", now_ms, effects)
             continue

@@ -235,6 +235,7 @@ def grant(state: State, job: Job, slot: Slot, now_ms: int, effects: list[AnyEffe
         now_ms,
         budget,
         charged,
+        budget,
         not job.is_free and budget == job.available_ucredits and not job.outstanding_ucredits,
     )
     if not slot.leases:

@@ -256,8 +256,9 @@ def _judge(state: State, event: ResultArrived, lease: Lease) -> tuple[list[Run],
             continue
         if outcome is Outcome.BUDGET:
             if _may_have_more(job, lease):
-                again = 2 * max(lease.budget_ucredits, job.budget_floor_ucredits, 1)
-                job.budget_floor_ucredits = max(again, least_ucredits(job))
+                # A larger one next time: twice what this lease had been given.
+                floor = max(2 * lease.granted_ucredits, least_ucredits(job))
+                job.budget_floor_ucredits = max(job.budget_floor_ucredits, floor)
                 job.columns.spend(first, count, lease.attempt)
                 not_final.append((first, count))
                 continue

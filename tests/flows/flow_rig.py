@@ -25,12 +25,17 @@ def until(what: str, condition: Callable[[], Any], seconds: float = SECONDS) -> 
 
 
 def gristmill(
-    grid: Grid, *arguments: str, stdin: str | None = None
+    grid: Grid, *arguments: str, stdin: str | None = None, token: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """The command as a person would type it, against this grid."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "gristmill.cli.main", *arguments],
-        env={**os.environ, "GRISTMILL_ADDRESS": grid.address, "NO_COLOR": "1"},
+        env={
+            **os.environ,
+            "GRISTMILL_ADDRESS": grid.address,
+            "GRISTMILL_TOKEN": token,
+            "NO_COLOR": "1",
+        },
         capture_output=True,
         text=True,
         input=stdin,

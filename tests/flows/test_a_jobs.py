@@ -3,6 +3,9 @@
 import json
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -16,7 +19,7 @@ from gristmill.client.errors import BrokerUnavailable, DecomposeError, GridError
 from gristmill.client.link import Link
 from gristmill.wire import client as wire
 from gristmill.wire import limits
-from gristmill.wire.errors import EXIT_FAILED, EXIT_UNREACHABLE
+from gristmill.wire.errors import EXIT_AUTH, EXIT_FAILED, EXIT_UNREACHABLE
 from gristmill.wire.spec import Command, JobSpec
 
 
@@ -82,9 +85,7 @@ def test_a09_what_no_worker_could_run_says_what_binds_and_who_is_nearest(
     grid: Grid, client: Client
 ) -> None:
     has = max(worker.memory_bytes for worker in client.workers())
-    answer = gristmill(
-        grid, "submit", "--json", "--memory", str(has * 2), "--", "true"
-    )
+    answer = gristmill(grid, "submit", "--json", "--memory", str(has * 2), "--", "true")
     job = json.loads(answer.stdout)["job"]
     status = until("a reason", lambda: client.status(job).reason and client.status(job))
     assert status.state == "accepted" and status.reason.startswith("INFEASIBLE"), status
@@ -236,3 +237,37 @@ def test_a23_the_queue_is_explainable_and_refuses_beyond_its_cap(
         started = time.monotonic()
         assert list(client.map(double, range(200))) == [2 * x for x in range(200)]
         assert time.monotonic() - started < 60
+
+
+def test_a01_a_bad_token_is_one_line_that_names_it(own_grid: Callable[..., Grid]) -> None:
+    port = free_port()
+    grid = own_grid(front=f"tcp://127.0.0.1:{port}")
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "gristmill.broker",
+        "--state",
+        str(grid.state / "broker"),
+    ]
+    token = subprocess.run(
+        [*command, "--new-token", "ann"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    with Client(grid.address, token=token) as ann:
+        assert ann.jobs() == []
+        with pytest.raises(GridError) as forbidden:
+            ann.drain("worker-0")
+        assert forbidden.value.code == "FORBIDDEN"
+    name = token.split("_")[1]
+    for wrong in (f"gm_{name}_{'0' * 32}", ""):
+        answer = gristmill(grid, "status", token=wrong)
+        assert answer.returncode == EXIT_AUTH, answer.stderr
+        assert "UNAUTHORISED" in answer.stderr and "Traceback" not in answer.stderr
+        assert name in answer.stderr or not wrong
+        assert wrong[12:] not in answer.stderr or not wrong, "the secret is never shown"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -81,7 +81,9 @@ def test_a15_every_accepted_attempt_is_billed_once_and_a_replay_changes_nothing(
     with Client(grid.address) as client:
         stream = client.map(flaky, range(300), retries=50, tier="batch", window=20)
         first = next(stream)
-        grid.signal("ledger", signal.SIGSTOP)  # it hears everything, several times, and acks nothing
+        grid.signal(
+            "ledger", signal.SIGSTOP
+        )  # it hears everything, several times, and acks nothing
         assert [first, *stream] == list(range(300))
         until("the broker sent again", lambda: client.grid()["outbox_resends"] > 0)
         grid.signal("ledger", signal.SIGCONT)

@@ -254,7 +254,8 @@ def test_a14_a_late_result_is_superseded_not_used_and_not_billed(
             os.kill(pid, signal.SIGSTOP)
         grid.add_worker("worker-late")
         status = until(
-            "done elsewhere", lambda: client.status(job.job).state == "done" and client.status(job.job)
+            "done elsewhere",
+            lambda: client.status(job.job).state == "done" and client.status(job.job),
         )
         for pid in [*descendants(frozen), frozen]:
             os.kill(pid, signal.SIGCONT)
@@ -288,9 +289,7 @@ def test_a14_each_subtask_has_its_own_reading_and_reason(client: Client) -> None
     assert large.peak_kib - small.peak_kib > 100 * 1024
 
 
-def test_a24_live_readings_come_each_second_and_outlive_nothing(
-    grid: Grid, client: Client
-) -> None:
+def test_a24_live_readings_come_each_second_and_outlive_nothing(grid: Grid, client: Client) -> None:
     def grow() -> int:
         import time
 
