@@ -190,11 +190,12 @@ class Ledger:
             return
         try:
             done = self.book.apply([message for _, message in posts], _now_ms())
-        except apsw.FullError as error:
-            # Nothing of the group happened, on disk or in memory; the broker sends it again.
-            self.counts["full"] += 1
-            log.error("no room for %d messages: %s", len(posts), error)
-            self._refuse(posts, f"the ledger's disk is full: {error}")
+        except (apsw.FullError, apsw.BusyError) as error:
+            # No room, or somebody's SQLite shell holds the file. Nothing of the group happened, on
+            # disk or in memory; the broker sends it again.
+            self.counts["postponed"] += 1
+            log.error("%d messages cannot be written now: %s", len(posts), error)
+            self._refuse(posts, f"the ledger cannot write now: {error}")
             return
         except (apsw.ConstraintError, apsw.CorruptError) as error:
             # The tables refuse what our own core decided, or cannot be read: people must look.

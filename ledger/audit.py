@@ -1,7 +1,7 @@
 """Whether the books are in order: every checksum, every balance from its transfers, sum zero.
 
-Run whenever the ledger opens its file. It reads every row (about 2 seconds for a million
-contributions): what is money is not sampled.
+Run whenever the ledger opens its file. It reads every row (about 10 us for each contribution,
+with its transfers and its entry): what is money is not sampled.
 """
 
 import itertools

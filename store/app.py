@@ -78,6 +78,7 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
         stop.set()
         if address.startswith(UNIX):
             pathlib.Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
+        server.is_ending = True
         server.shutdown()
         log.info("ends: %s", dict(server.counts))
     finally:

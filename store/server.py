@@ -95,6 +95,9 @@ class Connection(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             self.close_connection = True
         except Exception:  # the edge of the process: one request fails, with an id
+            if self.server.is_ending:
+                self.close_connection = True
+                return
             number = secrets.token_hex(4)
             log.exception("request failed, id %s", number)
             self._refuse(
@@ -363,6 +366,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.socket = listener
         self.store, self.key, self.now_ms, self.idle_s = store, key, now_ms, idle_s
         self.counts: Counter[str] = Counter()
+        self.is_ending = False  #: the store is closed under requests that are still on their way
         self._room = threading.BoundedSemaphore(connections_max)
 
     def get_request(self) -> tuple[socket.socket, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import select
 import subprocess
 import sys
 from typing import Any
@@ -167,3 +168,30 @@ def test_the_client_side_is_thin() -> None:
     command = [sys.executable, "-P", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not {"pydantic", "sqlite3", "gristmill.store.local"} & set(done.stdout.split())
+
+
+def test_it_ends_with_its_starter(process: Any) -> None:
+    # The starter is killed, so nobody is left to end the store: the kernel must.
+    script = (
+        "import os, subprocess, sys\n"
+        "readable, writable = os.pipe()\n"
+        "child = subprocess.Popen([sys.executable, '-P', '-m', 'gristmill.store', *sys.argv[1:],\n"
+        "    '--ready-fd', str(writable)], pass_fds=[writable], stderr=subprocess.DEVNULL)\n"
+        "assert os.read(readable, 64) == b'READY\\n'\n"
+        "print(child.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-P", "-c", script, "--die-with-parent", *process.arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert starter.stdout is not None
+    ended = os.pidfd_open(int(starter.stdout.readline()))
+    starter.kill()
+    starter.communicate(timeout=20)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    assert poll.poll(20_000), "the process outlived its starter"
+    os.close(ended)
