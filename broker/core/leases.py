@@ -22,9 +22,8 @@ class Lease:
     """A lease that is out. ``open``: runs not yet final, returned or rescued; ``items`` of them.
 
     ``started``: index last told as running, -1 for none. ``budget_ucredits``: what is left of
-    ``granted_ucredits``;
-    ``charged_us``: what its tenant's share was charged so far; ``used_us``: what it really took.
-    ``is_all_the_money``: its budget was everything that the job had left.
+    ``granted_ucredits``; ``charged_us``: what its tenant's share was charged so far; ``used_us``:
+    what it really took. ``is_all_the_money``: its budget was everything that the job had left.
     """
 
     number: int

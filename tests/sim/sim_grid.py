@@ -30,7 +30,7 @@ END_MS = 300_000
 class Grid:
     """The simulated world. ``run`` plays one seed to its end and raises on a broken promise."""
 
-    def __init__(self, seed: int, whole_check_every: int = 5) -> None:
+    def __init__(self, seed: int, whole_check_every: int = 7) -> None:
         self.random = r = random.Random(seed)
         self.seed, self.whole_check_every = seed, whole_check_every
         self.now, self.order = 0, 0
