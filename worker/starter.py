@@ -9,6 +9,7 @@ import sys
 from gristmill.sandbox.host import Host
 from gristmill.sandbox.interpreter import RUNTIME_AT, Interpreter, runtime_binds
 from gristmill.sandbox.limits import Limits
+from gristmill.sandbox.page import make_shared_page
 from gristmill.sandbox.spec import BASE_ENV, Bind, JailSpec
 from gristmill.wire.spec import JobSpec
 from gristmill.worker import runners
@@ -84,8 +85,7 @@ def start_slot(
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
-    page_fd = os.memfd_create("slot")
-    os.ftruncate(page_fd, protocol.PAGE_BYTES)
+    page_fd = make_shared_page("slot", protocol.PAGE_BYTES)
     out, out_end = os.pipe2(os.O_CLOEXEC)
     err, err_end = os.pipe2(os.O_CLOEXEC)
     try:
