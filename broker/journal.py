@@ -195,20 +195,22 @@ class Journal:
 
     def _write(self, group: Group) -> bool:
         """Whether the group is on disk; False when the disk was full and nothing was changed."""
+        cursor = self._connection.cursor()
         try:
-            with self._connection:
-                cursor = self._connection.cursor()
-                for table, rows in group.tables.items():
-                    if table == "chore":
-                        continue
-                    for statement, run in itertools.groupby(rows, key=_STATEMENT):
-                        cursor.executemany(statement, [row for _, row in run])
-        except apsw.FullError:
-            full = True
-        except apsw.IOError:
-            full = free_bytes(self.path.parent) < 1 << 20
-            if not full:
+            cursor.execute("BEGIN IMMEDIATE")
+            for table, rows in group.tables.items():
+                if table == "chore":
+                    continue
+                for statement, run in itertools.groupby(rows, key=_STATEMENT):
+                    cursor.executemany(statement, [row for _, row in run])
+            cursor.execute("COMMIT")
+        except (apsw.FullError, apsw.IOError) as error:
+            is_full = isinstance(error, apsw.FullError)
+            if not is_full and free_bytes(self.path.parent) >= 1 << 20:
                 raise
+            # SQLite has often rolled back by itself, so a savepoint would fail here.
+            if self._connection.in_transaction:
+                cursor.execute("ROLLBACK")
         else:
             self.is_full = False
             return True

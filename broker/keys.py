@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import secrets
 
 from nacl.signing import SigningKey
 
@@ -44,7 +45,7 @@ def _make_key(path: pathlib.Path) -> SigningKey:
     """Writes beside and links: two starts at once agree on one key, and no torn file is read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = SigningKey.generate()
-    temporary = path.with_name(f"{KEY_NAME}.{os.getpid()}")
+    temporary = path.with_name(f"{KEY_NAME}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,7 +1,7 @@
 """A real broker process, and peers that speak its dialogues over real sockets.
 
-The ledger here is a small conforming peer: it applies the outbox in order, once each, and keeps what
-it has when it is stopped and started again.
+The ledger here is a small conforming peer: it applies the outbox in order, once each, and keeps
+what it has when it is stopped and started again.
 """
 
 import contextlib
@@ -15,16 +15,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 import zmq
-from gristmill.wire import client as C
-from gristmill.wire import ledger as L
+
+from gristmill.wire import client as wc
+from gristmill.wire import ledger as wl
 from gristmill.wire import limits
-from gristmill.wire import worker as W
+from gristmill.wire import worker as ww
 from gristmill.wire.frames import encode
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
@@ -79,30 +80,30 @@ class ClientPeer(Link):
     """A client: requests wait for their answer; results and cards are gathered on the way."""
 
     def __init__(self, address: str, tenant: str = "local", credit: int = 1 << 40) -> None:
-        super().__init__(address, C.decode_broker)
+        super().__init__(address, wc.decode_broker)
         self.id, self.tenant, self.credit = os.urandom(16), tenant, credit
         self.session = b""
         self.request = 0
-        self.results: list[tuple[C.Results, list[bytes]]] = []
-        self.cards: list[C.JobStatus] = []
+        self.results: list[tuple[wc.Results, list[bytes]]] = []
+        self.cards: list[wc.JobStatus] = []
         self.committed: dict[int, int] = {}
-        self.refusals: list[C.Refused] = []
+        self.refusals: list[wc.Refused] = []
 
     def hello(self, protocol: int = limits.PROTOCOL) -> Any:
-        self.send(C.Hello(protocol, self.id, self.tenant, "", "3.11", "test"))
-        answer = self.wait_for(lambda m: isinstance(m, C.Welcome | C.Refused))
-        if isinstance(answer, C.Welcome):
+        self.send(wc.Hello(protocol, self.id, self.tenant, "", "3.11", "test"))
+        answer = self.wait_for(lambda m: isinstance(m, wc.Welcome | wc.Refused))
+        if isinstance(answer, wc.Welcome):
             self.session = answer.session
         return answer
 
     def _take(self, message: Any, bodies: list[bytes]) -> None:
-        if isinstance(message, C.Results):
+        if isinstance(message, wc.Results):
             self.results.append((message, bodies))
-        elif isinstance(message, C.JobEvent):
+        elif isinstance(message, wc.JobEvent):
             self.cards.append(message.status)
-        elif isinstance(message, C.InputCredit):
+        elif isinstance(message, wc.InputCredit):
             self.committed[message.job] = message.committed
-        elif isinstance(message, C.Refused):
+        elif isinstance(message, wc.Refused):
             self.refusals.append(message)
 
     def wait_for(self, wanted: Callable[[Any], bool], deadline_s: float = DEADLINE_S) -> Any:
@@ -140,35 +141,35 @@ class ClientPeer(Link):
         spec = spec or function_spec()
         submission = submission or os.urandom(16)
         body = FUNCTION if spec.kind == "function" else b""
-        return self.call(C.Submit, submission, spec, bodies=(body,))
+        return self.call(wc.Submit, submission, spec, bodies=(body,))
 
     def parcel(self, job: int, first: int, values: list[Any]) -> None:
         packed = pack_plain(values)
         assert packed
-        self.send(C.Parcel(self.session, job, first, len(values), packed[0]), packed[1])
+        self.send(wc.Parcel(self.session, job, first, len(values), packed[0]), packed[1])
 
     def upload(self, job: int, count: int, each: int = 100) -> None:
         for first in range(0, count, each):
             self.parcel(job, first, list(range(first, min(first + each, count))))
 
     def close_upload(self, job: int, count: int) -> Any:
-        return self.call(C.CloseUpload, job, count)
+        return self.call(wc.CloseUpload, job, count)
 
     def subscribe(self, job: int, after: int = 0, credit: int | None = None) -> Any:
         allowed = self.credit if credit is None else credit
-        return self.call(C.Subscribe, job, after, allowed)
+        return self.call(wc.Subscribe, job, after, allowed)
 
     def ask(self, about: str, kind: Any = None, **fields: Any) -> Any:
-        answer = self.call(C.Ask, about, **fields)
-        if isinstance(answer, C.Refused):
+        answer = self.call(wc.Ask, about, **fields)
+        if isinstance(answer, wc.Refused):
             return answer
         return msgspec.msgpack.decode(answer.body, type=kind or Any)
 
-    def finish(self, job: int) -> C.JobStatus:
+    def finish(self, job: int) -> wc.JobStatus:
         """The final card of a job that this client is subscribed to."""
         return self.watch(
             lambda: next(
-                (c for c in self.cards if c.job == job and c.state in C.FINAL_JOB_STATES), None
+                (c for c in self.cards if c.job == job and c.state in wc.FINAL_JOB_STATES), None
             ),
             f"job {job} is final",
         )
@@ -178,17 +179,21 @@ class WorkerPeer(Link):
     """A worker that answers every lease with results, in a thread or step by step."""
 
     def __init__(self, address: str, name: str, node: str = "", slots: int = 2) -> None:
-        super().__init__(address, W.decode_orders)
-        self.name, self.node, self.slots = name, node or hashlib.sha256(name.encode()).hexdigest(), slots
+        super().__init__(address, ww.decode_orders)
+        self.name, self.node, self.slots = (
+            name,
+            node or hashlib.sha256(name.encode()).hexdigest(),
+            slots,
+        )
         self.instance = os.urandom(16)
         self.session = b""
         self.numbers = {"report": 0, "result": 0}
-        self.leases: list[tuple[W.LeaseGrant, list[bytes]]] = []
-        self.openings: dict[int, W.JobOpening] = {}
+        self.leases: list[tuple[ww.LeaseGrant, list[bytes]]] = []
+        self.openings: dict[int, ww.JobOpening] = {}
         self.functions: dict[int, bytes] = {}
         self.acked = 0
         self.answers = 0
-        self.refusals: list[W.Refused] = []
+        self.refusals: list[ww.Refused] = []
         self.closed: list[int] = []
         self.stop = threading.Event()
         self.thread: threading.Thread | None = None
@@ -200,14 +205,14 @@ class WorkerPeer(Link):
             "version": "test", "slots": self.slots, **fields,
         }  # fmt: skip
         self.send(
-            W.Hello(protocol, self.name, self.node, self.instance, given["slots"],
+            ww.Hello(protocol, self.name, self.node, self.instance, given["slots"],
                     given["cpus_milli"], given["memory_bytes"], given["disk_bytes"],
                     given["labels"], given["tiers"], given["pythons"], given["metering"],
                     given["version"])
         )  # fmt: skip
         got = self.receive()
         assert got, "no answer to HELLO"
-        if isinstance(got[0], W.Welcome):
+        if isinstance(got[0], ww.Welcome):
             self.session = got[0].session
             self.numbers = {"report": 0, "result": 0}
         return got[0]
@@ -217,7 +222,7 @@ class WorkerPeer(Link):
         if got is None:
             return None
         message, bodies = got
-        if isinstance(message, W.Orders):
+        if isinstance(message, ww.Orders):
             self.acked = max(self.acked, message.acked)
             self.answers = max(self.answers, message.answers)
             self.closed += message.close
@@ -228,16 +233,23 @@ class WorkerPeer(Link):
                 cut = len(lease.parcels)
                 self.leases.append((lease, bodies[:cut]))
                 bodies = bodies[cut:]
-        elif isinstance(message, W.Refused):
+        elif isinstance(message, ww.Refused):
             self.refusals.append(message)
         return message
 
-    def heads(self, lease: W.LeaseGrant) -> tuple[list[W.ResultHead], list[bytes]]:
+    def heads(
+        self, lease: ww.LeaseGrant, split: int = 1 << 20
+    ) -> tuple[list[ww.ResultHead], list[bytes]]:
         heads, bodies = [], []
-        for first, count in lease.runs:
+        pieces = [
+            (at, min(split, first + length - at))
+            for first, length in lease.runs
+            for at in range(first, first + length, split)
+        ]
+        for first, count in pieces:
             self.numbers["result"] += 1
             heads.append(
-                W.ResultHead(self.numbers["result"], lease.lease_id, lease.job, first, count, "q",
+                ww.ResultHead(self.numbers["result"], lease.lease_id, lease.job, first, count, "q",
                              count, count, 100, "wait4")
             )  # fmt: skip
             packed = pack_plain(list(range(first, first + count)))
@@ -246,22 +258,25 @@ class WorkerPeer(Link):
         return heads, bodies
 
     def report(
-        self, heads: list[W.ResultHead] = [], bodies: list[bytes] = [], is_full: bool = False  # noqa: B006
+        self,
+        heads: Sequence[ww.ResultHead] = (),
+        bodies: Sequence[bytes] = (),
+        is_full: bool = False,
     ) -> int:
         self.numbers["report"] += 1
-        held = [W.Held(lease.lease_id, lease.slot, -1, 0) for lease, _ in self.leases]
+        held = [ww.Held(lease.lease_id, lease.slot, -1, 0) for lease, _ in self.leases]
         self.send(
-            W.Report(self.session, self.numbers["report"], is_full, list(range(self.slots)), held,
+            ww.Report(self.session, self.numbers["report"], is_full, list(range(self.slots)), held,
                      heads, []),
             *bodies,
         )  # fmt: skip
         return self.numbers["report"]
 
-    def work_off(self) -> int:
-        """Answers the leases at hand; returns how many."""
+    def work_off(self, split: int = 1 << 20) -> int:
+        """Answers the leases at hand, at most ``split`` subtasks a result; returns how many."""
         leases, self.leases = self.leases, []
         for lease, _ in leases:
-            heads, bodies = self.heads(lease)
+            heads, bodies = self.heads(lease, split)
             for at in range(0, len(heads), 32):
                 self.report(heads[at : at + 32], bodies[4 * at : 4 * at + 128])
         return len(leases)
@@ -273,7 +288,7 @@ class WorkerPeer(Link):
             renew_at = 0.0
             while not self.stop.is_set():
                 message = self.take()
-                if isinstance(message, W.Refused) and message.code == "REJOIN":
+                if isinstance(message, ww.Refused) and message.code == "REJOIN":
                     self.hello()
                 self.work_off()
                 if time.monotonic() >= renew_at:
@@ -324,21 +339,21 @@ class LedgerPeer:
             while not self._stop.is_set():
                 if socket.poll(10):
                     routing, frame = socket.recv_multipart()
-                    answer = self._handle(L.decode_to_ledger.decode(frame))
+                    answer = self._handle(wl.decode_to_ledger.decode(frame))
                     if answer is not None and not self.is_mute:
                         socket.send_multipart([routing, encode(answer)])
         finally:
             socket.close()
 
     def _handle(self, message: Any) -> Any:
-        if isinstance(message, L.Ping):
-            return L.Acked(message.broker, len(self.entries))
-        if isinstance(message, L.AskBalance):
-            body = C.BalanceAnswer([C.AccountRow(message.tenant, 5, 0, 5)], 0, len(self.entries))
-            return L.LedgerAnswer(message.request, msgspec.Raw(msgspec.msgpack.encode(body)))
-        if isinstance(message, L.AskUsage):
-            rows = [C.UsageRow(message.ref or message.by, 1, 0, 1, 1, 1, 0)]
-            return L.LedgerAnswer(message.request, msgspec.Raw(msgspec.msgpack.encode(rows)))
+        if isinstance(message, wl.Ping):
+            return wl.Acked(message.broker, len(self.entries))
+        if isinstance(message, wl.AskBalance):
+            body = wc.BalanceAnswer([wc.AccountRow(message.tenant, 5, 0, 5)], 0, len(self.entries))
+            return wl.LedgerAnswer(message.request, msgspec.Raw(msgspec.msgpack.encode(body)))
+        if isinstance(message, wl.AskUsage):
+            rows = [wc.UsageRow(message.ref or message.by, 1, 0, 1, 1, 1, 0)]
+            return wl.LedgerAnswer(message.request, msgspec.Raw(msgspec.msgpack.encode(rows)))
         verdicts = []
         for sequence, entry in enumerate(message.entries, message.first):
             if sequence <= len(self.entries):
@@ -349,13 +364,16 @@ class LedgerPeer:
                 self.entries.append(entry)
             else:
                 self.faults.append(f"a gap before {sequence}")
-            if isinstance(entry, L.Hold):
-                verdicts.append(L.Verdict(sequence, entry.ref, *self.refuse.get(entry.tenant, ())))
-        return L.Acked(message.broker, len(self.entries), verdicts)
+            if isinstance(entry, wl.Hold):
+                verdicts.append(wl.Verdict(sequence, entry.ref, *self.refuse.get(entry.tenant, ())))
+        return wl.Acked(message.broker, len(self.entries), verdicts)
 
 
 class Process:
     """``python -m gristmill.broker`` and its addresses."""
+
+    function_spec = staticmethod(function_spec)
+    until = staticmethod(until)
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -377,7 +395,10 @@ class Process:
 
     def start(self, **settings: Any) -> "Process":
         self.settings |= {name.upper(): str(value) for name, value in settings.items()}
-        environment = {**os.environ, **{f"GRISTMILL_BROKER_{k}": v for k, v in self.settings.items()}}
+        environment = {
+            **os.environ,
+            **{f"GRISTMILL_BROKER_{k}": v for k, v in self.settings.items()},
+        }
         reader, writer = os.pipe()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -410,7 +431,7 @@ class Process:
     def client(self, **fields: Any) -> ClientPeer:
         peer = ClientPeer(self.front, **fields)
         self.closers.append(peer.close)
-        assert isinstance(peer.hello(), C.Welcome)
+        assert isinstance(peer.hello(), wc.Welcome)
         return peer
 
     def worker(self, name: str = "w0", **fields: Any) -> WorkerPeer:

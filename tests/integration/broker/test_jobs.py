@@ -1,9 +1,5 @@
 """Jobs through a real broker process: what an ack means, and what comes back."""
 
-import itertools
-import os
-
-from gristmill.wire import client as C
 from gristmill.wire.values import unpack
 
 
@@ -12,7 +8,11 @@ def values_of(client, job):  # type: ignore[no-untyped-def]
     for message, frames in client.results:
         if message.job == job:
             values = unpack(message.head.codec, frames[0], message.head.count)
-            found.update(zip(range(message.head.first, message.head.first + len(values)), values))
+            found.update(
+                zip(
+                    range(message.head.first, message.head.first + len(values)), values, strict=True
+                )
+            )
     return found
 
 

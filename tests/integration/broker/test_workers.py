@@ -1,0 +1,188 @@
+"""Workers: names and keys, sessions, orders, grants, signatures, loss."""
+
+import hashlib
+import os
+import struct
+
+import msgspec
+from nacl.signing import SigningKey, VerifyKey
+
+import gristmill.wire.client as wc
+import gristmill.wire.worker as ww
+from gristmill.wire import limits
+from gristmill.wire.grants import check_grant
+from gristmill.wire.meter import pack_meter
+from gristmill.wire.outcome import Outcome
+from gristmill.wire.receipts import Receipt, sign_receipt
+
+
+def leased(grid, worker, count=8):
+    """A client, its job, and the worker with its first lease."""
+    client = grid.client()
+    job = client.submit().job
+    client.subscribe(job)
+    client.upload(job, count)
+    client.close_upload(job, count)
+    grid.until(lambda: worker.take(0.01) and worker.leases, "a lease")
+    return client, job
+
+
+def test_a_name_belongs_to_its_first_key(grid):
+    first = grid.worker("w0", node="aa" * 32)
+    assert isinstance(first.hello(), ww.Welcome)
+    for node, words in (("bb" * 32, "has the key"), ("aa" * 32, "is here already")):
+        other = grid.worker("w0", node=node)
+        refused = other.hello()
+        assert refused.code == "NAME_TAKEN" and words in refused.message
+    first.report(is_full=True)
+    assert first.take(5).answers == 1  # it keeps its place
+    first.send(ww.Goodbye(first.session, "test"))
+    grid.until(lambda: grid.client().ask("workers") == [], "it left")
+    assert grid.worker("w0", node="bb" * 32).hello().code == "NAME_TAKEN"  # for ever
+    grid.kill()
+    grid.start()
+    assert grid.worker("w0", node="bb" * 32).hello().code == "NAME_TAKEN"
+    assert isinstance(grid.worker("w0", node="aa" * 32).hello(), ww.Welcome)
+
+
+def test_another_instance_takes_the_place_of_a_silent_one(broker):
+    broker.ledger().start()
+    broker.start(worker_ttl_ms=300, worker_report_ms=100)
+    assert isinstance(broker.worker("w0").hello(), ww.Welcome)
+    other = broker.worker("w0")
+    broker.until(lambda: isinstance(other.hello(), ww.Welcome), "the silent one is given up")
+
+
+def test_the_same_instance_joins_again(grid):
+    worker = grid.worker()
+    first = worker.hello()
+    old = worker.session
+    client, job = leased(grid, worker)
+    worker.leases.clear()
+    second = worker.hello()
+    assert second.worker != first.worker and worker.session != old
+    worker.send(ww.Report(old, 1, True, [], [], [], []))
+    grid.until(lambda: worker.take(0.01) is None or worker.refusals, "REJOIN")
+    assert worker.refusals[0].code == "REJOIN"
+    worker.start()
+    assert client.finish(job).done == 8  # what it held was rescued
+
+
+def test_orders_carry_the_function_the_parcels_and_grants(grid):
+    worker = grid.worker()
+    worker.hello()
+    _, job = leased(grid, worker)
+    lease, parcels = worker.leases[0]
+    assert worker.functions[job] == b"def f(x): return x"
+    assert [len(body) for body in parcels] == [8 * parcel.count for parcel in lease.parcels]
+    opening = worker.openings[job]
+    assert (opening.tenant, opening.job) == ("local", job)
+    key = VerifyKey(
+        SigningKey(bytes.fromhex((grid.state / "broker.key").read_text())).verify_key.encode()
+    )
+    now_ms = os.stat(grid.state / "journal.db").st_mtime_ns // 10**6
+    put = check_grant(opening.put_grant, key, "put", "ab" * 32, 1 << 20, now_ms)
+    get = check_grant(opening.get_grant, key, "get", "cd" * 32, 1 << 20, now_ms)
+    assert (put.tenant, put.verb, get.verb) == ("local", "put", "get")
+    assert put.expires_ms <= now_ms + limits.GRANT_TTL_MS + 60_000
+    asked = grid.client().ask("grant", wc.GrantAnswer, text="put", digest="ef" * 32, size_bytes=9)
+    grant = check_grant(asked.grant, key, "put", "ef" * 32, 9, now_ms)
+    assert (grant.bytes_max, asked.store) == (9, f"unix://{grid.run}/store")
+    wrong = grid.client().ask("grant", text="steal", digest="x", size_bytes=-1)
+    assert wrong.code == "INVALID_SPEC" and "steal" in wrong.message and "-1" in wrong.message
+
+
+def test_every_report_is_answered_after_the_commit(grid):
+    worker = grid.worker()
+    worker.hello()
+    _, job = leased(grid, worker)
+    lease, _ = worker.leases.pop()
+    heads, bodies = worker.heads(lease)
+    number = worker.report(heads, bodies)
+    grid.until(lambda: worker.take(0.01) and worker.answers == number, "the answer")
+    assert worker.acked == heads[-1].number
+    grid.kill()
+    grid.start()  # what was acked is there
+    again = grid.client()
+    again.subscribe(job)
+    again.watch(lambda: again.results)
+    assert again.results[0][0].head.first == lease.runs[0][0]
+
+
+def signed(grid, worker, job, lease, key, payload=b"12345678"):
+    (first, count), *_ = lease.runs
+    worker.numbers["result"] += 1
+    frames = [payload * count, pack_meter(count, Outcome.OK), b"", b""]
+    digest = hashlib.sha256(b"".join(struct.pack("<Q", len(f)) + f for f in frames)).digest()
+    tariff = worker.openings[job].tariff
+    broker = grid.client().ask("grid")["broker"]
+    receipt = Receipt(
+        broker, job, lease.lease_id, first, count, digest, 1, 1, 1, "wait4",
+        tariff.cpu_second_ucredits, tariff.subtask_ucredits,
+    )  # fmt: skip
+    head = ww.ResultHead(
+        worker.numbers["result"], lease.lease_id, job, first, count, "q", 1, 1, 1, "wait4",
+        signature=sign_receipt(receipt, key),
+    )  # fmt: skip
+    return head, frames
+
+
+def test_a_signature_that_is_not_the_workers_is_kept_and_not_used(grid):
+    key = SigningKey.generate()
+    worker = grid.worker(node=key.verify_key.encode().hex())
+    worker.hello()
+    client, job = leased(grid, worker)
+    lease, _ = worker.leases.pop()
+    bad, frames = signed(grid, worker, job, lease, SigningKey.generate())
+    worker.report([bad], frames)
+    grid.until(lambda: worker.take(0.01) and worker.acked == bad.number, "it is acked")
+    figures = client.ask("grid")
+    assert (figures["signatures_bad"], figures["superseded"]) == (1, 1)
+    assert client.results == []
+    good, frames = signed(grid, worker, job, lease, key)
+    worker.report([good], frames)
+    client.watch(lambda: client.results)
+    assert client.ask("grid")["signatures_bad"] == 1
+
+
+def test_a_result_without_a_lease_is_superseded(grid):
+    worker = grid.worker()
+    worker.hello()
+    client, _ = leased(grid, worker)
+    lease, _ = worker.leases.pop()
+    heads, bodies = worker.heads(lease)
+    forged = [msgspec.structs.replace(heads[0], lease_id=lease.lease_id + 1)]
+    worker.report(forged, bodies[:4])
+    grid.until(lambda: worker.take(0.01) and worker.acked == forged[0].number, "it is acked")
+    assert client.ask("grid")["superseded"] == 1 and client.results == []
+
+
+def test_a_lost_workers_leases_go_to_another(broker):
+    broker.ledger().start()
+    broker.start(worker_ttl_ms=400, worker_report_ms=100)
+    silent = broker.worker("silent")
+    silent.hello()
+    client, job = leased(broker, silent, 50)
+    busy = broker.worker("busy")
+    busy.hello()
+    busy.start()
+    card = client.finish(job)
+    assert (card.state, card.done) == ("done", 50)
+    silent.report(is_full=True)
+    broker.until(lambda: silent.take(0.01) is None or silent.refusals, "REJOIN")
+    assert silent.refusals[-1].code == "REJOIN"
+
+
+def test_an_operator_drains_a_worker(grid):
+    worker = grid.worker("w7")
+    worker.hello()
+    client = grid.client()
+    refused = client.call(wc.DrainWorker, "nobody")
+    assert refused.code == "INVALID_SPEC" and "w7" in refused.message
+    assert isinstance(client.call(wc.DrainWorker, "w7"), wc.Answer)
+    number = worker.report(is_full=True)
+    message = grid.until(
+        lambda: (m := worker.take(0.01)) and m.answers == number and m, "the answer"
+    )
+    assert message.is_drain
+    assert client.ask("workers", list[wc.WorkerRow])[0].state == "draining"

@@ -1,0 +1,193 @@
+"""The journal alone: groups, full and failing disks, chores, damage."""
+
+import pathlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import apsw
+import pytest
+
+from gristmill.broker import records, schema
+from gristmill.broker.journal import Journal
+from gristmill.broker.metrics import Metrics
+from gristmill.broker.reader import Reader
+from gristmill.wire.errors import RemoteError
+
+EVENT = schema.ADD_EVENT
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 10
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    return found
+
+
+class Opened:
+    """A journal whose wake-ups are counted."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.woken = threading.Event()
+        self.metrics = Metrics()
+        self.journal = Journal(folder, self.woken.set, self.metrics)
+
+    def event(self, job: int, text: str = "{}") -> int:
+        self.journal.record("events", EVENT, (job, 0, "name", text), len(text))
+        return self.journal.group
+
+    def wait(self, group: int) -> None:
+        until(lambda: (self.journal.pump(), self.journal.committed >= group)[1])
+
+
+@pytest.fixture
+def opened(tmp_path: pathlib.Path) -> Iterator[Opened]:
+    opened = Opened(tmp_path)
+    yield opened
+    if opened.journal.failure is None:
+        opened.journal.close()
+
+
+def jobs(opened: Opened) -> list[int]:
+    with sqlite3.connect(opened.journal.path) as db:
+        return [job for (job,) in db.execute("SELECT job FROM events ORDER BY seq")]
+
+
+def test_what_queues_during_a_group_is_the_next_group(opened: Opened) -> None:
+    first = opened.event(1)
+    opened.journal.pump()  # group 1 is on its way; what follows waits for it
+    second = opened.event(2)
+    third = opened.event(3)
+    assert (first, second, third) == (1, 2, 2)
+    opened.wait(2)
+    assert jobs(opened) == [1, 2, 3]
+    assert opened.metrics.groups_committed == 2 and opened.journal.is_idle
+    assert opened.journal.backlog_bytes == 0
+    assert opened.journal.group == opened.journal.committed
+
+
+def test_a_reader_sees_a_group_whole_and_only_when_it_is_committed(opened: Opened) -> None:
+    group = opened.event(1)
+    opened.event(2)
+    assert jobs(opened) == []
+    opened.wait(group)
+    assert jobs(opened) == [1, 2]
+
+
+def test_close_commits_what_was_recorded(tmp_path: pathlib.Path) -> None:
+    opened = Opened(tmp_path)
+    for number in range(100):
+        opened.event(number)
+        opened.journal.pump()
+    opened.journal.close()
+    assert jobs(opened) == list(range(100))
+
+
+def test_a_full_disk_keeps_the_group_and_tries_again(opened: Opened) -> None:
+    opened.wait(opened.event(1))
+    (pages,) = next(iter(opened.journal._connection.execute("PRAGMA page_count")))
+    opened.journal._connection.execute(f"PRAGMA max_page_count = {pages}")
+    group = opened.event(2, "x" * 100_000)
+    opened.journal.pump()
+    until(lambda: opened.journal.is_full)
+    later = opened.event(3)
+    assert not opened.journal.pump() and opened.journal.committed < group
+    assert jobs(opened) == [1]
+    opened.journal._connection.execute("PRAGMA max_page_count = 1000000")
+    opened.wait(later)
+    assert jobs(opened) == [1, 2, 3]
+    assert not opened.journal.is_full and opened.metrics.journal_full == 1
+
+
+def test_any_other_error_ends_the_process(opened: Opened) -> None:
+    opened.journal.record("events", "INSERT INTO no_such_table VALUES(?)", (1,), 1)
+    opened.journal.pump()
+    until(opened.woken.is_set)
+    until(lambda: opened.journal.failure)
+    with pytest.raises(OSError, match="no_such_table"):
+        opened.journal.pump()
+
+
+def test_chores_run_in_chunks_until_nothing_is_left(opened: Opened) -> None:
+    total = 3 * schema.CHUNK_ROWS + 5
+    for first in range(total):
+        row = records.parcel_row(1, first, 1, "q", b"x")
+        opened.journal.record("parcels", schema.ADD_PARCEL, row, 1)
+    opened.journal.record("parcels", schema.ADD_PARCEL, records.parcel_row(2, 0, 1, "q", b"y"), 1)
+    opened.wait(opened.journal.group)
+    opened.journal.add_chore(schema.DROP_PARCELS, (1,))
+
+    def left() -> int:
+        opened.journal.pump()
+        with sqlite3.connect(opened.journal.path) as db:
+            return int(db.execute("SELECT count(*) FROM parcels").fetchone()[0])
+
+    until(lambda: left() == 1)
+
+
+def test_a_close_during_chores_ends(tmp_path: pathlib.Path) -> None:
+    for _ in range(20):
+        opened = Opened(tmp_path)
+        for job in range(20):
+            opened.journal.add_chore(schema.DROP_PARCELS, (job,))
+        opened.journal.pump()
+        opened.journal.close(timeout_s=5)
+
+
+def test_a_second_journal_in_the_folder_is_refused(opened: Opened, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RemoteError) as caught:
+        Journal(tmp_path, lambda: None, Metrics())
+    assert caught.value.code == "ALREADY_RUNNING"
+
+
+def test_each_start_is_an_incarnation_of_the_same_broker(tmp_path: pathlib.Path) -> None:
+    seen = []
+    for _ in range(3):
+        opened = Opened(tmp_path)
+        seen.append((opened.journal.broker, opened.journal.incarnation))
+        opened.journal.close()
+    assert [incarnation for _, incarnation in seen] == [1, 2, 3]
+    assert len({broker for broker, _ in seen}) == 1
+
+
+def test_another_schema_is_refused_by_name(tmp_path: pathlib.Path) -> None:
+    Opened(tmp_path).journal.close()
+    with sqlite3.connect(tmp_path / "journal.db") as db:
+        db.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
+    db.close()
+    with pytest.raises(RemoteError, match="schema 99"):
+        Opened(tmp_path)
+
+
+def test_the_reader_answers_in_order_and_tells_damage(opened: Opened) -> None:
+    woken = threading.Event()
+    reader = Reader(opened.journal.path, woken.set)
+    got: list[Any] = []
+    for number in range(5):
+        reader.ask(lambda db, n=number: n, got.append, got.append)  # type: ignore[misc]
+    until(lambda: (reader.deliver() and len(got) == 5) or len(got) == 5)
+    assert got == [0, 1, 2, 3, 4]
+
+    def damaged(_: apsw.Connection) -> None:
+        raise apsw.CorruptError("page 7")
+
+    faults: list[Exception] = []
+    reader.ask(damaged, got.append, faults.append)
+    until(lambda: reader.deliver() or faults)
+    assert "page 7" in str(faults[0])
+
+    def broken(_: apsw.Connection) -> None:
+        raise apsw.IOError("the disk is gone")
+
+    reader.ask(broken, got.append, faults.append)
+    until(lambda: reader.failure)
+    with pytest.raises(OSError, match="the disk is gone"):
+        reader.deliver()
+    reader.close()
+    with pytest.raises(apsw.ReadOnlyError):
+        apsw.Connection(str(opened.journal.path), flags=apsw.SQLITE_OPEN_READONLY).execute(
+            "DELETE FROM meta"
+        )
