@@ -201,6 +201,7 @@ class Forker:
     def _call(self, function: Callable[..., Any], value: Any, reply: int) -> NoReturn:
         """In the child: call, encode, send, leave."""
         note: protocol.Note | None = None
+        me = os.getpid()
         try:
             result = function(*value) if self._setting.is_star else function(value)
             codec, frame = encode([result], self._outbox.is_safe)
@@ -216,6 +217,8 @@ class Forker:
                 note = note_of(error)
             head = _encode_reply((int(outcome), failure, note))
             message = (REPLY_HEAD.pack(REPLY_FAILURE, len(head)), head, b"")
+        if os.getpid() != me:  # a process that the function forked and let return: one reply only
+            os._exit(EX_NO_REPLY)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
