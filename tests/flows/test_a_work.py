@@ -186,7 +186,6 @@ def write_outside_scratch() -> None:
 @attack(SyscallRefused)
 def ptrace_the_parent() -> None:
     import ctypes
-    import os
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.ptrace(16, 1, 0, 0) != 0:
@@ -222,8 +221,8 @@ def test_a13_a_symlink_out_of_the_jail_is_not_collected(client: Client) -> None:
     script = "ln -s /etc/passwd stolen; ln -s / root; echo fine > good"
     with pytest.raises(ScratchError, match="symbolic link"):
         list(client.run(["sh", "-c", script], files_out=["stolen"]))
-    with pytest.raises(ScratchError, match="root"):
-        list(client.run(["sh", "-c", script], files_out=["root/etc/passwd"]))
+    (output,) = client.run(["sh", "-c", script], files_out=["root/etc/passwd"])
+    assert not output.files, "a pattern does not go through a link"
     (output,) = client.run(["sh", "-c", script], files_out=["good"])
     assert output.read("good") == b"fine\n"
 
@@ -362,7 +361,7 @@ def test_a26_a_corrupted_blob_is_found_and_never_given_out(
         blobs[0].write_bytes(b"tampered\n")
         grid.restart("store")
         again = next(iter(client.results(client.jobs(1)[0].job)))
-        with pytest.raises(Exception, match="BLOB_CORRUPT|BLOB_MISSING"):
+        with pytest.raises(Exception, match=r"BLOB_CORRUPT|BLOB_MISSING"):
             again.read("out")
 
 
