@@ -8,6 +8,7 @@ from gristmill.broker.core.columns import NAMES
 from gristmill.broker.core.jobs import Job
 from gristmill.broker.core.why import reason_of
 from gristmill.wire.client import JobStatus, SubtaskRow, WorkerRow
+from gristmill.wire.limits import SEGMENT_SUBTASKS
 
 if TYPE_CHECKING:
     from gristmill.broker.core.state import State
@@ -87,18 +88,22 @@ def subtask_rows(
     rows: list[SubtaskRow] = []
     if job is None:
         return rows
-    size = max(job.count, job.uploaded)
-    for index in range(first, size):
-        if len(rows) >= limit:
-            break
+    size, index = max(job.count, job.uploaded), max(first, 0)
+    while index < size and len(rows) < limit:
         found = job.columns.at(index) if index < job.uploaded else (0, 0)
-        if found is None:
+        if found is None:  # a segment of which every subtask ended
+            index += SEGMENT_SUBTASKS - index % SEGMENT_SUBTASKS
             continue
         word = NAMES.get(found[0], "waiting")
-        if wanted and word != wanted:
+        if not wanted or word == wanted:
+            attempt = found[1] + 1 if word == "leased" else found[1]
+            rows.append(SubtaskRow(index, word, "", attempt, "", 0, 0, 0, False, ""))
+        elif index < job.uploaded:
+            index = job.columns.next_in(index, wanted, job.uploaded)
             continue
-        attempt = found[1] + 1 if word == "leased" else found[1]
-        rows.append(SubtaskRow(index, word, "", attempt, "", 0, 0, 0, False, ""))
+        else:
+            break  # all of these wait
+        index += 1
     return rows
 
 

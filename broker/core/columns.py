@@ -96,6 +96,21 @@ class Columns:
                 return False
         return True
 
+    def part_of(self, first: int, count: int, state: int) -> list[tuple[int, int]]:
+        """The runs of a range that are in this state: usually all of it."""
+        if count <= 0:
+            return []
+        if self.is_all(first, count, state):
+            return [(first, count)]
+        found: list[tuple[int, int]] = []
+        for number, low, high in self.pieces(first, count):
+            segment = self.segments[number]
+            if segment is not None:
+                for start, length, value in _equal_runs(segment.state, low, high):
+                    if value == state:
+                        found.append((number * SEGMENT_SUBTASKS + start, length))
+        return found
+
     def set_state(self, first: int, count: int, state: int) -> None:
         """Ready to leased, or leased to ready."""
         for number, low, high in self.pieces(first, count):
@@ -191,6 +206,16 @@ class Columns:
             assert segment is not None
             for start, length, value in _equal_runs(segment.attempt, low, high):
                 yield number * SEGMENT_SUBTASKS + start, length, value
+
+    def next_in(self, index: int, word: str, end: int) -> int:
+        """The next subtask from ``index`` on whose state has this name, or ``end``."""
+        state = next((number for number, name in NAMES.items() if name == word), 0)
+        for number, low, _ in self.pieces(index, max(0, end - index)):
+            segment = self.segments[number]
+            at = segment.state.find(state, low) if segment is not None else -1
+            if at >= 0:
+                return number * SEGMENT_SUBTASKS + at
+        return end
 
     def at(self, index: int) -> tuple[int, int] | None:
         """(state, attempts spent) of one subtask; None when its segment was freed."""

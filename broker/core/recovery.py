@@ -31,6 +31,8 @@ from gristmill.wire.outcome import OWN_DOING, Outcome
 from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff
 from gristmill.wire.worker import Run
 
+_WORDS = {Outcome.OK: DONE, Outcome.CANCELLED: CANCELLED}
+
 
 @dataclass(frozen=True, slots=True)
 class ParcelFact:
@@ -128,8 +130,9 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
         if job.count < 0:
             state.queued += parcel.count
     _restore_upload(state, job, fact)
+    is_ended = fact.is_cancelled or fact.is_capped or fact.refusal is not None
     for result in fact.results:
-        _replay_result(state, job, result)
+        _replay_result(state, job, result, is_ended)
     _restore_ready(job)
     if fact.status is not None:
         job.started_utc_ms = fact.status.started_ms
@@ -186,7 +189,7 @@ def _restore_intent(
             job.is_paused, job.pause_reason, job.state = True, fact.pause_reason, "paused"
 
 
-def _replay_result(state: State, job: Job, fact: ResultFact) -> None:
+def _replay_result(state: State, job: Job, fact: ResultFact, is_ended: bool) -> None:
     job.sequence = max(job.sequence, fact.sequence)
     job.spent_ucredits += fact.amount_ucredits
     job.wall_us += fact.wall_us
@@ -197,9 +200,16 @@ def _replay_result(state: State, job: Job, fact: ResultFact) -> None:
     column = b"" if len(fact.outcomes) == 1 else fact.outcomes
     for first, count, number in groups(fact.first, fact.count, uniform, column):
         outcome = Outcome(number)
-        run = [(first, count)]
+        unknown = first + count - max(first, job.uploaded)
+        if unknown > 0 and is_ended:  # the rest of an ended job, whose inputs never came
+            job.waiting_ended += unknown
+            _count_end(state, job, first + count - unknown, unknown, outcome, fact)
+        # What a damaged journal contradicts is left out: it runs again, and nothing breaks.
+        run = job.columns.part_of(first, min(count, job.uploaded - first), READY)
         for start, length in subtract(run, again):
-            _replay_end(state, job, start, length, outcome, fact)
+            _count_end(state, job, start, length, outcome, fact)
+            word = _WORDS.get(outcome, FAILED)
+            job.columns.finish(start, length, word, fact.attempt, job.is_closed)
         for start, length in intersect(run, again):
             if outcome is not Outcome.BUDGET:
                 is_loss = outcome not in OWN_DOING
@@ -213,23 +223,17 @@ def _replay_result(state: State, job: Job, fact: ResultFact) -> None:
         job.ramp = max(job.ramp, min(2 * fact.count, LEASE_ITEMS_MAX))
 
 
-def _replay_end(
+def _count_end(
     state: State, job: Job, first: int, count: int, outcome: Outcome, fact: ResultFact
 ) -> None:
-    word = DONE if outcome is Outcome.OK else FAILED
     if outcome is Outcome.OK:
         job.done += count
     elif outcome is Outcome.CANCELLED:
-        word = CANCELLED
         job.cancelled += count
     else:
         job.failed += count
         job.note_error(outcome, fact.message, first, count)
     state.queued -= count
-    known = max(0, min(count, job.uploaded - first))  # the rest never had its input
-    job.waiting_ended += count - known
-    if known > 0:
-        job.columns.finish(first, known, word, fact.attempt, job.is_closed)
 
 
 def _restore_ready(job: Job) -> None:

@@ -3,9 +3,12 @@
 Leases, returns and cancellations are all runs; nothing in the core ever lists single indices.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 
 from gristmill.wire.worker import Run
+
+_ENDLESS = 1 << 62
 
 
 def total(runs: Iterable[Run]) -> int:
@@ -48,12 +51,21 @@ def cut(runs: list[Run], position: int, first: int, count: int) -> None:
     runs[position : position + 1] = rest
 
 
+def _near(others: list[Run], start: int, end: int) -> Iterator[Run]:
+    """Those of ``others`` (normalised) that may touch ``start .. end``: found, not searched for."""
+    position = max(0, bisect_right(others, (start, _ENDLESS)) - 1)
+    while position < len(others) and others[position][0] < end:
+        yield others[position]
+        position += 1
+
+
 def intersect(runs: Iterable[Run], others: list[Run]) -> list[Run]:
     """What ``runs`` have in common with ``others`` (normalised), in the order of ``runs``."""
     common: list[Run] = []
     for start, length in runs:
-        for other, other_length in others:
-            low, high = max(start, other), min(start + length, other + other_length)
+        end = start + length
+        for other, other_length in _near(others, start, end):
+            low, high = max(start, other), min(end, other + other_length)
             if low < high:
                 common.append((low, high - low))
     return common
@@ -63,13 +75,13 @@ def subtract(runs: Iterable[Run], others: list[Run]) -> list[Run]:
     """What ``runs`` hold and ``others`` (normalised) do not, in the order of ``runs``."""
     left: list[Run] = []
     for start, length in runs:
-        end = start + length
-        for other, other_length in others:
-            if other + other_length <= start or other >= end:
+        at, end = start, start + length
+        for other, other_length in _near(others, start, end):
+            if other + other_length <= at:
                 continue
-            if other > start:
-                left.append((start, other - start))
-            start = min(end, other + other_length)
-        if start < end:
-            left.append((start, end - start))
+            if other > at:
+                left.append((at, other - at))
+            at = min(end, other + other_length)
+        if at < end:
+            left.append((at, end - at))
     return left

@@ -174,3 +174,16 @@ def test_whatever_was_kept_is_kept(chunks: list[tuple[int, int, bool]]) -> None:
         queued.update(dict.fromkeys(range(start, start + length), attempt))
     assert queued == {i: tries.get(i, 0) + 1 for i in range(100) if i not in done}
     assert job.columns.count(cols.READY) == len(queued)
+
+
+def test_a_damaged_journal_never_stops_a_start() -> None:
+    results = [
+        ResultFact(1, 0, 10, 1, b"\0"),
+        ResultFact(2, 5, 10, 1, b"\0"),  # overlaps the first
+        ResultFact(3, 90, 30, 1, b"\0"),  # reaches beyond the parcels that are left
+        ResultFact(4, 200, 5, 1, b"\x0b", [(200, 5)]),
+        ResultFact(5, 3, 4, 2, bytes([0, 1, 1, 0]), [(4, 2)]),
+    ]
+    state, _ = restore(fact(parcels=PARCELS, results=results))
+    job = state.jobs[3]
+    assert (job.done, job.uploaded, job.ready.count) == (25, 100, 75)
