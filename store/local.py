@@ -24,6 +24,8 @@ from gristmill.wire.ids import is_digest
 from gristmill.wire.units import format_bytes
 
 SYNC_EVERY_BYTES = 256 << 20  #: bounds the dirty pages of a long put, and its last fsync
+#: a larger blob is sent while it is hashed: to read it first would outlast its reader's patience
+VERIFY_FIRST_BYTES = 1 << 30
 VERIFIED_MAX = 65_536  #: blobs remembered as verified
 _COLLECT_BATCH = 256
 _DIGESTS_TOLD_MAX = 1_000
@@ -339,8 +341,8 @@ class LocalBlob:
 
     def pieces(self) -> Iterator[Piece]:
         """See ``OpenBlob.pieces``."""
-        if self.size_bytes > PIECE_BYTES:
-            self.verify()  # so that damage is told before the first byte leaves, if it can be
+        if PIECE_BYTES < self.size_bytes <= VERIFY_FIRST_BYTES:
+            self.verify()  # so that damage is told before the first byte leaves
         return self._hashed()
 
     def _hashed(self) -> Iterator[Piece]:

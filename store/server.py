@@ -5,6 +5,7 @@ docs/rfc/0004 has the verbs. Every answer that is not a blob is JSON; a refusal 
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import secrets
@@ -275,9 +276,7 @@ class Connection(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send_pieces(self, first: Piece, rest: Iterable[Piece]) -> None:
-        if len(first):
-            self.connection.sendall(first)
-        for piece in rest:
+        for piece in itertools.chain((first,) if len(first) else (), rest):
             self.connection.sendall(piece)
             self.server.counts["bytes_sent"] += len(piece)
 

@@ -182,6 +182,20 @@ def test_what_the_tables_refuse_makes_it_read_only(inside: Any, entries: Any) ->
     context.term()
 
 
+def test_a_file_that_somebody_holds_postpones(inside: Any) -> None:
+    inside.book.db.set_busy_timeout(20)
+    other = apsw.Connection(str(inside.book.path))
+    other.execute("BEGIN IMMEDIATE")
+    inside._apply([(b"", Fund(1, "ann", CREDIT, "f"))])
+    assert inside.counts["postponed"] == 1
+    assert inside.book.state.accounts == {}
+    other.execute("ROLLBACK")
+    other.close()
+    inside._apply([(b"", Fund(1, "ann", CREDIT, "f"))])
+    assert inside.book.state.accounts["tenant:ann"].available == CREDIT
+    assert not inside.read_only
+
+
 @pytest.mark.parametrize(
     "frames",
     [

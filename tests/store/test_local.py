@@ -144,6 +144,24 @@ def test_a_verified_blob_is_not_hashed_again_for_a_part(
         assert b"".join(bytes(piece) for piece in blob.part(6, 6)) == b"parts "
 
 
+def test_a_very_large_blob_is_verified_while_it_is_read(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gristmill.store.local.VERIFY_FIRST_BYTES", 1 << 20)
+    body = b"large " * 400_000
+    digest = put(store, body)
+    store._verified.clear()
+    with store.open("ann", digest) as blob:
+        monkeypatch.setattr(blob, "verify", lambda: pytest.fail("read before it was sent"))
+        assert b"".join(bytes(piece) for piece in blob.pieces()) == body
+    path = store.path_of(digest)
+    path.chmod(0o600)
+    path.write_bytes(b"X" + body[1:])
+    with store.open("ann", digest) as blob, pytest.raises(RemoteError, match="BLOB_CORRUPT"):
+        for piece in blob.pieces():
+            assert not bytes(piece).endswith(body[-6:])
+
+
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_file_that_changed_behind_our_back(store: LocalStore, how: str) -> None:
     digest = put(store, b"whole")
