@@ -45,11 +45,14 @@ def _parents() -> dict[int, list[tuple[int, int, str]]]:
     return found
 
 
-def _role(line: str) -> str:
+def _role(line: str, parent: str) -> str:
+    """Who a process is, by its command line and its parent's role."""
     for word in ("gristmill.broker", "gristmill.ledger", "gristmill.store", "gristmill.worker"):
         if word in line:
             return word.removeprefix("gristmill.")
-    return "jails" if "nsjail" in line or "zygote" in line or "/gristmill/" in line else "other"
+    if parent == "worker":
+        return "worker" if "spawner.py" in line else "jails"
+    return parent or "other"
 
 
 def cpu_us_by_role(root: int | None = None) -> dict[str, int]:
@@ -61,13 +64,11 @@ def cpu_us_by_role(root: int | None = None) -> dict[str, int]:
     total: dict[str, int] = {"client": int((time.process_time()) * 1_000_000)}
     queue = [(root or os.getpid(), "")]
     while queue:
-        pid, inherited = queue.pop()
+        pid, parent = queue.pop()
         for child, ticks, line in parents.get(pid, []):
-            role = inherited or _role(line)
+            role = _role(line, parent)
             total[role] = total.get(role, 0) + ticks * TICK_US
-            queue.append(
-                (child, "jails" if role in ("jails", "worker") and "nsjail" in line else "")
-            )
+            queue.append((child, role))
     return total
 
 
