@@ -1,10 +1,9 @@
-"""How many no-op subtasks a second, and what cpu each costs.
-
-Beside the floor and multiprocessing.Pool.
+"""How many no-op subtasks a second, at what cpu each, beside the floor and multiprocessing.
 
 Every subtask has its own state, timing and bill; jobs and results are durable; jails are on.
 Results are compared, and the bill is summed, inside the run. ``--n`` subtasks, ``--rounds`` of
-floor, peer, us, floor."""
+floor, peer, us, floor.
+"""
 
 import multiprocessing
 from typing import Any

@@ -1,2 +1,1 @@
-"""What every scenario needs: the machine's name card, cpu by process, floors, one JSON line a
-run."""
+"""What every scenario needs: the machine's card, cpu by process, floors, one JSON line a run."""

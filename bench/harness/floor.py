@@ -1,10 +1,9 @@
-"""The floor: what raw ZeroMQ and msgspec do with the same values and a state byte per item.
-
-And no more.
+"""The floor: raw ZeroMQ and msgspec with the same values and a state byte per item, no more.
 
 client DEALER -> ROUTER broker ROUTER -> two worker processes (decode, call a no-op per item,
 encode) and back, 1,000 items a message. No journal, no jails, no bill, no retries: nothing can
-be faster in Python that keeps a state per item."""
+be faster in Python that keeps a state per item.
+"""
 
 import array
 import multiprocessing
@@ -157,8 +156,7 @@ def serial_echo(count: int) -> list[float]:
 
 
 def fsync_times(count: int) -> list[float]:
-    """Seconds of a write and fdatasync of 4 KiB on the folder that the journal would use,
-    sorted."""
+    """Seconds of a write and fdatasync of 4 KiB where the journal would be, sorted."""
     times = []
     with tempfile.TemporaryDirectory() as folder:
         with open(f"{folder}/x", "wb", buffering=0) as file:

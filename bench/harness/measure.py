@@ -1,10 +1,9 @@
-"""One JSON line a run: machine, load before and after, commit, versions, settings, every run.
-
-Medians.
+"""One JSON line a scenario: machine, load, commit, versions, settings, every run, medians.
 
 CPU is read from /proc for every process below this one, children already reaped included, at the
 kernel's 10 ms ticks: scenarios must run long enough (a second of cpu) for the figure to mean
-something."""
+something.
+"""
 
 import argparse
 import datetime
@@ -26,8 +25,7 @@ TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def _parents() -> dict[int, list[tuple[int, int, str]]]:
-    """By parent pid: (pid, cpu in ticks with reaped children, name) of every process of the
-    machine."""
+    """By parent pid: (pid, cpu in ticks with reaped children, command line) of every process."""
     found: dict[int, list[tuple[int, int, str]]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
