@@ -1,6 +1,8 @@
 """The grid that a command speaks to: one place that knows how a client is made."""
 
 import os
+import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from gristmill.client import Client
 
 T = TypeVar("T")
+RESTART_S = 2.0  #: for a broker that was killed and is started again
 
 
 def connect(address: str | None) -> "Client":
@@ -20,9 +23,40 @@ def connect(address: str | None) -> "Client":
     Raises:
         RemoteError: ``UNREACHABLE`` that names the address.
     """
+    where = address or default_address(os.environ)
+    if where.startswith("ipc://"):
+        check_socket(where.removeprefix("ipc://"))
     from gristmill.client import Client
 
-    return Client(address or default_address(os.environ))
+    return Client(where)
+
+
+def check_socket(path: str, patience_s: float = RESTART_S) -> None:
+    """Return if somebody listens at a unix socket, without the patience that a network needs.
+
+    A socket file that refuses is given a moment: its broker may be on its way back.
+
+    Raises:
+        RemoteError: ``UNREACHABLE``.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+                return
+            except FileNotFoundError:
+                told = "no grid is running there"
+                break
+            except ConnectionRefusedError:
+                told = "its broker is gone"
+            except OSError as error:
+                told = error.strerror or str(error)
+                break
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.05)
+    raise RemoteError("UNREACHABLE", f"ipc://{path}: {told}")
 
 
 def asked(parse: Callable[[str], T], text: str) -> T:

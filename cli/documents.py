@@ -55,6 +55,19 @@ class DryRunResult(Document, frozen=True, tag="gristmill/dry-run/1"):
     reasons: list[Reason]
 
 
+class Suite(Document, frozen=True, tag="gristmill/suite/1"):
+    """The verdict of ``--from pytest``. ``exit_code`` is plain pytest's; ``files``: one each."""
+
+    id: str
+    exit_code: int
+    tests: int
+    failures: int
+    errors: int
+    skipped: int
+    files: dict[str, int]
+    junit: str
+
+
 class Jobs(Document, frozen=True, tag="gristmill/status/1"):
     """Jobs, newest first; one with ``status JOB``."""
 
@@ -192,6 +205,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Up,
     Submitted,
     DryRunResult,
+    Suite,
     Jobs,
     Subtasks,
     Workers,

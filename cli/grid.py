@@ -28,6 +28,7 @@ from gristmill.wire.socket import check_listen_address
 FUND = "local=1000000"  #: credits of the tenant of a grid on one machine, minted once
 START_S = 60.0  #: a grid that is not up by then does not come up
 WORKER_GRACE_S = 3.0  #: for what workers run when the grid ends; what is left returns unspent
+NAME_PAUSE_S = 0.5  #: between two starts of a worker whose name is not free yet
 END_S = 10.0  #: broker, ledger and store write what they have within this
 TIERS = ("strict", "job", "batch")
 _SERVICES = ("ledger", "store", "broker")
@@ -200,12 +201,27 @@ class Grid:
         self._processes[name].signal(number)
 
     def restart(self, name: str, timeout_s: float = START_S) -> None:
-        """Start one process again with the same command, ending it first if it runs."""
+        """Start one process again with the same command, ending it first if it runs.
+
+        The broker keeps a worker's name for its session until that was silent for a while: a
+        worker that died is started again until its name is free.
+        """
         old = self._processes[name]
         old.signal(signal.SIGCONT)
         self._end([name], END_S)
-        self._spawn(name, old.argv)
-        self._await([name], timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._spawn(name, old.argv)
+            try:
+                self._await([name], deadline - time.monotonic())
+                return
+            except ProcessEndedError as error:
+                is_name = name not in _SERVICES and "NAME_TAKEN" in error.message
+                if not is_name or time.monotonic() + NAME_PAUSE_S > deadline:
+                    raise
+            self._end([name], 0.0)
+            if wait_readable(self._stop_fds, NAME_PAUSE_S):
+                raise KeyboardInterrupt
 
     def add_worker(self, name: str, *options: str, timeout_s: float = START_S) -> None:
         """One more worker, with options that override this grid's: for tests."""

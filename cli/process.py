@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from gristmill.wire.errors import (
 
 LOG_BYTES_MAX = 16 << 20  #: a longer log is set aside (one generation) at the next start
 TAIL_LINES = 20
+GROUP_GRACE_S = 5.0  #: for children of a process that ended, to end themselves
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_REASONS = (EXIT_USAGE, EXIT_UNREACHABLE, EXIT_AUTH, EXIT_POLICY, EXIT_CANNOT_JAIL)
 
 
@@ -160,7 +163,7 @@ class Process:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start, end - 16_384))
             text = file.read().decode(errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(_COLOURS.sub("", text).splitlines()[-lines:])
 
     def ended(self, when: str) -> ProcessEndedError:
         """The error that says how it ended; only after its end."""
@@ -178,17 +181,29 @@ def wait_readable(fds: Iterable[int], timeout_s: float | None) -> list[int]:
     return [fd for fd, _ in poll.poll(timeout_ms)]
 
 
-def end_group(group: int) -> list[int]:
-    """SIGKILL to every process of a group whose leader has ended; the pids that were there.
+def end_group(group: int, grace_s: float = GROUP_GRACE_S) -> list[int]:
+    """The end of a group whose leader has ended: what does not follow it in time is killed.
+
+    A worker's spawner outlives a killed worker on purpose: it removes cgroups, then ends.
 
     Only within our own session, in case the kernel has given the number to a stranger since.
+
+    Returns:
+        the pids that were killed.
     """
+    deadline = time.monotonic() + grace_s
+    killed = []
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    left = [pid for pid in pids if _group_and_session(pid) == (group, os.getsid(0))]
-    for pid in left:
+    for pid in pids:
+        if _group_and_session(pid) != (group, os.getsid(0)):
+            continue
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return left
+            fd = os.pidfd_open(pid)
+            if not wait_readable([fd], deadline - time.monotonic()):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                killed.append(pid)
+            os.close(fd)
+    return killed
 
 
 def _group_and_session(pid: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gristmill.cli import documents
 from gristmill.cli.connection import connect, subtask_of
 from gristmill.cli.files import Folder
-from gristmill.cli.output import Terminal, clean, clean_lines
+from gristmill.cli.output import Terminal, clean, clean_lines, plural
 from gristmill.cli.reading import Ended, in_order, results_of
 from gristmill.client.command import CommandOutput
 from gristmill.client.errors import SubtaskError, subtask_name
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             return _each(job, results, terminal, lambda ended: _printed(job, ended, terminal))
         folder = Folder(Path(args.out))
         code = _each(job, results, terminal, lambda ended: _written(job, ended, folder, terminal))
-        terminal.say(f"{folder.files:,} files in {folder.root}")
+        terminal.say(f"{plural(folder.files, 'file')} in {folder.root}")
         return code
 
 

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 from gristmill.cli import documents
 from gristmill.cli.output import STATE_STYLES, Terminal, clean, plural
-from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, SubtaskRow, WorkerRow
+from gristmill.wire.client import JobStatus, SubtaskRow, WorkerRow
 from gristmill.wire.ids import format_job
+from gristmill.wire.spec import TIERS
 from gristmill.wire.units import format_bytes, format_credits, format_ms
 
 ERRORS_SHOWN = 3
@@ -55,11 +56,14 @@ def told_elapsed(job: JobStatus) -> str:
 
 def told_next(job: JobStatus) -> str:
     """Why it stands where it stands, or when it will be done."""
-    if job.state in FINAL_JOB_STATES or job.state == "paused":
-        return job.reason
     if job.eta_ms and job.state == "running":
         return f"{format_ms(job.eta_ms)} left"
-    return job.reason
+    return told_reason(job)
+
+
+def told_reason(job: JobStatus) -> str:
+    """The reason, unless its counts say as much."""
+    return "" if job.failed and job.reason == "JOB_FAILED" else clean(job.reason)
 
 
 def show_job(job: JobStatus, terminal: Terminal) -> None:
@@ -70,7 +74,7 @@ def show_job(job: JobStatus, terminal: Terminal) -> None:
     name = format_job(job.job)
     title = f"{name}  {job.name}" if job.name else name
     state = terminal.style(job.state, STATE_STYLES.get(job.state, ""))
-    reason = f": {clean(job.reason)}" if job.reason else ""
+    reason = f": {told_reason(job)}" if told_reason(job) else ""
     parts = {
         "done": job.done,
         "running": job.leased,
@@ -210,7 +214,7 @@ def show_workers(workers: Sequence[WorkerRow], terminal: Terminal) -> None:
                 f"{worker.done:,}",
                 load,
                 used + format_bytes(worker.memory_bytes),
-                ",".join(worker.tiers),
+                ",".join(tier for tier in TIERS if tier in worker.tiers),
                 worker.metering,
                 ",".join(worker.pythons),
                 worker.node[:8],

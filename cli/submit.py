@@ -182,12 +182,17 @@ def _make(client: "Client", args: argparse.Namespace, inputs: Inputs) -> tuple[J
         command = command_of(args, client)
         name = os.path.basename(command.argv[0])
         environment = client._environment
-        return make_spec(options, command=command, name=name, environment=environment), b""
+        spec = make_spec(
+            options, command=command, name=name, environment=environment, count=inputs.total
+        )
+        return spec, b""
     from gristmill.client.pickling import dump_function
 
     function = load_function(args.python)
     is_bare = not (args.each_line or args.array)
-    return client._function_spec(options, dump_function(function), is_bare, function.__name__)
+    return client._function_spec(
+        options, dump_function(function), is_bare, function.__name__, count=inputs.total
+    )
 
 
 def load_function(text: str) -> Callable[..., Any]:

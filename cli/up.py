@@ -17,7 +17,7 @@ from pathlib import Path
 from gristmill.cli import documents
 from gristmill.cli.connection import connect
 from gristmill.cli.grid import END_S, TIERS, Grid
-from gristmill.cli.output import Terminal, plural
+from gristmill.cli.output import Terminal, clean_lines, plural
 from gristmill.cli.places import default_address, run_folder, state_folder
 from gristmill.cli.process import ProcessEndedError, wait_readable
 from gristmill.wire.client import WorkerRow
@@ -44,13 +44,16 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             stop_fd=signals.fd,
         )
         try:
-            return _live(grid, args.command, terminal, signals)
+            began = time.monotonic()
+            grid.start()
+            try:
+                return _live(grid, args.command, terminal, signals, began)
+            finally:
+                if args.command is None:
+                    terminal.say("ending the grid ...")
+                grid.stop()
         except KeyboardInterrupt:
             return EXIT_OK
-        finally:
-            if args.command is None:
-                terminal.say("ending the grid ...")
-            grid.stop()
 
 
 class Signals:
@@ -106,9 +109,13 @@ def _folders(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _live(grid: Grid, command: Sequence[str] | None, terminal: Terminal, signals: Signals) -> int:
-    began = time.monotonic()
-    grid.start()
+def _live(
+    grid: Grid,
+    command: Sequence[str] | None,
+    terminal: Terminal,
+    signals: Signals,
+    began: float,
+) -> int:
     with connect(grid.address) as client:
         workers = client.workers()
     took_s = time.monotonic() - began
@@ -213,15 +220,29 @@ class Watch:
             self._restart(ended)
 
     def _restart(self, ended: ProcessEndedError) -> None:
+        if ended.returncode == EXIT_OK and ended.name in self.grid.worker_names:
+            self.grid.forget(ended.name)  # drained, as somebody asked
+            self.terminal.say(f"{ended.name} has drained and ended")
+            return
         recent = self._restarts.setdefault(ended.name, deque(maxlen=RESTARTS_MAX))
         now = time.monotonic()
         if len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_S:
             self.grid.forget(ended.name)
             raise ended
         recent.append(now)
-        self.terminal.say(f"{ended.message}\n  next: {ended.hint}", "red")
-        self.grid.restart(ended.name)
-        self.terminal.say(f"{ended.name} was started again (pid {self.grid.pid(ended.name)})")
+        self._tell(ended)
+        try:
+            self.grid.restart(ended.name)
+        except ProcessEndedError as error:
+            if ended.name not in self.grid.worker_names:
+                raise
+            self._tell(error)  # the other workers go on
+            self.grid.forget(ended.name)
+        else:
+            self.terminal.say(f"{ended.name} was started again (pid {self.grid.pid(ended.name)})")
+
+    def _tell(self, ended: ProcessEndedError) -> None:
+        self.terminal.say(clean_lines(f"{ended.message}\n  next: {ended.hint}"), "red")
 
 
 def _run_command(watch: Watch, command: Sequence[str], signals: Signals) -> int:

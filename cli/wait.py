@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gristmill.cli import documents
 from gristmill.cli.connection import connect, job_of
 from gristmill.cli.output import Terminal, clean
-from gristmill.cli.show import told_errors
+from gristmill.cli.show import told_errors, told_reason
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK
 from gristmill.wire.ids import JobId, format_job
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gristmill.client import Client
 
 _PAUSE_S, _PAUSE_S_MAX = 0.02, 0.5
+_REASON_S = 1.0  #: a job that waits for longer says why; a moment's wait is nobody's business
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -49,29 +50,28 @@ def _follow(
 ) -> JobStatus:
     from gristmill.client.progress import Bar
 
-    bar: Bar | None = None
-    told = ""
+    status = client.status(job)
+    name = format_job(job)
+    bar = Bar(clean(f"{name} {status.name}".strip()), None, is_forced, terminal.err)
+    reason, since = "", time.monotonic()
     pause_s = _PAUSE_S
-    while True:
+    while status.state not in FINAL_JOB_STATES:
+        now = time.monotonic()
+        if deadline is not None and now >= deadline:
+            return status
+        if status.leased or status.reason != reason:
+            reason, since = "" if status.leased else status.reason, now
+        elif reason and since and now - since >= _REASON_S:
+            terminal.say(f"{name} waits: {clean(reason)}\n  next: gristmill why {name}")
+            since = 0.0  # once is enough
+        left_s = pause_s if deadline is None else deadline - now
+        time.sleep(max(0.0, min(pause_s, left_s)))
+        pause_s = min(pause_s * 1.5, _PAUSE_S_MAX)
         status = client.status(job)
-        if bar is None:
-            name = clean(f"{format_job(job)} {status.name}".strip())
-            bar = Bar(name, None, is_forced, terminal.err)
         if status.count >= 0:
             bar.set_total(status.count)
         bar.show(status.done + status.failed + status.cancelled, status)
-        if status.state in FINAL_JOB_STATES:
-            return status
-        if status.reason and status.reason != told and not status.leased:
-            told = status.reason
-            terminal.say(
-                f"{format_job(job)} waits: {clean(told)}\n  next: gristmill why {format_job(job)}"
-            )
-        if deadline is not None and time.monotonic() >= deadline:
-            return status
-        left_s = pause_s if deadline is None else deadline - time.monotonic()
-        time.sleep(max(0.0, min(pause_s, left_s)))
-        pause_s = min(pause_s * 1.5, _PAUSE_S_MAX)
+    return status
 
 
 def report(statuses: Sequence[JobStatus], terminal: Terminal, timeout_ms: int | None = None) -> int:
@@ -104,6 +104,6 @@ def told_end(status: JobStatus) -> str:
     for word, number in (("failed", status.failed), ("cancelled", status.cancelled)):
         if number:
             parts.append(f"{number:,} {word}")
-    if status.reason:
-        parts.append(clean(status.reason))
+    if told_reason(status):
+        parts.append(told_reason(status))
     return f"{status.state}: {', '.join(parts)}"

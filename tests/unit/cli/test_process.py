@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gristmill.cli.process import Process, ProcessEndedError, told_end, wait_readable
+from gristmill.cli.process import Process, ProcessEndedError, end_group, told_end, wait_readable
 
 READY = """
 import os, sys, signal
@@ -71,7 +71,10 @@ def test_an_unexpected_end_is_internal_and_names_the_log(tmp_path: pathlib.Path)
     process.close()
 
 
-def test_what_is_left_in_the_group_is_ended_and_named(tmp_path: pathlib.Path) -> None:
+def test_what_is_left_in_the_group_is_ended_and_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(end_group, "__defaults__", (0.05,))
     script = READY.replace(
         'print("ready',
         "child = os.fork()\nif not child:\n    os.close(fd); signal.pause()\n"
@@ -105,3 +108,20 @@ def test_told_end() -> None:
     assert told_end(3) == "exit 3"
     assert told_end(-9) == "killed by SIGKILL"
     assert told_end(-200) == "killed by signal 200"
+
+
+def test_children_that_end_by_themselves_are_given_the_time(tmp_path: pathlib.Path) -> None:
+    """As a worker's spawner does, which sees its socket close and cleans up."""
+    script = READY.replace(
+        'print("ready',
+        "r, w = os.pipe()\nif not os.fork():\n"
+        "    os.close(fd); os.close(w); os.read(r, 1)\n"
+        "    print('cleaned up', flush=True); os._exit(0)\n"
+        'print("ready',
+    )
+    process = start(tmp_path, script)
+    await_ready(process)
+    process.kill()
+    assert process.wait(20)
+    assert process.close() == []
+    assert process.tail().endswith("cleaned up")
