@@ -102,7 +102,7 @@ def _serve(given: argparse.Namespace) -> int:
         ) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
-    announce_ready("broker", settings.front, given.ready_fd)
+    announce_ready("broker", broker.front_address, given.ready_fd)
     try:
         broker.run()
     except OSError as error:  # the disk: what was acknowledged is on it

@@ -135,7 +135,10 @@ class Answers:
 
         def arrived(found: Any) -> None:
             session.questions -= 1
-            then(found)
+            try:
+                then(found)
+            except RemoteError as error:
+                self._refuse(session, request, error, 0)
 
         def failed(error: Exception) -> None:
             session.questions -= 1

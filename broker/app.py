@@ -18,6 +18,7 @@ from gristmill.broker import past, schema
 from gristmill.broker.answers import Answers
 from gristmill.broker.back import Back
 from gristmill.broker.core import events as on
+from gristmill.broker.core.invariants import check
 from gristmill.broker.core.state import Config
 from gristmill.broker.core.step import step
 from gristmill.broker.delivery import Delivery
@@ -27,7 +28,7 @@ from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal, free_bytes
 from gristmill.broker.keys import load_key
 from gristmill.broker.ledger_link import LedgerLink
-from gristmill.broker.mailbox import Mailbox, Peer, bind_router, receive
+from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
@@ -132,6 +133,11 @@ class Broker:
         # Clients of the last incarnation have this long to come back to their uploads.
         self._absent_until_ms: int | None = now_ms + settings.client_ttl_ms
 
+    @property
+    def front_address(self) -> str:
+        """Where clients connect; with the port that the kernel chose."""
+        return endpoint_of(self._front_socket)
+
     # ------------------------------------------------------------ from other threads
 
     def stop(self) -> None:
@@ -225,6 +231,7 @@ class Broker:
             self._apply(on.ClientLost(0))
         self._free_disk_bytes = free_bytes(self.settings.state)
         self._renew_grants()
+        check(self.state, is_whole=False)
         if now_ms >= self._next_expiry_ms:
             self._next_expiry_ms = now_ms + EXPIRY_MS
             self._expire_results()

@@ -98,7 +98,10 @@ class Back:
         except RemoteError as error:
             if error.code == "MALFORMED":
                 self._metrics.malformed += 1
-                log.warning("worker malformed: %.300s", error.message)
+                if self._metrics.malformed.bit_count() == 1:  # 1, 2, 4, ...: no flood
+                    log.warning(
+                        "malformed messages=%d, now: %.300s", self._metrics.malformed, error.message
+                    )
             elif error.code == "REJOIN":
                 self._metrics.rejoins += 1
             else:

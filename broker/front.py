@@ -110,6 +110,10 @@ class Front:
         except RemoteError as error:
             if error.code == "MALFORMED":
                 self._metrics.malformed += 1
+                if self._metrics.malformed.bit_count() == 1:  # 1, 2, 4, ...: no flood
+                    log.warning(
+                        "malformed messages=%d, now: %.300s", self._metrics.malformed, error.message
+                    )
             elif error.code == "REJOIN":
                 self._metrics.rejoins += 1
             else:
@@ -158,6 +162,9 @@ class Front:
             raise RemoteError(
                 "QUEUE_FULL", f"{len(self._clients)} sessions; the limit is {limits.SESSIONS_MAX}"
             )
+        known = self._clients.known(tenant, message.client)
+        if known is not None:
+            self._mailbox.forget(known.peer)
         session = self._clients.join(routing, message.client, tenant, is_operator, now_ms)
         self._delivery.drop_session(session)
         log.info(

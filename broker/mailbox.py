@@ -6,6 +6,7 @@ and everything for it is dropped: its session is over and it will be told to joi
 """
 
 import contextlib
+import pathlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -146,8 +147,15 @@ def receive(socket: "zmq.Socket[bytes]") -> list[bytes] | None:
 def bind_router(
     context: "zmq.Context[zmq.Socket[bytes]]", address: str, frame_bytes_max: int
 ) -> "zmq.Socket[bytes]":
-    """A ROUTER with the options that every listening socket here has."""
+    """A ROUTER with the options that every listening socket here has.
+
+    An ipc socket's folder is made, ours alone, if it is missing.
+    """
+    if address.startswith("ipc://"):
+        folder = pathlib.Path(address.removeprefix("ipc://")).parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.IPV6, int("[" in address))
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
@@ -164,3 +172,10 @@ def bind_router(
         socket.bind(address)
         stack.pop_all()
     return socket
+
+
+def endpoint_of(socket: "zmq.Socket[bytes]") -> str:
+    """The address that a socket is bound to."""
+    endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    return endpoint.rstrip(b"\0").decode()

@@ -98,6 +98,10 @@ class Clients:
         self._by_token[session.token] = session
         return session
 
+    def known(self, tenant: str, client: bytes) -> ClientSession | None:
+        """The session that this client object has, live or waiting for its HELLO."""
+        return self._by_client.get((tenant, client))
+
     def find(self, token: bytes) -> ClientSession | None:
         """The session of a token, if it is live."""
         return self._by_token.get(token)

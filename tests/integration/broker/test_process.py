@@ -1,5 +1,12 @@
 """The process: its end, its disk, its sessions."""
 
+import contextlib
+import os
+import pathlib
+import resource
+import subprocess
+
+import pytest
 import zmq
 
 import gristmill.wire.client as wc
@@ -117,3 +124,62 @@ def test_a_worker_that_never_reads_is_dropped_and_others_go_on(broker):
     client.upload(job, 100)
     client.close_upload(job, 100)
     assert client.finish(job).done == 100
+
+
+def test_a_disk_that_fails_ends_the_process_and_loses_nothing(broker):
+    broker.ledger().start()
+    broker.start()
+    client = broker.client()
+    job = client.submit().job
+    size = (broker.state / "journal.db-wal").stat().st_size
+    limit = max(size, 1 << 20)
+    resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE, (limit, limit))  # EFBIG, like EIO
+    for first in range(0, 400_000, 4_000):
+        client.parcel(job, first, list(range(4_000)))
+    assert broker.process.wait(20) == 1
+    assert "cannot be written" in broker.text() and "id=" in broker.text()
+    client.drain()
+    committed = client.committed.get(job, 0)
+    broker.start()
+    card = broker.client().ask("job", wc.JobStatus, job=job)
+    assert card.uploaded >= committed
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "none", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.root
+def test_a_full_disk_waits_for_room_and_loses_nothing(broker, small_disk):
+    broker.state = small_disk / "state"
+    broker.state.mkdir(mode=0o700)
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (5 << 20))
+    broker.ledger().start()
+    broker.start(disk_reserve_bytes=0)
+    client = broker.client()
+    job = client.submit().job
+    client.subscribe(job)
+    for first in range(0, 400_000, 4_000):
+        client.parcel(job, first, list(range(4_000)))
+    client.watch(lambda: "journal full" in broker.text(), "the disk is full")
+    assert client.submit().code == "QUOTA"
+    assert client.committed.get(job, 0) < 400_000
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(filler)
+    upto = client.watch(lambda: client.committed.get(job, 0) > 200_000 and client.committed[job])
+    broker.kill()
+    assert pathlib.Path(broker.state / "journal.db").exists()
+    broker.start()
+    assert broker.client().ask("job", wc.JobStatus, job=job).uploaded >= upto
