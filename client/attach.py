@@ -1,12 +1,13 @@
 """``results``: read any job of the tenant, also one of another process or of yesterday."""
 
+import queue
 from collections.abc import Callable, Generator
 from typing import Any
 
 from gristmill.client.decode import Piece, ResultReader
 from gristmill.client.errors import JobFailed
 from gristmill.client.link import Link
-from gristmill.client.map import JobEnd, JobFeed, Ordering
+from gristmill.client.map import PATIENCE_S, JobEnd, JobFeed, Ordering
 from gristmill.wire.ids import format_job
 
 
@@ -34,7 +35,11 @@ def attach(
     link.watch(job, after, feed)
     try:
         while True:
-            entry = feed.queue.get()
+            try:
+                entry = feed.queue.get(timeout=PATIENCE_S)
+            except queue.Empty:
+                feed.tell_reason()
+                continue
             if isinstance(entry, JobEnd):
                 if entry.error is not None:
                     raise entry.error

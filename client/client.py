@@ -437,7 +437,13 @@ class Client(Questions):
         """A decomposition: one subtask, no charge, plain values, a deadline."""
         options: Options = {"timeout": f"{timeout_ms}ms", "results": "safe", "pids": 256}
         spec, frame = self._function_spec(
-            options, dump_function(split), False, name, tariff="zero", request_digest=digest
+            options,
+            dump_function(split),
+            False,
+            name,
+            tariff="zero",
+            count=1,
+            request_digest=digest,
         )
         reader = ResultReader(None, self._fetch_blob)
         return self._start(spec, frame, Parcels([value], 1, self._store_blob), reader)
@@ -492,6 +498,7 @@ class Client(Questions):
             self._reader(),
             self._store_blob,
             self._in_background,
+            self._warn,
         )
 
     def _in_background(self, work: Callable[[], None]) -> None:

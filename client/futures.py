@@ -14,6 +14,7 @@ from gristmill.client.decode import ResultReader
 from gristmill.client.encode import pack
 from gristmill.client.errors import GridError, JobFailed, UnpicklableError, grid_error
 from gristmill.client.link import Link, Sink
+from gristmill.client.map import PATIENCE_S, tell_reason
 from gristmill.wire import limits
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
@@ -67,6 +68,7 @@ class CoalescedJob(Sink):
         reader: ResultReader,
         store: Callable[[bytes], BlobRef],
         in_background: Callable[[Callable[[], None]], None],
+        warn: Callable[[str], None],
         rest_s: float = limits.COALESCED_JOB_REST_MS / 1000,
     ) -> None:
         self.job = 0
@@ -77,7 +79,10 @@ class CoalescedJob(Sink):
         self._reader = reader
         self._store = store
         self._in_background = in_background
+        self._warn = warn
         self._rest_s = rest_s
+        self._status: JobStatus | None = None
+        self._told = ""
         self._lock = threading.Lock()
         self._next = 0
         self._waiting: deque[tuple[Any, ...]] = deque()
@@ -142,6 +147,7 @@ class CoalescedJob(Sink):
         if not self._upload:
             self._upload = self._link.open_job(self._message, self._function, self)
             self._watch_rest()
+            self._link.after(PATIENCE_S, self._watch_waiting)
         while not self._is_storing:
             with self._lock:
                 if not self._waiting:
@@ -224,6 +230,13 @@ class CoalescedJob(Sink):
         elif is_empty:
             self._drained.set()
 
+    def _watch_waiting(self) -> None:
+        """Say why calls wait, once they have waited for a while."""
+        if self._status is not None and self._futures:
+            self._told = tell_reason(self._status, self._told, self._warn)
+        if not self.is_closed or self._futures:
+            self._link.after(PATIENCE_S, self._watch_waiting)
+
     def _watch_rest(self) -> None:
         def look() -> None:
             if self.is_closed:
@@ -259,7 +272,8 @@ class CoalescedJob(Sink):
         self._finish(error)
 
     def on_status(self, status: JobStatus, is_final: bool) -> None:
-        """The end; calls without a value by then have none."""
+        """Why it waits, and the end; calls without a value by then have none."""
+        self._status = status
         if is_final:
             reason = status.reason or "no reason given"
             name = format_job(status.job)

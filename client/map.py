@@ -24,7 +24,7 @@ RESULT_BYTES_IN_FLIGHT = 64 << 20  #: expected size of all results on the way
 ITEMS_IN_FLIGHT = 1_000_000
 _PARCELS_PER_TURN = 8  #: sent between two looks at what came back
 _END_S = 5.0  #: after the last value, the job's end is waited for so long
-_WAKE_S = 3600.0
+PATIENCE_S = 2.0  #: a reader that has waited for so long wants to know why
 
 
 class JobEnd(NamedTuple):
@@ -61,21 +61,30 @@ class JobFeed(Sink):
         self.queue.put((result, frames))
 
     def on_status(self, status: JobStatus, is_final: bool) -> None:
-        """Counts changed; a job that waits says why, once."""
+        """Counts changed."""
         self.status = status
         if is_final:
             self.is_final = True
             self.queue.put(JobEnd(status, None))
-        elif status.reason and status.reason != self._told and not status.leased:
-            self._told = status.reason
-            name = format_job(status.job)
-            self._warn(f"{name} waits: {status.reason}; see 'gristmill why {name}'")
-        elif status.leased:
-            self._told = ""
+
+    def tell_reason(self) -> None:
+        """A reader has waited for a while: say once what the job waits for."""
+        status = self.status
+        if status is not None:
+            self._told = tell_reason(status, self._told, self._warn)
 
     def on_results_failed(self, error: GridError) -> None:
         """No results come."""
         self.queue.put(JobEnd(self.status, error))
+
+
+def tell_reason(status: JobStatus, told: str, warn: Callable[[str], None]) -> str:
+    """Says what a job waits for unless that was told; returns what was told last."""
+    if not status.reason or status.leased or status.reason == told:
+        return told
+    name = format_job(status.job)
+    warn(f"{name} waits: {status.reason}; see 'gristmill why {name}'")
+    return status.reason
 
 
 class Ordering:
@@ -225,13 +234,14 @@ class Stream:
     def _turn(self) -> Generator[list[Any], None, None]:
         is_full = not self._top_up(_PARCELS_PER_TURN)
         if is_full:
-            entry = self._get(_WAKE_S)
+            entry = self._get(PATIENCE_S)
         else:
             try:
                 entry = self.feed.queue.get_nowait()
             except queue.Empty:
                 return
         if entry is None:
+            self.feed.tell_reason()
             return
         if isinstance(entry, JobEnd):
             self._raise_end(entry)

@@ -92,6 +92,7 @@ def make_spec(
     environment: str = "",
     is_trusted: bool = False,
     tariff: Literal["standard", "zero"] = "standard",
+    count: int = -1,
     parent: int = 0,
     request_digest: str = "",
 ) -> JobSpec:
@@ -115,6 +116,7 @@ def make_spec(
             is_function_stored=is_function_stored,
             is_star=is_star,
             command=command,
+            count=count,
             tier=options.get("tier", "job"),
             limits=make_limits(options),
             labels=dict(options.get("labels", {})),

@@ -141,9 +141,12 @@ class Questions(abc.ABC):
         number = 0 if job is None else job_number(job)
         return self._question(list[wire.UsageRow], "usage", text=by, job=number)  # type: ignore[no-any-return]
 
-    def balance(self) -> wire.BalanceAnswer:
-        """The tenant's accounts, and the sum over the whole ledger, which is zero."""
-        return self._question(wire.BalanceAnswer, "balance")  # type: ignore[no-any-return]
+    def balance(self, everyone: bool = False) -> wire.BalanceAnswer:
+        """The tenant's accounts, and the sum over the whole ledger, which is zero.
+
+        ``everyone``: all accounts (world, tenants, nodes, toll); for operators.
+        """
+        return self._question(wire.BalanceAnswer, "balance", text="all" if everyone else "")  # type: ignore[no-any-return]
 
     def workers(self) -> list[wire.WorkerRow]:
         """The workers of the grid with their readings."""

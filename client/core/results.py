@@ -10,7 +10,8 @@ from gristmill.wire.client import FINAL_JOB_STATES
 
 def subscribe(state: State, job: int, after: int, now_ms: int, todo: list[out.AnyEffect]) -> None:
     """Ask for a job's results; a second wish for the same job changes nothing."""
-    if job in state.subscriptions:
+    known = state.subscriptions.get(job)
+    if known is not None and not known.is_final:
         return
     subscription = Subscription(job, after=after, acked=after, told_acked=after)
     state.subscriptions[job] = subscription
@@ -90,9 +91,12 @@ def on_result_taken(state: State, event: on.ResultTaken, todo: list[out.AnyEffec
     subscription = state.subscriptions.get(event.job)
     if subscription is None:
         return
-    subscription.queued_bytes -= event.size_bytes
+    if event.sequence > subscription.after:
+        return  # of an earlier reading of the same job
+    subscription.queued_bytes = max(subscription.queued_bytes - event.size_bytes, 0)
     subscription.acked = max(subscription.acked, event.sequence)
     _grant(state, subscription, todo)
+    _forget_if_over(state, subscription)
 
 
 def _grant(state: State, subscription: Subscription, todo: list[out.AnyEffect]) -> None:
@@ -123,7 +127,14 @@ def on_job_event(state: State, status: wire.JobStatus, todo: list[out.AnyEffect]
     if is_final:
         subscription.is_final = True
         _grant(state, subscription, todo)
+        _forget_if_over(state, subscription)
     todo.append(out.StatusArrived(status, is_final))
+
+
+def _forget_if_over(state: State, subscription: Subscription) -> None:
+    """The job has ended and its consumer took everything: it may be read again from the start."""
+    if subscription.is_final and subscription.acked == subscription.after:
+        del state.subscriptions[subscription.job]
 
 
 def on_refused(
