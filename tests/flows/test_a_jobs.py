@@ -7,14 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import pytest
 from flow_rig import gristmill, until
 
 from gristmill.cli.grid import Grid
-from gristmill.client import Client
+from gristmill.client import Client, decompose
 from gristmill.client.errors import BrokerUnavailable, DecomposeError, GridError
 from gristmill.client.link import Link
 from gristmill.wire import client as wire
@@ -96,61 +97,100 @@ def test_a09_what_no_worker_could_run_says_what_binds_and_who_is_nearest(
     client.cancel(job)
 
 
-def test_a04_a_decomposer_that_crashes_creates_and_charges_nothing(
-    client: Client, tmp_path: pathlib.Path
-) -> None:
-    from gristmill.client import decompose
+class Custom:
+    """A decomposer plug-in of the test: ``split`` travels to the jail by value."""
 
-    def broken(request: object) -> list[str]:
+    name, version = "custom", 1
+
+    def __init__(self, split: Callable[[Any], list[list[Any]]], value: Any) -> None:
+        self.split, self.value = split, value
+
+    def prepare(self, arguments: Mapping[str, Any]) -> tuple[Callable[[Any], Any], Any]:
+        return self.split, self.value
+
+
+@pytest.fixture
+def split(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., decompose.Decomposition]:
+    """Runs a request through a plug-in of the test."""
+
+    def run(
+        function: Callable[[Any], list[list[Any]]], value: Any, timeout_ms: int = 30_000
+    ) -> decompose.Decomposition:
+        monkeypatch.setattr(decompose, "find_decomposer", lambda name: Custom(function, value))
+        return decompose.decompose(client, "custom", {}, timeout_ms)
+
+    return run
+
+
+def test_a04_a_decomposer_that_crashes_creates_and_charges_nothing(
+    client: Client, split: Callable[..., decompose.Decomposition]
+) -> None:
+    def broken(value: Any) -> list[list[Any]]:
+        import sys
+
+        print("and wrote this", file=sys.stderr)
         raise RuntimeError("the decomposer said this")
 
     before = len(client.jobs(1000)), client.usage(by="job")
     with pytest.raises(DecomposeError) as caught:
-        decompose.run_decomposer(client, broken, {"x": 1})
+        split(broken, "x")
     assert caught.value.code == "DECOMPOSE_FAILED"
     assert "the decomposer said this" in str(caught.value)
+    assert "and wrote this" in str(caught.value)
     assert len(client.jobs(1000)) == before[0] + 1, "only the decomposition itself"
-    assert client.usage(by="job") == before[1], "nothing was charged"
+    assert paid(client) == sum(row.amount_ucredits for row in before[1]), "nothing was charged"
+
+
+def paid(client: Client) -> int:
+    return sum(row.amount_ucredits for row in client.usage(by="job"))
 
 
 def test_a10_the_same_request_gives_the_same_list_under_a_deadline_and_a_cap(
-    client: Client,
+    client: Client, split: Callable[..., decompose.Decomposition]
 ) -> None:
-    from gristmill.client import decompose
+    def count(n: Any) -> list[list[Any]]:
+        import os
 
-    def sweep(request: dict[str, int]) -> list[int]:
-        return list(range(request["n"]))
+        return [[f"{i}", f"{i} {os.urandom(4).hex()}"] for i in range(n)]
 
-    def endless(request: object) -> list[int]:
+    def endless(value: Any) -> list[list[Any]]:
         while True:
             pass
 
-    first = decompose.run_decomposer(client, sweep, {"n": 50})
+    first = split(count, 50)
     jobs = len(client.jobs(1000))
-    second = decompose.run_decomposer(client, sweep, {"n": 50})
-    assert first.inputs == second.inputs == list(range(50))
+    second = split(count, 50)
+    assert second.is_reused and not first.is_reused
+    assert msgspec.json.encode(list(first)) == msgspec.json.encode(list(second))
     assert len(client.jobs(1000)) == jobs, "the second was answered from the first"
     with pytest.raises(DecomposeError) as late:
-        decompose.run_decomposer(client, endless, {}, timeout=1.0)
+        split(endless, "never", timeout_ms=1_000)
     assert late.value.code == "DECOMPOSE_TIMEOUT"
     with pytest.raises(DecomposeError) as large:
-        decompose.run_decomposer(client, sweep, {"n": limits.DECOMPOSED_MAX + 1})
+        split(count, limits.DECOMPOSED_MAX + 1)
     assert large.value.code == "DECOMPOSE_TOO_LARGE"
     assert len(client.jobs(1000)) == jobs + 2, "no job was made of either"
 
 
-def test_a11_a_million_subtasks_are_one_object_and_one_bad_element_refuses_the_list(
-    grid: Grid, client: Client
+def test_a11_one_bad_element_refuses_the_whole_list_and_is_named(
+    client: Client, split: Callable[..., decompose.Decomposition]
 ) -> None:
-    from gristmill.client import decompose
+    def twins(value: Any) -> list[list[Any]]:
+        return [["a", 1], ["b", 2], ["a", 3]]
 
-    def bad_at_three(request: object) -> list[object]:
-        return ["a", "b", "c", {"not": object}, "e"]
+    def no_pair(value: Any) -> list[Any]:
+        return [["a", 1], "b"]
 
-    with pytest.raises(DecomposeError) as caught:
-        decompose.run_decomposer(client, bad_at_three, {})
-    assert caught.value.code == "DECOMPOSE_FAILED" and "3" in str(caught.value)
+    for wrong, index in ((twins, 2), (no_pair, 1)):
+        before = len(client.jobs(1000))
+        with pytest.raises(DecomposeError, match=f"element {index}"):
+            split(wrong, wrong.__name__)
+        assert len(client.jobs(1000)) == before + 1
 
+
+def test_a11_a_million_subtasks_are_one_object(grid: Grid, client: Client) -> None:
     def resident() -> int:
         text = pathlib.Path(f"/proc/{grid.pid('broker')}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0]) * 1024
@@ -271,3 +311,49 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_a03_a_killed_broker_comes_back_and_each_subtask_ends_once(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(workers=2)
+    with Client(grid.address) as client:
+        stream = client.map(slowly, range(10_000), tier="batch")
+        got = [next(stream) for _ in range(500)]
+        grid.kill("broker")
+        grid.restart("broker")
+        got += stream
+        assert got == list(range(10_000)), "the client resumed by itself"
+        job = client.jobs(1)[0]
+        status = client.wait(job.job, timeout=30)
+        assert (status.state, status.done, status.failed) == ("done", 10_000, 0)
+
+        def billed() -> int:
+            try:
+                return sum(row.subtasks for row in client.usage(job=job.job))
+            except GridError as error:
+                assert error.code == "LEDGER_DOWN"
+                return -1
+
+        until("the ledger has it all", lambda: billed() == 10_000)
+        assert client.balance().sum_ucredits == 0
+
+
+def slowly(x: int) -> int:
+    import time
+
+    time.sleep(0.0002)
+    return x
+
+
+def test_a16_what_failed_is_listed_and_the_rest_stays_downloadable(client: Client) -> None:
+    values = list(client.map(fail_on_odd, range(20), return_exceptions=True))
+    job = client.jobs(1)[0].job
+    assert client.wait(job, timeout=30).state == "failed", "the policy is: all"
+    failed = client.subtasks(job, state="failed", limit=100)
+    assert [row.index for row in failed] == list(range(1, 20, 2))
+    assert all(row.outcome == "error" and "odd" in row.message for row in failed)
+    with Client(client.address) as other:
+        again = list(other.results(job, return_exceptions=True))
+    assert [value for value in again if isinstance(value, int)] == list(range(0, 20, 2))
+    assert len(values) == len(again) == 20, "each is published once"
