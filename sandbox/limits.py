@@ -20,7 +20,7 @@ class Limits:
     """
 
     wall_ms: int = 60_000  #: wall clock, from start to end of the jail
-    cpu_ms: int = 60_000  #: cpu time of the whole jail; RLIMIT_CPU (whole seconds) backs it up
+    cpu_ms: int = 60_000  #: cpu time of the whole jail; RLIMIT_CPU, 1-2 s later, backs it up
     memory_bytes: int = 512 * MEBIBYTE  #: of the whole jail, page cache and scratch included
     pids_max: int = 64  #: processes and threads alive at once in the jail
     output_bytes_max: int = 1 * MEBIBYTE  #: stdout and stderr together

@@ -70,8 +70,9 @@ class Verdict:
     suggested: int = 0
 
 
-#: The kernel holds RLIMIT_CPU by clock ticks, which on a busy machine run ahead of exact meters.
-#: Process 1 of a jail gets KILL from nobody inside, so little else can be meant.
+#: The kernel holds RLIMIT_CPU by clock ticks, which on a busy machine run ahead of the meters.
+#: Process 1 of a jail gets KILL from nobody inside, so little else can be meant (argv.py also sets
+#: that limit a second later).
 RLIMIT_CPU_SLACK = 0.8
 
 _EXITED = re.compile(r"exited with status: (\d+)")

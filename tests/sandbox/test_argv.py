@@ -43,7 +43,7 @@ def test_rlimits_are_all_set_and_in_nsjails_units():
         address_space_bytes=3 * MEBIBYTE,
     )
     argv = build(limits=limits)
-    assert value(argv, "--rlimit_cpu") == "2"  # seconds, rounded up
+    assert value(argv, "--rlimit_cpu") == "3"  # seconds, rounded up, and one for clock ticks
     assert value(argv, "--rlimit_fsize") == "2"  # MiB, rounded up
     assert value(argv, "--rlimit_nofile") == "99"
     assert value(argv, "--rlimit_stack") == "16"
@@ -171,7 +171,7 @@ def test_a_real_jail_has_these_limits(host, bare_host, python):
         argv=(python.executable, "-I", "-S", "-c", code), binds=python.binds, limits=limits
     )
     space, cpu, size, files, stack, core, _ = run(host, spec).stdout.split()
-    assert (space, cpu, size, files) == (b"-1", b"3", b"%d" % (4 * MEBIBYTE), b"77")
+    assert (space, cpu, size, files) == (b"-1", b"4", b"%d" % (4 * MEBIBYTE), b"77")
     assert (stack, core) == (b"%d" % (8 * MEBIBYTE), b"0")
     bare = run(bare_host, spec).stdout.split()
     assert bare[0] == b"%d" % limits.memory_bytes
