@@ -328,8 +328,11 @@ def serve(settings: Settings) -> int:
     )
     stop, wake = socket.socketpair()
     wake.setblocking(False)
+    # The interpreter's C handler writes to the socket: a handler in Python would run too late for a
+    # signal that comes just before the poll begins.
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: wake.send(b"\0"))
+        signal.signal(number, lambda *_: None)
     if settings.is_dying_with_parent:
         die_with_parent()
     try:
