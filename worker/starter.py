@@ -1,6 +1,7 @@
 """Starts slot processes: a jail with the job's interpreter and our runners, or (trusted) none."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import socket
@@ -119,6 +120,12 @@ def start_slot(
     )
 
 
+@functools.lru_cache(maxsize=64)
+def _runtime_of(interpreter: Interpreter) -> tuple[Bind, ...]:
+    """Found once: it looks through whole packages for what is compiled."""
+    return runtime_binds(interpreter, MODULES)
+
+
 def _start_jailed(
     spec: JobSpec,
     interpreter: Interpreter,
@@ -127,7 +134,7 @@ def _start_jailed(
     fds: dict[int, int],
     outputs: tuple[int, int],
 ) -> SlotProcess:
-    binds = [*interpreter.binds, *runtime_binds(interpreter, MODULES)]
+    binds = [*interpreter.binds, *_runtime_of(interpreter)]
     if inputs is not None:
         binds.append(Bind(str(inputs), INPUTS_AT))
     jail = host.start(

@@ -5,43 +5,27 @@ each port has a line of events, and only its head leaves.
 """
 
 import contextlib
-import hashlib
 import pathlib
-import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-import msgspec
-
-from gristmill.sandbox.cgroup import Reading
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host
-from gristmill.sandbox.verdict import Deed
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.failure import Failure, LogEntry, pack_logs
-from gristmill.wire.limits import FILES_MAX, FRAME_BYTES_MAX
+from gristmill.wire.failure import Failure
 from gristmill.wire.outcome import Outcome
-from gristmill.wire.values import BlobRef, decode_ref, encode_ref
+from gristmill.wire.values import decode_ref
 from gristmill.worker import results
 from gristmill.worker.blobs import Blobs, Errands
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
+from gristmill.worker.endings import ending_of, never_started
 from gristmill.worker.jobs import JobRoom, Unready
 from gristmill.worker.port import Port
-from gristmill.worker.process import Facts
 from gristmill.worker.runners import protocol
-from gristmill.worker.starter import start_slot, subtask_limits
-
-_DEEDS: dict[str, Deed] = {
-    "time": Deed.TIMED_OUT,
-    "cpu": Deed.CPU_SPENT,
-    "output": Deed.OUTPUT_CUT,
-    "cancel": Deed.CANCELLED,
-}
-_decode_values = msgspec.msgpack.Decoder(list[dict[str, Any]]).decode
-_encode_values = msgspec.msgpack.Encoder().encode
+from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
+from gristmill.worker.starter import start_slot
 
 
 class _Line:
@@ -74,13 +58,12 @@ class _Line:
 class _Occupant:
     """One slot process with what the yard keeps of it."""
 
-    def __init__(self, port: Port, room: JobRoom) -> None:
+    def __init__(self, port: Port, room: JobRoom, spool: pathlib.Path) -> None:
         self.port = port
         self.room = room
         self.line = _Line()
         self.feeds: deque[list[bytes | None]] = deque()
-        self.files: list[tuple[str, pathlib.Path, Any]] = []
-        self.file_bytes = 0
+        self.files = FileTray(spool, room.spec)
         self.run: tuple[int, int] = (0, -1)
         self.run_since_ms = 0
         self.run_cpu_us = 0
@@ -191,7 +174,7 @@ class Yard:
         def then(answer: "bytes | BaseException") -> None:
             if isinstance(answer, BaseException):
                 occupant.feeds.remove(place)
-                message = f"the inputs cannot be read from the store: {_said(answer)}"
+                message = f"the inputs cannot be read from the store: {said(answer)}"
                 self._events.append(
                     on.InputFailed(effect.slot, effect.jail, effect.lease_id, message)
                 )
@@ -211,7 +194,7 @@ class Yard:
     def kill(self, effect: do.KillJail) -> None:
         """End a process, or a start that has not come to one."""
         if self._pending.pop(effect.jail, None) is not None:
-            self._events.append(_never_started(effect))
+            self._events.append(never_started(effect))
             return
         occupant = self._occupants.get(effect.jail)
         if occupant is not None:
@@ -220,16 +203,13 @@ class Yard:
     def look(self) -> on.Looked:
         """Pages and meters of all running processes."""
         self.is_look_due = False
-        now_ms = self._clock_ms()
         looks = []
         for occupant in self._occupants.values():
             port = occupant.port
             if occupant.is_over or not port.is_ready:
                 continue
-            run = port.page.started()
-            cpu_us = port.process.cpu_us()
-            if run != occupant.run:
-                occupant.run, occupant.run_since_ms, occupant.run_cpu_us = run, now_ms, cpu_us
+            self._see_run(occupant)
+            run, cpu_us = occupant.run, port.process.cpu_us()
             looks.append(
                 on.Look(
                     port.slot,
@@ -268,7 +248,7 @@ class Yard:
             failure = Failure(str(error))
             self._events.append(on.JailEnded(slot, jail, int(Outcome.SETUP), failure))
             return
-        occupant = self._occupants[jail] = _Occupant(port, room)
+        occupant = self._occupants[jail] = _Occupant(port, room, self._spool)
         socket_fd, out, err, end = port.descriptors()
         self._watch(socket_fd, False, lambda: self._on_socket(occupant))
         self._watch(out, False, lambda: self._on_output(occupant, out))
@@ -324,7 +304,7 @@ class Yard:
         elif isinstance(said, protocol.Ended):
             occupant.line.add(on.FeedEnded(port.slot, port.jail, said.lease_id))
         elif isinstance(said, protocol.FilePart):
-            self._on_file_part(occupant, said, body)
+            occupant.files.add(said, body)
         elif not port.is_ready:
             port.is_ready = True
             port.take_cpu_us()  # the start of the interpreter is not the tenant's
@@ -333,87 +313,21 @@ class Yard:
     def _on_done(self, occupant: _Occupant, done: protocol.Done, body: bytes) -> None:
         port, room = occupant.port, occupant.room
         draft = results.draft_result(port, room.spec, done, body, self._peaks)
-        files, occupant.files, occupant.file_bytes = occupant.files, [], 0
-        for _, _, (file, _) in files:
-            file.close()
-        if len(files) != done.files or (done.count > 1 and (files or done.refused)):
-            raise ValueError("a result whose files do not fit it")
+        files = occupant.files.take(done)
         if done.refused:
-            _refuse_files(draft, done.refused)
-        is_large = len(draft.frames[0]) > FRAME_BYTES_MAX
-        logs = results.large_logs(draft.frames[3])
-        if not is_large and logs is None and not files:
+            refuse_files(draft, done.refused)
+        cargo = Cargo(draft, files)
+        if cargo.is_light:
             occupant.line.add(draft.event(port))
             return
         place = occupant.line.add(None)
         grant = room.opening.put_grant
 
         def then(answer: "BaseException | None") -> None:
-            if isinstance(answer, BaseException):
-                _lose_values(draft, f"the result cannot be put into the store: {_said(answer)}")
-            for _, path, _ in files:
-                path.unlink(missing_ok=True)
+            cargo.land(answer)
             place[0] = draft.event(port)
 
-        self._errands.run(lambda: self._store(draft, grant, files, logs), then)
-
-    def _store(
-        self,
-        draft: results.Draft,
-        grant: str,
-        files: list[tuple[str, pathlib.Path, Any]],
-        logs: list[LogEntry] | None,
-    ) -> None:
-        """In a thread: put what is large; the draft then has references."""
-        values, meter, failures, log_frame = draft.frames
-        if logs is not None:
-            kept = []
-            for entry in logs:
-                for name, text in results.long_streams(entry):
-                    try:
-                        digest = self._blobs.put(grant, text).digest
-                    except RemoteError:
-                        digest = ""  # the log is lost, the result is not
-                    entry = results.moved_to_store(entry, name, digest)
-                kept.append(entry)
-            log_frame = pack_logs(kept)
-            draft.frames = (values, meter, failures, log_frame)
-        if files and values:
-            taken = {}
-            for path, spooled, (_, hasher) in files:
-                ref = self._blobs.put(grant, spooled)
-                assert ref.digest == hasher.hexdigest()
-                taken[path] = (ref.digest, ref.size_bytes)
-            (value,) = _decode_values(values)
-            value["files"] = taken
-            values = _encode_values([value])
-            draft.frames = (values, meter, failures, log_frame)
-        if len(values) > FRAME_BYTES_MAX:
-            ref = self._blobs.put(grant, values)
-            draft.codec = f"@{draft.codec}"
-            draft.frames = (
-                encode_ref(BlobRef(ref.digest, ref.size_bytes)),
-                meter,
-                failures,
-                log_frame,
-            )
-
-    def _on_file_part(self, occupant: _Occupant, part: protocol.FilePart, body: bytes) -> None:
-        spec = occupant.room.spec
-        occupant.file_bytes += len(body)
-        if spec.kind != "command" or occupant.file_bytes > spec.limits.scratch_bytes:
-            raise ValueError("a file that no subtask may have")
-        if not body:
-            if len(occupant.files) >= FILES_MAX:
-                raise ValueError("too many files")
-            spooled = self._spool / secrets.token_hex(16)
-            occupant.files.append((part.path, spooled, (spooled.open("xb"), hashlib.sha256())))
-            return
-        if not occupant.files or occupant.files[-1][0] != part.path:
-            raise ValueError("a piece of no file")
-        file, hasher = occupant.files[-1][2]
-        file.write(body)
-        hasher.update(body)
+        self._errands.run(lambda: cargo.ship(self._blobs, grant), then)
 
     # ------------------------------------------------------------ ends
 
@@ -422,71 +336,27 @@ class Yard:
         if occupant.is_over or not port.process.is_over():
             return
         self._take_frames(occupant, True)
-        stdout, stderr, output_bytes = port.take_output()
-        run = port.page.started()
+        self._see_run(occupant)
         now_ms = self._clock_ms()
-        fresh_us = port.take_cpu_us()
-        if run != occupant.run:
-            occupant.run, occupant.run_since_ms = run, now_ms
-            occupant.run_cpu_us = port.accounted_us - fresh_us
-        wall_ms = now_ms - occupant.run_since_ms if run[1] >= 0 else 0
-        facts = Facts(
-            deed=_DEEDS.get(
-                port.cause or "", Deed.NOTHING if port.cause is None else Deed.LOST_HOLD
-            ),
-            limits=subtask_limits(occupant.room.spec),
-            wall_ms=wall_ms,
-            cpu_us=port.accounted_us - occupant.run_cpu_us,
-            output_bytes=output_bytes,
-        )
-        reading: Reading = port.process.reading()
-        outcome, failure = _verdict(port, facts, stderr)
-        logs = b""
-        if stdout or stderr:
-            is_cut = output_bytes > len(stdout) + len(stderr)
-            entry = LogEntry(
-                0,
-                stdout[-4096:],
-                stderr[-4096:],
-                is_cut=is_cut or max(len(stdout), len(stderr)) > 4096,
-                stdout_bytes=len(stdout),
-                stderr_bytes=len(stderr),
-            )
-            logs = pack_logs([entry])
-        if outcome is Outcome.SETUP and not port.is_ready and occupant.room.spec.environment:
-            # a Python that somebody named does not work here: the host is not to blame
-            unready = on.JobUnready(port.slot, port.jail, int(outcome), failure.message)
-            occupant.line.add(unready)
-            occupant.is_over = True
-            self._close_port(occupant)
-            return
-        occupant.line.add(
-            on.JailEnded(
-                port.slot,
-                port.jail,
-                int(outcome),
-                failure,
-                lease_id=run[0],
-                index=run[1],
-                wall_us=wall_ms * 1000,
-                cpu_us=fresh_us,
-                peak_kib=reading.memory_peak_bytes >> 10,
-                metering=port.process.metering,
-                logs=logs,
-            )
-        )
+        wall_ms = now_ms - occupant.run_since_ms if occupant.run[1] >= 0 else 0
+        spec = occupant.room.spec
+        occupant.line.add(ending_of(port, spec, wall_ms, occupant.run_cpu_us))
         occupant.is_over = True
         self._close_port(occupant)
+
+    def _see_run(self, occupant: _Occupant) -> None:
+        """What the page says runs, and since when we see it so."""
+        run = occupant.port.page.started()
+        if run != occupant.run:
+            occupant.run, occupant.run_since_ms = run, self._clock_ms()
+            occupant.run_cpu_us = occupant.port.process.cpu_us()
 
     def _close_port(self, occupant: _Occupant) -> None:
         port = occupant.port
         for fd in port.descriptors():
             self._unwatch(fd)
         self._peaks.forget(port)
-        for _, path, (file, _) in occupant.files:
-            file.close()
-            path.unlink(missing_ok=True)
-        occupant.files.clear()
+        occupant.files.drop()
         port.close()
 
     def _forget(self, occupant: _Occupant) -> None:
@@ -509,62 +379,6 @@ def _pack_feed(effect: do.FeedSlot, frames: list[bytes]) -> bytes:
     ]
     feed = protocol.Feed(effect.lease_id, effect.attempt, list(effect.runs), parcels)
     return protocol.pack_frame(feed, *frames)
-
-
-def _verdict(port: Port, facts: Facts, stderr: bytes) -> tuple[Outcome, Failure]:
-    if port.cause == "budget":
-        return Outcome.BUDGET, Failure("the lease's budget is spent; submit with a higher --cap")
-    if port.cause == "lied":
-        return Outcome.ERROR, Failure(
-            "the subtask wrote to a descriptor that is not its own and broke its slot's protocol"
-        )
-    if port.cause == "start":
-        return Outcome.SETUP, Failure("its jail was not up in time")
-    verdict = port.process.judge(facts)
-    outcome, detail = verdict.outcome, verdict.detail
-    if not port.is_ready and outcome is Outcome.EXIT:
-        # our own code could not start in that interpreter: nobody's subtask ran
-        last = stderr.decode(errors="replace").strip().splitlines()[-1:] or [detail]
-        outcome, detail = Outcome.SETUP, f"the slot's Python did not start: {last[0]}"
-    elif outcome is Outcome.OK:
-        outcome, detail = Outcome.EXIT, "the subtask ended its whole process with exit code 0"
-    elif outcome is Outcome.EXIT:
-        detail = f"the subtask ended its whole process with exit code {verdict.exit_code}"
-    failure = Failure(
-        detail,
-        exit_code=verdict.exit_code,
-        signal=verdict.signal_number,
-        limit=verdict.limit,
-        peak=verdict.peak,
-        suggested=verdict.suggested,
-    )
-    return outcome, failure
-
-
-def _never_started(effect: do.KillJail) -> on.JailEnded:
-    outcome = Outcome.SETUP if effect.cause == "start" else Outcome.RETURNED
-    failure = Failure("its job was not ready in time")
-    return on.JailEnded(effect.slot, effect.jail, int(outcome), failure)
-
-
-def _refuse_files(draft: results.Draft, refused: list[tuple[str, str]]) -> None:
-    told = "; ".join(f"{path}: {why}" for path, why in refused[:5])
-    more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-    draft.fail(Outcome.FS, Failure(f"output files were refused: {told}{more}", kind="FilesRefused"))
-
-
-def _lose_values(draft: results.Draft, message: str) -> None:
-    if draft.done.count == 1:
-        draft.fail(Outcome.STORE, Failure(message, kind="StoreError"))
-        return
-    values, meter, failures, _ = draft.frames
-    draft.frames = (values, meter, failures, b"")  # only logs were to go: values stay
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, RemoteError):
-        return f"{error.code}: {error.message}"
-    return f"{type(error).__name__}: {error}"
 
 
 def _empty(folder: pathlib.Path) -> None:

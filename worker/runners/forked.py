@@ -14,7 +14,6 @@ import dataclasses
 import os
 import resource
 import select
-import shutil
 import signal
 import struct
 import sys
@@ -29,6 +28,7 @@ from gristmill.wire.limits import FRAME_BYTES_MAX, RESULT_FLUSH_MS
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.units import format_bytes, format_ms
 from gristmill.worker.runners import protocol
+from gristmill.worker.runners.broom import Broom
 from gristmill.worker.runners.commands import CommandRunner
 from gristmill.worker.runners.encode import (
     CannotTravelError,
@@ -92,10 +92,7 @@ class Forker:
         self._setting = setting
         self._outbox = outbox
         self._page = page
-        self._is_init = os.getpid() == 1
-        # What loading the function left in /tmp stays; each subtask gets a work folder of its own.
-        found = os.listdir("/tmp") if self._is_init else []
-        self._kept = frozenset(found) - {os.path.basename(setting.work_dir)}
+        self._broom = Broom(setting.work_dir)
         self._range: Range | None = None
         self._flush_at = 0
         self._extra_bytes = 0
@@ -145,12 +142,12 @@ class Forker:
         else:
             assert function is not None
             waited = self._in_child(lambda reply: self._call(function, value, reply))
-        self._sweep()
+        self._broom.sweep()
         end = self._judge(waited)
         if self._command is not None and end.outcome == 0:
             files, end.refused = self._command.collect(self._outbox, feed.lease_id, index)
             end.files = files
-        self._clean()
+        self._broom.clean()
         return waited, end
 
     def _in_child(self, work: Callable[[int], NoReturn]) -> Waited:
@@ -430,55 +427,6 @@ class Forker:
             end.codec,
             end.frame,
         )
-
-    # ------------------------------------------------------------ nothing is left
-
-    def _sweep(self) -> None:
-        if not self._is_init:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-        while True:
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
-
-    def _clean(self) -> None:
-        if not self._is_init:
-            _remove(self._setting.work_dir)
-            return
-        for name in os.listdir("/tmp"):
-            if name not in self._kept:
-                _remove(f"/tmp/{name}")
-        for name in _listed("/dev/shm"):
-            _remove(f"/dev/shm/{name}")
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, onerror=_unlock)
-        return
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-def _unlock(function: Callable[..., Any], path: str, _: Any) -> None:
-    """A subtask may take its own directories' permissions away; they are ours to give back."""
-    with contextlib.suppress(OSError):
-        os.chmod(os.path.dirname(path), 0o700)
-        os.chmod(path, 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
-
-
-def _listed(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
 
 
 def _ended(outcome: Outcome, message: str, **facts: int) -> End:
