@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import documents
@@ -72,6 +73,8 @@ def _submit(
     else:
         command, take = with_names(command_of(args, client), request[0])
         inputs = map(take, request)
+        if args.decomposer == "glob" and args.stdin:
+            inputs = map(contents_of, request)  # a jail sees no files of ours: their contents go
         name = os.path.basename(command.argv[0])
         environment = client._environment
         spec = make_spec(options, command=command, name=name, environment=environment, **origin)
@@ -132,6 +135,20 @@ def with_names(command: Command, first: Any) -> tuple[Command, Callable[[Any], A
         files_out=[number(pattern) for pattern in command.files_out],
     )
     return numbered, lambda value: [str(value[name]) for name in names]
+
+
+def contents_of(path: str) -> bytes:
+    """A file of ours, for the standard input of its subtask.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC``: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise RemoteError(
+            "INVALID_SPEC", f"{path}: {error.strerror}", "check the pattern"
+        ) from None
 
 
 def _run_suite(

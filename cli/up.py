@@ -228,6 +228,7 @@ class Watch:
         now = time.monotonic()
         if len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_S:
             self.grid.forget(ended.name)
+            self.terminal.say(f"{ended.name} ended {RESTARTS_MAX + 1} times in {RESTARTS_S:g} s")
             raise ended
         recent.append(now)
         self._tell(ended)
