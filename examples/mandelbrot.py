@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+
 from gristmill.client import Client
+from gristmill.wire.client import SubtaskRow
 from gristmill.wire.units import format_credits
 
 LEFT, TOP, WIDTH = -2.2, 1.2, 3.2  #: of the picture, in the complex plane
@@ -39,7 +41,7 @@ def draw_tile(
 
 def nodes_of(client: Client, job: int, count: int) -> tuple[list[str], list[int]]:
     """(node, cpu in us) of each subtask, as the broker recorded them."""
-    rows = []
+    rows: list[SubtaskRow] = []
     while len(rows) < count:
         page = client.subtasks(job, first=len(rows), limit=min(1_000, count - len(rows)))
         if not page:
@@ -63,7 +65,7 @@ def paint(picture: Any, owners: Any, names: list[str], work: list[int], path: Pa
     left.imshow(light, cmap="twilight_shifted", extent=extent)
     left.set_title(f"{picture.shape[1]} × {picture.shape[0]} points, at most {ROUNDS} rounds")
     colours = pyplot.get_cmap("Set2")(numpy.arange(8))[:, :3]
-    right.imshow(colours[owners % 8] * (0.45 + 0.55 * light[..., None]), extent=extent)
+    right.imshow(colours[owners % 8] * (0.6 + 0.4 * light[..., None]), extent=extent)
     right.set_title("who drew it")
     labels = [
         Patch(color=colours[n % 8], label=f"node {name[:8]}: {cpu / 1e6:.2f} s of cpu")

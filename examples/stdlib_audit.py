@@ -6,6 +6,7 @@ examples/stdlib_audit.py`, or with GRISTMILL_ADDRESS set.
 
 import argparse
 import csv
+import math
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def measure(module: str) -> Row:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Complexity over size, one point a file, the ten largest named."""
+    """Complexity over size, one point a file, the largest named."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,10 +83,15 @@ def plot(rows: list[Row], path: Path) -> None:
         title=f"The standard library of Python {sysconfig.get_python_version()}: "
         f"{len(shown):,} files with functions",
     )  # fmt: skip
-    figure.colorbar(points, label="complexity of the worst function")
-    for row in sorted(shown, key=lambda row: row[5])[-10:]:
-        axes.annotate(row[0], (row[1], row[5]), (-6, 0), textcoords="offset points", fontsize=7,
-                      ha="right", va="center")  # fmt: skip
+    figure.colorbar(points, label="complexity of the most complex function")
+    named: list[tuple[float, float]] = []
+    for row in sorted(shown, key=lambda row: -row[5]):
+        at = (math.log10(row[1]), math.log10(row[5]))
+        # A name only where no other is near: most files lie in one cloud.
+        if len(named) < 12 and all(abs(at[1] - y) > 0.06 for _, y in named):
+            named.append(at)
+            axes.annotate(row[0], (row[1], row[5]), (-8, 0), textcoords="offset points",
+                          fontsize=7, ha="right", va="center")  # fmt: skip
     axes.grid(alpha=0.2)
     figure.savefig(path, dpi=130)
 

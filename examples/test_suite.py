@@ -1,5 +1,6 @@
-"""Runs the test suite of a real package from the package index over the grid, and beside it with
-plain pytest: the verdicts must be the same.
+"""Runs the test suite of a package from the package index over the grid and with plain pytest.
+
+The verdicts must be the same.
 
 Run it inside a grid: `gristmill up -- python -P examples/test_suite.py`.
 """
