@@ -31,6 +31,11 @@ class Batch:
     stop: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     close: list[int] = dataclasses.field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is ordered (any more)."""
+        return not (self.openings or self.leases or self.recall or self.stop or self.close)
+
     def keys(self) -> Iterable[Key]:
         """The frames that its message needs, in order."""
         for opening in self.openings:
@@ -114,8 +119,9 @@ class OrderDesk:
             if not self._collect(draft):
                 break
             batch = draft.batches.pop(0)
-            self._emit(draft, batch, answers)
-            answers = 0
+            if answers or not batch.is_empty:
+                self._emit(draft, batch, answers)
+                answers = 0
         if not draft.batches:
             draft.frames = {}
         if answers:
