@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 
 from gristmill.sandbox.host import Host
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.spec import JobSpec
 from gristmill.wire.worker import Hello, Orders, Refused, Welcome
 from gristmill.worker.blobs import Blobs, Errands
 from gristmill.worker.core import effects as do
@@ -50,7 +51,7 @@ class Agent:
         self._calls: dict[int, Callable[[], None]] = {}
         self._masks: dict[int, int] = {}
         self._yard = Yard(
-            settings.state, host, self._blobs, self._errands,
+            settings.state, host, min(settings.spares, settings.slots), self._blobs, self._errands,
             self._watch, self._unwatch, now_ms,
         )  # fmt: skip
         self._monitor = Monitor(settings.state)
@@ -75,6 +76,7 @@ class Agent:
         poller.register(self._epoll.fileno(), zmq.POLLIN)
         try:
             self._tell(on.Began())
+            self._yard.expect(JobSpec(kind="function"))
             self._loop(poller)
         finally:
             signal.set_wakeup_fd(-1)
@@ -112,6 +114,8 @@ class Agent:
                     self._tell(self._yard.look())
             if now >= reading_at:
                 reading_at = now + READING_MS
+                if not self._state.is_draining:
+                    self._yard.refill()
                 reading = self._monitor.take(self._yard.ports())
                 if reading is not None:
                     self._tell(on.ReadingTaken(reading))

@@ -7,14 +7,17 @@ each port has a line of events, and only its head leaves.
 import contextlib
 import pathlib
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable
 
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host
+from gristmill.sandbox.interpreter import Interpreter, find_interpreter
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.spec import JobSpec
 from gristmill.wire.values import decode_ref
 from gristmill.worker import results
 from gristmill.worker.blobs import Blobs, Errands
@@ -25,6 +28,7 @@ from gristmill.worker.jobs import JobRoom, Unready
 from gristmill.worker.port import Port
 from gristmill.worker.runners import protocol
 from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
+from gristmill.worker.spares import Spares
 from gristmill.worker.starter import start_slot
 
 
@@ -83,6 +87,7 @@ class Yard:
         self,
         state_dir: pathlib.Path,
         host: Host | None,
+        spares: int,
         blobs: Blobs,
         errands: Errands,
         watch: Callable[[int, bool, Callable[[], None]], None],
@@ -102,6 +107,7 @@ class Yard:
         self._events: list[on.Event] = []
         self.is_look_due = False
         self._spool = state_dir / "spool"
+        self._spares = Spares(host, spares, state_dir / "open")
         for folder in (self._spool, state_dir / "jobs", state_dir / "open"):
             _empty(folder)
 
@@ -223,8 +229,22 @@ class Yard:
             )
         return on.Looked(tuple(looks))
 
+    def expect(self, spec: JobSpec) -> None:
+        """Keep spare jails for jobs like this one until others were seen."""
+
+        def then(answer: "Interpreter | BaseException") -> None:
+            if not isinstance(answer, BaseException):
+                self._spares.want(spec, answer)
+
+        self._errands.run(lambda: find_interpreter(sys.executable), then)
+
+    def refill(self) -> None:
+        """Start spare jails; called now and then."""
+        self._spares.refill()
+
     def close(self) -> None:
         """End everything at once."""
+        self._spares.close()
         for occupant in list(self._occupants.values()):
             self._forget(occupant)
         for room in self._rooms.values():
@@ -241,13 +261,14 @@ class Yard:
             return
         work_dir = self._state_dir / "open" / str(slot)
         try:
-            port = start_slot(
+            port = self._spares.take(room.spec, room.interpreter, room.inputs) or start_slot(
                 slot, jail, room.spec, room.interpreter, room.inputs, self._host, work_dir
             )
         except (SandboxError, OSError) as error:
             failure = Failure(str(error))
             self._events.append(on.JailEnded(slot, jail, int(Outcome.SETUP), failure))
             return
+        port.slot, port.jail = slot, jail
         occupant = self._occupants[jail] = _Occupant(port, room, self._spool)
         socket_fd, out, err, end = port.descriptors()
         self._watch(socket_fd, False, lambda: self._on_socket(occupant))
@@ -256,6 +277,8 @@ class Yard:
         self._watch(end, False, lambda: self._on_end(occupant))
         port.send(room.setting(work_dir), room.function)
         self._update_watch(occupant)
+        if room.spec.tier == "strict":  # the next subtask needs one, while this one runs
+            self._spares.refill()
 
     def _send_feeds(self, occupant: _Occupant) -> None:
         while occupant.feeds and occupant.feeds[0][0] is not None:

@@ -1,0 +1,50 @@
+"""Spare jails: taken by a job of their limits, made again, gone with the worker."""
+
+from typing import Any
+
+
+def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(start: Any) -> None:
+    def where(x: int) -> list[object]:
+        import os
+
+        return [os.getpid(), sorted(os.listdir("/tmp"))]
+
+    pair = start("--spares", "1").greet()
+    for number, memory in enumerate([1 << 30, 1 << 30, 64 << 20, 1 << 30]):
+        pair.peer.forget()
+        pair.run_function(where, [0], tier="batch", limits={"memory_bytes": memory})
+        assert pair.peer.values() == {0: [1, ["work"]]}, number
+        assert pair.peer.results[0].head.cpu_us < 500_000, "the start is not on the bill"
+        pair.peer.order(close=[pair.job])
+
+    def eat(x: int) -> int:
+        return len(bytearray(b"x") * (x << 20))
+
+    pair.peer.forget()
+    pair.run_function(eat, [100], tier="job", limits={"memory_bytes": 64 << 20})
+    assert pair.peer.outcomes()[0].name == "OOM", "a spare of a larger limit was not taken"
+
+
+def test_spares_end_with_their_worker(start: Any) -> None:
+    from sys import modules
+
+    pair = start("--spares", "2", "--slots", "2").greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+    pair.pump(lambda: len(_slots(below(pair.worker.pid))) >= 4)  # nsjail and Python of each
+    left = _slots(below(pair.worker.pid))
+    pair.worker.terminate()
+    pair.peer.pump(lambda: pair.worker.poll() is not None)
+    assert pair.worker.returncode == 0
+    pair.peer.pump(lambda: not _slots(left))
+
+
+def _slots(pids: list[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if b"boot.py" in file.read():
+                    found.append(pid)
+        except OSError:
+            continue
+    return found

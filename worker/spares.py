@@ -1,0 +1,90 @@
+"""Jails that are started before they are needed: interpreter and environment, no job.
+
+A jail takes some 100 ms to be up, nearly all of it the interpreter's imports; a spare of the right
+limits and Python is there at once. Spares follow what was asked for last; before anything was,
+they have the limits of a job that asks for nothing. A spare becomes the jail of one job, and dies
+with it.
+"""
+
+import contextlib
+import pathlib
+from collections import deque
+
+import msgspec
+
+from gristmill.sandbox.errors import SandboxError
+from gristmill.sandbox.host import Host
+from gristmill.sandbox.interpreter import Interpreter
+from gristmill.wire.spec import JobSpec, Limits
+from gristmill.worker.port import Port
+from gristmill.worker.starter import start_slot
+
+_Key = tuple[Limits, Interpreter]
+
+
+class Spares:
+    """The spares of a worker. Used from the main thread, which starts all jails."""
+
+    def __init__(self, host: Host | None, count: int, open_dir: pathlib.Path) -> None:
+        self._host = host
+        self._count = count
+        self._open_dir = open_dir
+        self._wanted: tuple[_Key, JobSpec] | None = None
+        self._ready: deque[tuple[_Key, Port]] = deque()
+        self._dying: list[Port] = []
+
+    def take(
+        self, spec: JobSpec, interpreter: Interpreter | None, inputs: pathlib.Path | None
+    ) -> Port | None:
+        """A spare that fits the job, no longer ours; and know what to keep from now on."""
+        if self._host is None or interpreter is None or spec.tier == "trusted" or inputs:
+            return None
+        key = _key_of(spec, interpreter)
+        self._wanted = key, spec
+        for at, (has, port) in enumerate(self._ready):
+            if has == key:
+                del self._ready[at]
+                if not port.process.is_over():
+                    return port
+                self._dying.append(port)
+                break
+        return None
+
+    def want(self, spec: JobSpec, interpreter: Interpreter) -> None:
+        """What to keep before anything was asked for."""
+        if self._wanted is None:
+            self._wanted = _key_of(spec, interpreter), spec
+
+    def refill(self) -> None:
+        """Start what is missing, one at a time; end what no longer fits."""
+        if self._host is None or self._wanted is None:
+            return
+        key, spec = self._wanted
+        for has, port in list(self._ready):
+            if has != key or port.process.is_over():
+                self._ready.remove((has, port))
+                port.kill("retire")
+                self._dying.append(port)
+        for port in [port for port in self._dying if port.process.is_over()]:
+            self._dying.remove(port)
+            port.close()
+        if len(self._ready) < self._count:
+            # a host that cannot start a jail just now says so when one is needed
+            with contextlib.suppress(SandboxError, OSError):
+                port = start_slot(-1, 0, spec, key[1], None, self._host, self._open_dir)
+                self._ready.append((key, port))
+
+    def close(self) -> None:
+        """End them all."""
+        ports = [*(port for _, port in self._ready), *self._dying]
+        for port in ports:
+            port.kill("retire")
+        for port in ports:
+            port.close()
+        self._ready.clear()
+        self._dying.clear()
+
+
+def _key_of(spec: JobSpec, interpreter: Interpreter) -> _Key:
+    """Time limits are the agent's to keep: jails that differ in them only are alike."""
+    return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter
