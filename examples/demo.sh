@@ -8,4 +8,4 @@ done
 printf '\n== what it cost\n'
 gristmill usage
 printf '\n== the ledger: every transfer has two sides, so the accounts add up to zero\n'
-gristmill balance
+gristmill balance --all
