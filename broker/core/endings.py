@@ -51,7 +51,6 @@ def close_lease(state: State, lease: Lease, now_ms: int) -> None:
     del state.leases[lease.number]
     del worker.leases[lease.number]
     del job.leases[lease.number]
-    job.unknown_charges.pop(lease.number, None)
     state.recallable.pop(lease.number, None)
     if not any(other.job is job for other in slot.leases):
         job.slots -= 1
@@ -306,7 +305,6 @@ def _forget(state: State, job: Job, finished: Finished) -> None:
     tenant = job.tenant
     del state.jobs[job.number]
     state.changed.pop(job.number, None)
-    state.held_back.pop(job.number, None)
     tenant.stalled.pop(job.number, None)
     tenant.jobs -= 1
     tenant.parcel_bytes -= job.parcels.bytes_total

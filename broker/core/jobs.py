@@ -101,7 +101,6 @@ class Job:
     finished_utc_ms: int = 0
     told_ms: int = -1_000_000
     errors: list[ErrorLine] = field(default_factory=list)
-    unknown_charges: dict[int, None] = field(default_factory=dict)
 
     @property
     def uploaded(self) -> int:

@@ -9,6 +9,7 @@ pools with room, once; what then still waits is ``is_starved`` and only asks slo
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from itertools import islice
 
 from gristmill.broker.core import endings
@@ -28,6 +29,7 @@ from gristmill.wire.worker import LeaseGrant
 
 _NO_LIMIT = 1 << 60
 _RECALLS_LOOKED_AT = 16
+_WINDOW = 32
 Choice = tuple[float, int, int, Job]  #: (share, key, job number, job)
 
 
@@ -134,9 +136,23 @@ def _restore(state: State, pool: Pool, aside: list[Worker], is_idle: bool) -> No
 def _grant_best(state: State, slot: Slot, now_ms: int, effects: list[AnyEffect]) -> bool:
     """Gives the slot a lease of the job whose turn it is; False when there is none for it."""
     while True:
+        choice = _choose(state, slot, now_ms)
+        if choice is None:
+            return False
+        if grant(state, choice, slot, now_ms, effects):
+            return True
+
+
+def _choose(state: State, slot: Slot, now_ms: int) -> Job | None:
+    """The job whose turn it is on this slot, over all requirements that have something ready.
+
+    Usually there are few. Of very many (every job asks for something else) a window is compared,
+    and stands at the back afterwards, so that a lease stays cheap.
+    """
+    worker = slot.worker
+    for window in _windows(state):
         best: Choice | None = None
-        worker = slot.worker
-        for requirement in list(state.ready.values()):
+        for requirement in window:
             if not requirement.is_feasible(worker.pool):
                 continue
             if not worker.has_room_for(slot, requirement.cpus_milli, requirement.memory_bytes):
@@ -144,10 +160,23 @@ def _grant_best(state: State, slot: Slot, now_ms: int, effects: list[AnyEffect])
             choice = _best(state, requirement, slot, now_ms)
             if choice is not None and (best is None or choice[:3] < best[:3]):
                 best = choice
-        if best is None:
-            return False
-        if grant(state, best[3], slot, now_ms, effects):
-            return True
+        if best is not None:
+            if len(state.ready) > _WINDOW:
+                for requirement in window:
+                    if requirement.key in state.ready:
+                        state.ready.move_to_end(requirement.key)
+            return best[3]
+    return None
+
+
+def _windows(state: State) -> Iterator[list[Requirement]]:
+    first = list(islice(state.ready.values(), _WINDOW))
+    yield first
+    if len(state.ready) > _WINDOW:
+        seen = dict.fromkeys(requirement.key for requirement in first)
+        rest = [requirement for key, requirement in state.ready.items() if key not in seen]
+        for low in range(0, len(rest), _WINDOW):
+            yield rest[low : low + _WINDOW]
 
 
 def _best(state: State, requirement: Requirement, slot: Slot, now_ms: int) -> Choice | None:

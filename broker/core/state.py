@@ -83,7 +83,7 @@ class State:
     tenants: dict[str, Tenant] = field(default_factory=dict)
     active: dict[str, Tenant] = field(default_factory=dict)
     requirements: dict[RequirementKey, Requirement] = field(default_factory=dict)
-    ready: dict[RequirementKey, Requirement] = field(default_factory=dict)
+    ready: OrderedDict[RequirementKey, Requirement] = field(default_factory=OrderedDict)
     workers: dict[int, Worker] = field(default_factory=dict)
     by_seen: OrderedDict[int, Worker] = field(default_factory=OrderedDict)
     pools: dict[Profile, Pool] = field(default_factory=dict)
@@ -99,7 +99,6 @@ class State:
     queued: int = 0
     is_ledger_up: bool = True
     is_outbox_full: bool = False
-    held_back: dict[int, None] = field(default_factory=dict)
     utc_offset_ms: int = 0
     drain: Drain = field(default_factory=Drain)
 

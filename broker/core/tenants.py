@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 AGE_STEP_MS = 60_000  #: a step of priority is worth this much waiting
 _STALE_MAX = 64
+_LANES_MOVED_MAX = 16
 
 RequirementKey = tuple[int, int, str, str, tuple[tuple[str, str], ...]]
 
@@ -48,10 +49,15 @@ class Tenant:
     stalled: dict[int, None] = field(default_factory=dict)
 
     def charge(self, us: float) -> None:
-        """Adds allocated cpu-microseconds (takes them away when negative)."""
+        """Adds allocated cpu-microseconds (takes them away when negative).
+
+        A lane notices by itself when it comes up that its tenant's share has grown. One that has
+        shrunk would come up late, so it is moved; with very many lanes late is good enough.
+        """
         self.share += us / self.weight
-        for requirement in self.lanes.values():
-            requirement.raise_lane(self)
+        if us < 0 and len(self.lanes) <= _LANES_MOVED_MAX:
+            for requirement in self.lanes.values():
+                requirement.move_lane(self)
 
 
 @dataclass(slots=True, eq=False)
@@ -149,8 +155,8 @@ class Requirement:
             known = self.feasible[pool.number] = not self.misfits(pool)
         return known
 
-    def raise_lane(self, tenant: Tenant) -> None:
-        """The tenant's share changed: its lane moves."""
+    def move_lane(self, tenant: Tenant) -> None:
+        """The tenant's share has shrunk: its lane moves forward."""
         lane = self.lanes.get(tenant.order)
         if lane is not None and lane.pushed != tenant.share:
             lane.pushed = tenant.share
@@ -180,7 +186,11 @@ class Requirement:
         while self.heap:
             share, order = self.heap[0]
             lane = self.lanes.get(order)
-            if lane is not None and lane.pushed == share:
+            if lane is None or lane.pushed != share:
+                heapq.heappop(self.heap)
+            elif lane.tenant.share > share:
+                lane.pushed = lane.tenant.share
+                heapq.heapreplace(self.heap, (lane.pushed, order))
+            else:
                 return lane
-            heapq.heappop(self.heap)
         return None

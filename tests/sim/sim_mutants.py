@@ -217,8 +217,8 @@ def a_restart_loses_retries(patch: Patch) -> None:
 
     real = recovery._replay_result
 
-    def replay(state, job, fact) -> None:
+    def replay(state, job, fact, is_ended) -> None:
         if not fact.not_final:
-            real(state, job, fact)
+            real(state, job, fact, is_ended)
 
     patch.setattr(recovery, "_replay_result", replay)

@@ -526,3 +526,23 @@ def _placed(core: Core, **fields: object) -> list[fx.Dispatch]:
     number = core.state.job_counter
     core.do(ev.HoldAnswered(number, "", ""))
     return only(core.parcel(number, 0, 1), fx.Dispatch)
+
+
+def test_very_many_kinds_of_demand_are_all_served(core: Core) -> None:
+    for number in range(150):
+        core.job(2, limits=Limits(memory_bytes=(1 << 30) + number))
+    core.join(1, slots=2, memory_bytes=64 << 30)
+    for _ in range(400):
+        if not core.state.jobs:
+            break
+        core.finish(1, leases(core)[0])
+    assert len(core.state.finished) == 150 and not core.state.requirements
+
+
+def test_work_that_fits_nowhere_now_hides_nobody_else(core: Core) -> None:
+    core.join(1, slots=2, memory_bytes=4 << 30)
+    for number in range(80):
+        core.job(1, limits=Limits(memory_bytes=(5 << 30) + number))
+    core.job(1)
+    (lease,) = leases(core)
+    assert lease.job == 81
