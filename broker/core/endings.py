@@ -205,10 +205,12 @@ def cancel_runs(
 ) -> None:
     """Cancels these runs (normalised): ready ones now, leased ones when the worker lets go.
 
+    Those whose inputs have not come yet end when they come.
+
     A lease that is wholly unwanted is stopped. Of one that is partly wanted only what has not
     started can be asked back; what runs of it then is stopped when nothing else is left in it.
     """
-    job.cancelling = normalise([*job.cancelling, *runs], job.uploaded)
+    job.cancelling = normalise([*job.cancelling, *runs], max(job.count, job.uploaded))
     for start, length, attempt, _ in list(job.ready.runs):
         gone = intersect([(start, length)], runs)
         if gone:

@@ -32,7 +32,7 @@ from gristmill.broker.core.events import (
     UploadClosed,
 )
 from gristmill.broker.core.jobs import Job
-from gristmill.broker.core.runs import normalise, total
+from gristmill.broker.core.runs import intersect, normalise, subtract, total
 from gristmill.broker.core.state import State
 from gristmill.broker.core.tenants import Requirement, minor_of, requirement_key
 from gristmill.broker.core.why import reasons_of
@@ -221,12 +221,17 @@ def on_parcel_arrived(
     job.columns.grow(count)
     if job.count < 0:
         state.queued += count
-    job.ready.add_last(first, count, 1)
     effects.append(KeepParcel(job.number, first, count, event.codec))
+    gone = intersect([(first, count)], job.cancelling)
+    for start, length in subtract([(first, count)], gone):
+        job.ready.add_last(start, length, 1)
     if job.count == end:
         endings.close_upload(state, job)
+    if gone:  # cancelled before their inputs came
+        endings.end_runs(state, job, gone, Outcome.CANCELLED, 0, now_ms, effects)
     state.enlist(job)
     state.changed[job.number] = None
+    endings.complete(state, job, now_ms, effects)
 
 
 def _parcel_fault(state: State, job: Job, event: ParcelArrived) -> tuple[str, str] | None:
@@ -309,9 +314,10 @@ def on_cancel_asked(
         else:
             _unknown(effects, event.client, event.request, event.job)
         return
-    runs = normalise(event.runs, job.uploaded)
+    size = max(job.count, job.uploaded)
+    runs = normalise(event.runs, size)
     if event.runs and not runs:
-        message = f"job j{job.number} has subtasks 0 to {job.uploaded - 1} so far"
+        message = f"job j{job.number} has {size} subtasks so far, numbered from 0"
         _refuse(effects, event.client, event.request, "INVALID_SPEC", message, job.number)
         return
     detail: dict[str, str | int | list[tuple[int, int]]] = {"runs": runs} if runs else {}

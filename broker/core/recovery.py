@@ -183,7 +183,7 @@ def _restore_intent(
         endings.reach_cap(state, job, now_ms, effects)
     else:
         if fact.cancelled_runs:
-            runs = normalise(fact.cancelled_runs, job.uploaded)
+            runs = normalise(fact.cancelled_runs, max(job.count, job.uploaded))
             endings.cancel_runs(state, job, runs, now_ms, effects)
         if fact.pause_reason and job.number in state.jobs:
             job.is_paused, job.pause_reason, job.state = True, fact.pause_reason, "paused"

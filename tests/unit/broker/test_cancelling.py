@@ -75,7 +75,22 @@ def test_runs_that_are_not_there_are_refused(core: Core) -> None:
     core.submit()
     core.parcel(1, 0, 10)
     (no,) = core.cancel(1, [(10, 5)])
-    assert no.code == "INVALID_SPEC" and "0 to 9" in no.message  # type: ignore[union-attr]
+    assert no.code == "INVALID_SPEC" and "10 subtasks" in no.message  # type: ignore[union-attr]
+
+
+def test_runs_whose_inputs_have_not_come_are_cancelled_when_they_come(core: Core) -> None:
+    core.submit(count=20, cap_ucredits=0)
+    core.parcel(1, 0, 10)
+    effects = core.cancel(1, [(5, 10)])
+    assert [(k.first, k.count) for k in only(effects, fx.KeepResult)] == [(5, 5)]
+    effects = core.parcel(1, 10, 10)
+    assert kinds(effects) == ["KeepParcel", "KeepResult"]
+    assert (effects[1].first, effects[1].count) == (10, 5)  # type: ignore[union-attr]
+    assert [run[:2] for run in core.state.jobs[1].ready.runs] == [(0, 5), (15, 5)]
+    core.cancel(1, [(0, 5), (15, 4)])
+    (keep, *_) = only(core.cancel(1, [(19, 1)]), fx.KeepResult)
+    assert keep.first == 19
+    assert core.state.finished[1].status.state == "cancelled"
 
 
 def test_a_lease_that_is_wholly_unwanted_is_stopped(core: Core) -> None:
