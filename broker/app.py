@@ -33,6 +33,7 @@ from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FrameCache
+from gristmill.broker.quota import ResultQuota, used_by_job, used_by_tenants
 from gristmill.broker.reader import Reader
 from gristmill.broker.replay import recover
 from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSession
@@ -78,7 +79,9 @@ class Broker:
             ttl_ms=settings.worker_ttl_ms,
             jobs_per_tenant_max=settings.jobs_per_tenant_max,
             queued_subtasks_max=settings.queued_subtasks_max,
+            tenant_disk_bytes=settings.tenant_disk_bytes,
         )
+        self._quota = ResultQuota(settings.tenant_disk_bytes)
         now_ms, utc_ms = _monotonic_ms(), time.time_ns() // 1_000_000
         found = recover(self.journal, config, now_ms, utc_ms, metrics)
         self.state = found.state
@@ -102,7 +105,7 @@ class Broker:
         )
         self.execution = Execution(
             self.journal, self.outbox, self._frames, self.delivery, self._desk, self._front_box,
-            self.clients, self.workers, grants, self._on_core_dropped, metrics,
+            self.clients, self.workers, grants, self._on_core_dropped, self._quota, metrics,
         )  # fmt: skip
         self._note_time()
         self.ledger = LedgerLink(
@@ -128,6 +131,7 @@ class Broker:
             self.execution.adopt(job.record, job.results, 0)
         self._free_disk_bytes = free_bytes(settings.state)
         self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
+        self._count_results()
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
         # Clients of the last incarnation have this long to come back to their uploads.
@@ -319,8 +323,10 @@ class Broker:
 
     # ------------------------------------------------------------ disk
 
-    def _refusal(self) -> RemoteError | None:
-        """Why no new job or parcel is taken now."""
+    def _refusal(self, tenant: str, is_job: bool) -> RemoteError | None:
+        """Why no new job or parcel of this tenant is taken now."""
+        if is_job and (refusal := self._quota.refusal(tenant)) is not None:
+            return refusal
         free, reserve = self._free_disk_bytes, self.settings.disk_reserve_bytes
         if free >= reserve and not self.journal.is_full:
             return None
@@ -332,13 +338,26 @@ class Broker:
         )
 
     def _free_results(self, job: int, upto: int) -> None:
-        self.journal.add_chore(schema.DROP_RESULTS, (job, upto))
+        def counted(found: tuple[str, int]) -> None:
+            tenant, size_bytes = found
+            self._quota.add(tenant, -size_bytes)
+            self.execution.release_credit()
+            self.journal.add_chore(schema.DROP_RESULTS, (job, upto))
+
+        self.reader.ask(lambda db: used_by_job(db, job, upto), counted, lambda _: None)
+
+    def _count_results(self) -> None:
+        def counted(found: list[tuple[str, int]]) -> None:
+            for tenant, size_bytes in found:
+                self._quota.add(tenant, size_bytes)
+
+        self.reader.ask(used_by_tenants, counted, lambda _: None)
 
     def _expire_results(self) -> None:
         def arrived(found: list[tuple[int, int]]) -> None:
             for job, upto in found:
                 self.journal.record("job_states", schema.CLEAR_EXPIRY, (job,), 32)
-                self.journal.add_chore(schema.DROP_RESULTS, (job, upto))
+                self._free_results(job, upto)
                 log.info("job=%d results expired", job)
 
         utc_ms = self.execution.inbox.utc_ms

@@ -24,6 +24,7 @@ from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FUNCTION, FrameCache
+from gristmill.broker.quota import ResultQuota
 from gristmill.broker.sessions import Clients, Workers, WorkerSession
 from gristmill.wire.client import (
     Accepted,
@@ -85,6 +86,7 @@ class Execution:
         workers: Workers,
         grants: Grants,
         drop_worker: Callable[[WorkerSession, str], None],
+        quota: ResultQuota,
         metrics: Metrics,
     ) -> None:
         self.inbox = Inbox()
@@ -100,6 +102,8 @@ class Execution:
         self._workers = workers
         self._grants = grants
         self._drop_worker = drop_worker
+        self._quota = quota
+        self._withheld: dict[int, InputCredit] = {}
         self._metrics = metrics
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._results: deque[tuple[int, dict[int, tuple[Flow, int]]]] = deque()
@@ -211,6 +215,7 @@ class Execution:
             readings = entry.wall_us, entry.cpu_us, entry.amount_ucredits
         row = records.result_row(header, message, frames, readings, self.inbox.utc_ms)
         size = sum(map(len, frames)) + 512
+        self._quota.add(self.jobs[effect.job].tenant, size - 512)
         self._journal.record("results", schema.ADD_RESULT, row, size)
         flow = self._delivery.find(effect.job)
         assert flow is not None, effect.job
@@ -269,10 +274,23 @@ class Execution:
 
     def _allow_input(self, effect: do.AllowInput) -> None:
         # The core says it after ParcelsCommitted, or for a parcel that came again.
-        client = self.uploaders.get(effect.job)
-        if client is not None:
+        facts, client = self.jobs.get(effect.job), self.uploaders.get(effect.job)
+        if facts is not None and client is not None:
             message = InputCredit(effect.job, effect.committed, effect.bytes_allowed)
-            self.tell(client, message)
+            if self._quota.is_over(facts.tenant):
+                self._withheld[effect.job] = message
+            else:
+                self.tell(client, message)
+
+    def release_credit(self) -> None:
+        """Credit that a tenant's full disk held back goes out where there is room again."""
+        for job, message in list(self._withheld.items()):
+            facts, client = self.jobs.get(job), self.uploaders.get(job)
+            if facts is None or client is None:
+                del self._withheld[job]
+            elif not self._quota.is_over(facts.tenant):
+                del self._withheld[job]
+                self.tell(client, message)
 
     def _confirm(self, effect: do.Confirm) -> None:
         self.when_durable(lambda: self.tell(effect.client, Answer(effect.request)))

@@ -63,7 +63,7 @@ class Front:
 
     Args:
         apply: steps the core with an event and does its effects.
-        refusal: why nothing new is taken now (code, message, hint), or None.
+        refusal: why nothing new of a tenant is taken now (a job, or else a parcel), or None.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Front:
         delivery: Delivery,
         answers: Answers,
         apply: Callable[[on.AnyEvent], None],
-        refusal: Callable[[], RemoteError | None],
+        refusal: Callable[[str, bool], RemoteError | None],
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -252,7 +252,7 @@ class Front:
             raise RemoteError(
                 "MALFORMED", f"the function's bytes do not have the digest {spec.function:.12}..."
             )
-        if not message.is_dry_run and (refusal := self._refusal()) is not None:
+        if not message.is_dry_run and (refusal := self._refusal(session.tenant, True)) is not None:
             raise refusal
         inbox = self._execution.inbox
         inbox.body = function
@@ -284,7 +284,7 @@ class Front:
             raise RemoteError("MALFORMED", f"a range of {len(body)} bytes; it has {_RANGE_BYTES}")
         if codec[0] == "@":
             decode_ref(body)
-        if (refusal := self._refusal()) is not None:
+        if (refusal := self._refusal(session.tenant, False)) is not None:
             raise refusal
         execution = self._execution
         known = execution.frame(message.job, message.first)

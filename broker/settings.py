@@ -33,6 +33,8 @@ class BrokerSettings(pydantic.BaseModel):
     journal_backlog_bytes: int = pydantic.Field(64 << 20, ge=1 << 20)
     #: free space on the journal's disk below which new jobs and parcels are refused
     disk_reserve_bytes: int = pydantic.Field(64 << 20, ge=0)
+    #: parcels, and results that were not dropped, of one tenant on the broker's disk (each)
+    tenant_disk_bytes: int = pydantic.Field(limits.TENANT_DISK_BYTES, ge=1 << 20)
     client_ttl_ms: int = pydantic.Field(limits.CLIENT_TTL_MS, ge=100)
     client_ping_ms: int = pydantic.Field(limits.CLIENT_PING_MS, ge=10)
     worker_ttl_ms: int = pydantic.Field(limits.TTL_MS, ge=100)

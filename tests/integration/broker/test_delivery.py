@@ -3,6 +3,7 @@
 import sqlite3
 
 import gristmill.wire.client as wc
+from gristmill.wire.values import pack_range
 
 
 def finished(grid, count=2_000, credit=None, keep=True, **fields):
@@ -156,3 +157,44 @@ def test_a_slow_subscriber_does_not_hold_up_another(broker):
     assert sum(m.head.count for m, _ in quick.results) == 200_000
     assert slow.finish(job).done == 200_000  # nothing was lost for it
     assert sum(m.head.count for m, _ in slow.results) == 200_000
+
+
+def test_a_tenants_results_on_disk_are_bounded(broker):
+    broker.ledger().start()
+    broker.start(tenant_disk_bytes=1 << 20)
+    client, job = finished(broker, count=150_000, credit=0, keep=False)  # 1.2 MB of results
+    refused = client.submit()
+    assert refused.code == "QUOTA" and "1 MiB" in refused.message
+    assert broker.client(tenant="other").submit().job == job + 1
+    assert broker.terminate() == 0
+    broker.start()  # what is on disk counts again
+    again = broker.client()
+    broker.until(lambda: getattr(again.submit(), "code", "") == "QUOTA", "it is counted")
+    again.subscribe(job)
+    total = again.finish(job).results
+    again.send(wc.Credit(again.session, job, total, 1 << 40))
+    broker.until(lambda: isinstance(again.submit(), wc.Accepted), "there is room again")
+
+
+def test_credit_stands_still_while_a_tenants_disk_is_full(broker):
+    broker.ledger().start()
+    broker.start(tenant_disk_bytes=1 << 20)
+    client, worker = broker.client(), broker.worker()
+    worker.hello()
+    worker.start()
+    job = client.submit(broker.function_spec(keep=False)).job
+    client.subscribe(job, credit=0)
+    for first in range(0, 150_000, 50_000):  # 48 bytes of parcels, 1.2 MB of results
+        frame = pack_range(first, 1)
+        client.send(wc.Parcel(client.session, job, first, 50_000, frame[0]), frame[1])
+    client.watch(lambda: client.ask("job", wc.JobStatus, job=job).done == 150_000)
+    client.drain()
+    committed = client.committed.get(job, 0)
+    client.parcel(job, 150_000, [1, 2, 3])
+    client.watch(lambda: client.ask("job", wc.JobStatus, job=job).done == 150_003)
+    client.drain()
+    assert client.committed.get(job, 0) == committed < 150_003
+    client.send(wc.Credit(client.session, job, 0, 1 << 40))
+    client.watch(lambda: sum(m.head.count for m, _ in client.results) == 150_003)
+    client.send(wc.Credit(client.session, job, client.results[-1][0].sequence, 1 << 40))
+    client.watch(lambda: client.committed[job] == 150_003, "the credit goes on")
