@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -334,8 +335,9 @@ class Client(Questions):
             self._groups, self._old_groups = {}, []
         for group in groups:
             group.close()
+        deadline = time.monotonic() + _CLOSE_S
         for group in groups:
-            group.wait_closed(_CLOSE_S)
+            group.wait_closed(max(deadline - time.monotonic(), 0))
         for group in groups:
             group.abandon(
                 grid_error(

@@ -131,8 +131,8 @@ class Parcels:
             return part
         # A source may be slow (a file that grows, a socket): what it has is sent on after a
         # moment. The first value alone tells nothing, so the pieces grow.
-        values: list[Any] = list(itertools.islice(self._rest, 1))
         deadline = time.monotonic() + SLOW_SOURCE_S
+        values: list[Any] = list(itertools.islice(self._rest, 1))
         piece = 1
         while values and len(values) < items and time.monotonic() < deadline:
             piece = min(piece * 4, items - len(values))

@@ -43,6 +43,21 @@ def forget_credit(state: State) -> None:
         subscription.granted_bytes = 0
 
 
+def _is_gone(subscription: Subscription) -> bool:
+    """Whether what is missing was asked for again and still did not come: freed, or damaged."""
+    return subscription.is_fresh and subscription.retried_after == subscription.after
+
+
+def _ask_again(
+    state: State, subscription: Subscription, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """The transport lost some: start behind the last one we have, once for all of them."""
+    job = subscription.job
+    if not any((p.kind, p.key) == ("subscribe", job) for p in state.requests.values()):
+        subscription.retried_after = subscription.after
+        _ask(state, subscription, now_ms, todo)
+
+
 def on_subscribed(state: State, job: int) -> None:
     """What comes next is the new subscription's: a gap before it was freed, or is damaged."""
     subscription = state.subscriptions.get(job)
@@ -75,10 +90,8 @@ def on_results(
     if result.sequence <= subscription.after:
         _grant(state, subscription, todo)
         return
-    if result.sequence > subscription.after + 1 and not subscription.is_fresh:
-        # The transport lost some: start again behind the last one we have, once for all of them.
-        if not any((p.kind, p.key) == ("subscribe", result.job) for p in state.requests.values()):
-            _ask(state, subscription, now_ms, todo)
+    if result.sequence > subscription.after + 1 and not _is_gone(subscription):
+        _ask_again(state, subscription, now_ms, todo)
         return
     subscription.is_fresh = False
     subscription.after = result.sequence
@@ -118,12 +131,20 @@ def _grant(state: State, subscription: Subscription, todo: list[out.AnyEffect]) 
     )
 
 
-def on_job_event(state: State, status: wire.JobStatus, todo: list[out.AnyEffect]) -> None:
-    """The job's card; the final one ends the subscription."""
+def on_job_event(
+    state: State, status: wire.JobStatus, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """The job's card; the final one ends the subscription.
+
+    It comes after the last result: if that was not got, the transport lost some, once.
+    """
     subscription = state.subscriptions.get(status.job)
     if subscription is None or subscription.is_final:
         return
     is_final = status.state in FINAL_JOB_STATES
+    if is_final and status.results > subscription.after and not _is_gone(subscription):
+        _ask_again(state, subscription, now_ms, todo)
+        return
     if is_final:
         subscription.is_final = True
         _grant(state, subscription, todo)

@@ -73,7 +73,7 @@ class Subscription:
     ``after``: the last sequence handed on. ``acked``: the last that the consumer took.
     ``got_bytes`` and ``granted_bytes`` are cumulative since the newest SUBSCRIBE;
     ``queued_bytes`` were handed on and not yet taken. ``is_fresh``: SUBSCRIBE was answered and
-    nothing came since.
+    nothing came since. ``retried_after``: where it was asked again because of a gap.
     """
 
     job: int
@@ -84,6 +84,7 @@ class Subscription:
     granted_bytes: int = 0
     queued_bytes: int = 0
     is_fresh: bool = False
+    retried_after: int = -1
     is_final: bool = False
 
 

@@ -94,7 +94,7 @@ def _on_received(
         case wire.InputCredit():
             uploads.on_input_credit(state, message, now_ms, todo)
         case wire.JobEvent():
-            results.on_job_event(state, message.status, todo)
+            results.on_job_event(state, message.status, now_ms, todo)
         case wire.Answer():
             _on_answer(state, message, now_ms, todo)
         case wire.Accepted():

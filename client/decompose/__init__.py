@@ -138,7 +138,7 @@ def decompose(
     except DecomposeError:
         raise
     except GridError as error:
-        if error.code in ("UNREACHABLE", "INSUFFICIENT_CREDITS", "LEDGER_DOWN"):
+        if error.code in ("UNREACHABLE", "LEDGER_DOWN", "STORE_DOWN"):
             raise
         raise DecomposeError("DECOMPOSE_FAILED", f"{name}: {error.message}") from error
     except Exception as error:  # whatever a plug-in raised in its jail

@@ -53,6 +53,7 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def client(address: str, told: list[str]) -> Iterator[Client]:
+def client(make_peer: Callable[..., Any], address: str, told: list[str]) -> Iterator[Client]:
+    # After ``make_peer``, so that the client says goodbye before its peer ends.
     with Client(address, timeout=3, warn=told.append) as client:
         yield client

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 import zmq
 
@@ -35,7 +35,7 @@ class PeerJob:
         self.number = number
         self.spec = message.spec
         self.submission = message.submission
-        self.function = cloudpickle.loads(function) if function else None
+        self.function: Any = cloudpickle.loads(function) if function else None
         self.uploaded = 0
         self.upload_bytes = 0
         self.count = -1
@@ -71,7 +71,8 @@ class Peer:
 
     ``jobs`` and ``sessions`` survive ``stop``: give them to the next peer to restart it.
     Hooks: ``on_message(message)`` returning True swallows a message; ``answers`` maps a question
-    to its body; ``is_holding`` keeps parcels unrun until ``release``.
+    to its body; ``is_hostile``: pickles are sent where plain values were asked for;
+    ``is_holding`` keeps parcels unrun until ``release``.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class Peer:
         is_fleet_trusted: bool = True,
         credit_bytes: int = limits.INPUT_CREDIT_BYTES,
         is_echo: bool = False,
+        is_hostile: bool = False,
     ) -> None:
         self.address = address
         self.jobs = jobs if jobs is not None else {}
         self.is_fleet_trusted = is_fleet_trusted
         self.credit_bytes = credit_bytes
         self.is_echo = is_echo
+        self.is_hostile = is_hostile
         self.faults: list[str] = []
         self.seen: list[Any] = []
         self.on_message: Callable[[Any], bool] = lambda message: False
@@ -316,8 +319,10 @@ class Peer:
                 job.failed += 1
         codec, body = "", b""
         if found:
-            plain = values.pack_plain(found)
-            codec, body = plain or ("p", cloudpickle.dumps(found))
+            if job.spec.results == "safe" and not self.is_hostile:
+                codec, body = values.pack_safe(found)
+            else:
+                codec, body = values.pack_plain(found) or ("p", cloudpickle.dumps(found))
         return codec, bytes(outcomes), pack_failures(failures), body
 
     def _deliver(self, job: PeerJob) -> None:

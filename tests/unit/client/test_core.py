@@ -1,0 +1,221 @@
+"""The core alone: one event in, the exact effects out."""
+
+from typing import Any
+
+import pytest
+
+from gristmill.client.core import effects as out
+from gristmill.client.core import events as on
+from gristmill.client.core.state import GREET_MS, RESEND_MS, STALL_MS, State
+from gristmill.client.core.step import step
+from gristmill.wire import client as wire
+from gristmill.wire.spec import JobSpec
+from gristmill.wire.worker import ResultHead
+
+HELLO = wire.Hello(1, b"c" * 16, "", "", "3.11", "0")
+WELCOME = wire.Welcome(b"s" * 16, "b", "local", 1000, 15000, "", True)
+SUBMIT = wire.Submit(b"", 0, b"i" * 16, JobSpec("function"))
+
+
+def new() -> State:
+    return State(HELLO, timeout_ms=5000, heard_ms=0)
+
+
+def opened() -> State:
+    state = new()
+    step(state, on.LinkUp(), 0)
+    step(state, on.Received(WELCOME, []), 1)
+    return state
+
+
+def sent(effects: list[Any]) -> list[Any]:
+    return [effect.message for effect in effects if isinstance(effect, out.Send)]
+
+
+def result(sequence: int, job: int = 7) -> on.Received:
+    head = ResultHead(0, 1, job, sequence - 1, 1, "q", 0, 0, 0, "wait4")
+    return on.Received(wire.Results(job, sequence, head, 1, ""), [b"12345678", b"", b"", b""])
+
+
+def status(state: str, results: int) -> on.Received:
+    card = wire.JobStatus(
+        7, "", "function", "local", state, "job", 4, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0, 0, 0, 0, 0, results,
+    )  # fmt: skip
+    return on.Received(wire.JobEvent(card), [])
+
+
+def test_nothing_is_said_before_the_welcome() -> None:
+    state = new()
+    assert step(state, on.Requested(1, wire.Ask(b"", 0, "jobs")), 0) == []
+    assert step(state, on.LinkUp(), 5) == [out.Send(HELLO)]
+    effects = step(state, on.Received(WELCOME, []), 6)
+    assert effects == [
+        out.Welcomed(WELCOME),
+        out.Send(wire.Ask(WELCOME.session, 1, "jobs")),
+    ]
+
+
+def test_hello_is_said_again_until_the_welcome() -> None:
+    state = new()
+    step(state, on.LinkUp(), 0)
+    assert step(state, on.TimePassed(), GREET_MS - 1) == []
+    assert step(state, on.TimePassed(), GREET_MS) == [out.Send(HELLO)]
+
+
+def test_a_request_is_said_again_with_its_number_then_fails() -> None:
+    state = opened()
+    step(state, on.Requested(4, wire.Ask(b"", 0, "jobs")), 10)
+    (again,) = [
+        m for m in sent(step(state, on.TimePassed(), 10 + RESEND_MS)) if isinstance(m, wire.Ask)
+    ]
+    assert again.request == 1
+    effects = step(state, on.TimePassed(), 5010)
+    (failed,) = [effect for effect in effects if isinstance(effect, out.RequestFailed)]
+    assert (failed.token, failed.code) == (4, "UNREACHABLE")
+    assert not state.requests
+
+
+def test_a_living_broker_is_waited_for() -> None:
+    state = opened()
+    step(state, on.Requested(4, wire.Ask(b"", 0, "jobs")), 10)
+    for now in range(1000, 20_000, 500):
+        effects = step(state, on.Received(wire.Pong(), []), now)
+        assert not [e for e in effects if isinstance(e, out.RequestFailed)]
+
+
+@pytest.mark.parametrize("code", ["UNAUTHORISED", "PROTOCOL"])
+def test_a_refused_hello_fails_everything_then_and_later(code: str) -> None:
+    state = new()
+    step(state, on.LinkUp(), 0)
+    step(state, on.Requested(1, wire.Ask(b"", 0, "jobs")), 0)
+    effects = step(state, on.Received(wire.Refused(0, code, "m", "h"), []), 1)
+    assert effects == [out.RequestFailed(1, code, "m", "h")]
+    assert step(state, on.Requested(2, wire.Ask(b"", 0, "jobs")), 9) == [
+        out.RequestFailed(2, code, "m", "h")
+    ]
+
+
+def accepted(state: State, allowed: int = 100) -> None:
+    step(state, on.JobRequested(1, SUBMIT, b"f"), 10)
+    effects = step(state, on.Received(wire.Accepted(1, 7, False, allowed), []), 11)
+    assert effects == [
+        out.JobAccepted(1, 7),
+        out.Send(wire.Subscribe(WELCOME.session, 2, 7, 0, state.window_bytes)),
+    ]
+    assert step(state, on.Received(wire.Answer(2), []), 12) == []
+
+
+def test_parcels_keep_to_the_credit_and_one_may_cross_it() -> None:
+    state = opened()
+    accepted(state, allowed=100)
+    parcel = on.ParcelReady(1, 2, "q", b"x" * 60)
+    assert len(sent(step(state, parcel, 20))) == 1
+    assert len(sent(step(state, parcel, 20))) == 1  # crosses the limit
+    assert sent(step(state, parcel, 20)) == []
+    effects = step(state, on.Received(wire.InputCredit(7, 2, 160), []), 21)
+    assert [message.first for message in sent(effects)] == [4]
+    assert out.UploadMoved(1, 2, 0) in effects
+
+
+def test_the_upload_is_closed_behind_its_last_parcel() -> None:
+    state = opened()
+    accepted(state)
+    step(state, on.ParcelReady(1, 5, "q", b"x" * 40), 20)
+    (close,) = sent(step(state, on.UploadEnded(1), 21))
+    assert (type(close), close.job, close.count) == (wire.CloseUpload, 7, 5)
+    effects = step(state, on.Received(wire.Answer(close.request), []), 22)
+    assert effects == [out.UploadMoved(1, 5, 0), out.UploadClosed(1)]
+    assert not state.uploads
+
+
+def test_a_new_session_says_everything_again() -> None:
+    state = opened()
+    accepted(state)
+    step(state, on.ParcelReady(1, 5, "q", b"x" * 40), 20)
+    step(state, result(1), 21)
+    step(state, on.Requested(9, wire.Ask(b"", 0, "jobs")), 22)
+    assert sent(step(state, on.Received(wire.Refused(0, "REJOIN", "", ""), []), 300)) == [HELLO]
+    second = wire.Welcome(b"t" * 16, "b", "local", 1000, 15000, "", True)
+    messages = sent(step(state, on.Received(second, []), 301))
+    assert [type(message) for message in messages] == [wire.Ask, wire.Subscribe, wire.Parcel]
+    assert all(message.session == b"t" * 16 for message in messages)
+    assert messages[1].after == 1 and messages[2].first == 0
+    assert messages[1].bytes_allowed == state.window_bytes - 8  # one result is not taken yet
+
+
+def test_parcels_that_stand_still_are_said_again() -> None:
+    state = opened()
+    accepted(state)
+    step(state, on.ParcelReady(1, 5, "q", b"x" * 40), 20)
+    step(state, on.Received(wire.Pong(), []), 3000)
+    messages = sent(step(state, on.TimePassed(), 20 + STALL_MS))
+    assert [m.first for m in messages if isinstance(m, wire.Parcel)] == [0]
+
+
+def test_each_result_is_told_once_and_in_sequence() -> None:
+    state = opened()
+    accepted(state)
+    assert [type(e) for e in step(state, result(1), 20)] == [out.ResultArrived]
+    assert step(state, result(1), 21) == []
+    (again,) = sent(step(state, result(3), 22))
+    assert (type(again), again.after) == (wire.Subscribe, 1)
+    assert sent(step(state, result(4), 23)) == []  # asked once for all of them
+    step(state, on.Received(wire.Answer(again.request), []), 24)
+    assert [type(e) for e in step(state, result(2), 25)] == [out.ResultArrived]
+
+
+def test_what_stays_missing_after_a_second_try_is_gone() -> None:
+    state = opened()
+    accepted(state)
+    (again,) = sent(step(state, result(3), 22))
+    step(state, on.Received(wire.Answer(again.request), []), 24)
+    assert [type(e) for e in step(state, result(3), 25)] == [out.ResultArrived]
+
+
+def test_credit_follows_what_was_taken() -> None:
+    state = opened()
+    state.window_bytes = 32
+    accepted(state)
+    step(state, result(1), 20)
+    assert sent(step(state, on.ResultTaken(7, 1, 8), 21)) == [
+        wire.Credit(WELCOME.session, 7, 1, 40)
+    ]
+
+
+def test_the_end_frees_the_job_once_all_is_taken() -> None:
+    state = opened()
+    accepted(state)
+    step(state, result(1), 20)
+    effects = step(state, status("done", 1), 21)
+    (told,) = effects
+    assert isinstance(told, out.StatusArrived) and told.is_final
+    assert sent(step(state, on.ResultTaken(7, 1, 8), 22))[0].acked == 1
+    assert not state.subscriptions
+
+
+def test_a_lost_tail_is_asked_for_before_the_end_is_told() -> None:
+    state = opened()
+    accepted(state)
+    (again,) = sent(step(state, status("done", 1), 20))
+    assert (type(again), again.after) == (wire.Subscribe, 0)
+
+
+def test_silence_is_told_once_and_so_is_its_end() -> None:
+    state = opened()
+    accepted(state)
+    told = []
+    for now in range(100, 12_000, 100):
+        told += [e for e in step(state, on.TimePassed(), now) if isinstance(e, out.BrokerSilent)]
+    assert len(told) == 1
+    assert out.BrokerBack() in step(state, on.Received(WELCOME, []), 12_000)
+
+
+def test_a_goodbye_ends_everything() -> None:
+    state = opened()
+    accepted(state)
+    effects = step(state, on.Closed(), 20)
+    assert sent(effects) == [wire.Goodbye(WELCOME.session)]
+    assert [type(e) for e in effects[1:]] == [out.UploadFailed, out.ResultsFailed]
+    (failed,) = step(state, on.Requested(3, wire.Ask(b"", 0, "jobs")), 30)
+    assert isinstance(failed, out.RequestFailed) and failed.code == "UNREACHABLE"

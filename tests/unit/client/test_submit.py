@@ -1,0 +1,139 @@
+import concurrent.futures
+import threading
+from typing import Any
+
+import pytest
+from client_test_peer import wait_until  # type: ignore[import-not-found]
+
+from gristmill.client import BrokerUnavailable, Client, GridError, UnpicklableError
+from gristmill.client.pickling import FunctionBytes
+from gristmill.wire import client as wire
+
+
+def test_a_call_is_a_future(client: Client, peer: Any) -> None:
+    future = client.submit(pow, 2, 5)
+    assert isinstance(future, concurrent.futures.Future)
+    assert future.result(5) == 32
+    assert (future.job, future.index) == (1, 0)
+
+
+def test_positional_and_keyword_arguments(client: Client, peer: Any) -> None:
+    def told(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    assert client.submit(told).result(5) == ((), {})
+    assert client.submit(told, 1, [2], a=3, b={"c": 4}).result(5) == (
+        (1, [2]),
+        {"a": 3, "b": {"c": 4}},
+    )
+    assert client.submit(int, "ff", base=16).result(5) == 255
+
+
+def test_calls_of_one_function_share_a_job(client: Client, peer: Any) -> None:
+    futures = [client.submit(lambda n: n + 1, n) for n in range(3000)]
+    assert [future.result(10) for future in futures] == list(range(1, 3001))
+    assert len(peer.jobs) == 1
+    assert [future.index for future in futures] == list(range(3000))
+    assert len(peer.jobs[1].parcels) < 3000  # what queued behind a busy link was put together
+
+
+def test_other_options_are_another_job(client: Client, peer: Any) -> None:
+    one = client.submit(abs, -1)
+    two = client.with_options(memory="2G", name="big").submit(abs, -2)
+    assert (one.result(5), two.result(5)) == (1, 2)
+    assert one.job != two.job
+    assert peer.jobs[two.job].spec.name == "big"
+
+
+def test_exceptions_and_standard_waiting(client: Client, peer: Any) -> None:
+    futures = [client.submit(lambda n: 1 / n, n) for n in (1, 0, 2)]
+    done, pending = concurrent.futures.wait(futures, 10)
+    assert not pending
+    assert isinstance(futures[1].exception(), ZeroDivisionError)
+    assert {f.result() for f in done if f is not futures[1]} == {1.0, 0.5}
+
+
+def test_an_argument_that_cannot_travel_fails_its_own_future_only(
+    client: Client, peer: Any
+) -> None:
+    futures = [client.submit(id, value) for value in (1, threading.Lock(), 2)]
+    assert isinstance(futures[0].result(5), int) and isinstance(futures[2].result(5), int)
+    with pytest.raises(UnpicklableError, match="lock"):
+        futures[1].result(5)
+
+
+def test_work_that_runs_can_be_cancelled(client: Client, peer: Any) -> None:
+    peer.is_holding = True
+    future = client.submit(abs, -1)
+    other = client.submit(abs, -2)
+    wait_until(lambda: future.job)
+    assert future.cancel() and future.cancelled()
+    wait_until(lambda: peer.count(wire.Cancel))
+    (cancel,) = [message for message in peer.seen if isinstance(message, wire.Cancel)]
+    assert cancel.runs == [(0, 1)]
+    peer.release()
+    assert other.result(5) == 2
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result()
+    assert not other.cancel()
+
+
+def test_jobs_close_with_their_client(address: str, peer: Any) -> None:
+    with Client(address, timeout=3) as client:
+        assert client.submit(abs, -3).result(5) == 3
+        assert peer.jobs[1].count == -1
+    wait_until(lambda: peer.jobs[1].state == "done")
+    assert peer.jobs[1].count == 1
+    wait_until(lambda: peer.count(wire.Goodbye))
+
+
+def test_a_closed_client_says_so(address: str, peer: Any) -> None:
+    client = Client(address, timeout=3)
+    peer.is_holding = True
+    future = client.submit(abs, -3)
+    wait_until(lambda: peer.jobs)
+    client.close()
+    with pytest.raises(BrokerUnavailable, match="closed before"):
+        future.result(1)
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        client.jobs()
+
+
+def test_a_refused_job_fails_its_futures(client: Client, peer: Any) -> None:
+    peer.submit_refusal = ("INSUFFICIENT_CREDITS", "5 available")
+    with pytest.raises(GridError, match="5 available"):
+        client.submit(abs, 1).result(5)
+
+
+def test_a_job_at_rest_closes_and_the_next_call_opens_another(client: Client, peer: Any) -> None:
+    assert client.submit(abs, -1).result(5) == 1
+    (group,) = client._groups.values()
+    group.close()
+    wait_until(lambda: peer.jobs[1].state == "done")
+    again = client.submit(abs, -2)
+    assert again.result(5) == 2 and again.job == 2
+
+
+FACTOR = 2
+
+
+def test_functions_are_remembered_only_while_they_cannot_have_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    remembered = FunctionBytes()
+
+    def scaled(n: int) -> int:
+        return n * FACTOR
+
+    one = remembered.of(scaled)
+    assert remembered.of(scaled) is one
+    monkeypatch.setitem(globals(), "FACTOR", 3)
+    assert remembered.of(scaled) != one
+    grown = [1]
+
+    def lengths() -> int:
+        return len(grown)
+
+    short = remembered.of(lengths)
+    grown.append(2)
+    assert remembered.of(lengths) != short
