@@ -31,8 +31,9 @@ def main() -> int:
     """Run the worker; its exit code."""
     args = _parser().parse_args()
     if args.die_with_parent:
+        parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() == 1:
+        if os.getppid() != parent:
             return 1
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a slot has six descriptors

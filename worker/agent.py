@@ -34,6 +34,7 @@ from gristmill.worker.yard import Yard
 LOOK_MS = 100  #: between two looks at the running slots
 LOOK_SOON_MS = 2  #: after a stop list was written
 READING_MS = 1_000
+REFILL_MS = 200  #: between two spare jails: their starts must not crowd out work
 MESSAGES_PER_TURN = 32
 IDLE_MS = 1_000  #: the longest that a turn waits
 
@@ -90,7 +91,7 @@ class Agent:
         return self._exit.code
 
     def _loop(self, poller: zmq.Poller) -> None:
-        look_at = reading_at = now_ms()
+        look_at = reading_at = refill_at = now_ms()
         while self._exit is None:
             now = now_ms()
             due = min(next_timer_ms(self._state), reading_at)
@@ -98,6 +99,11 @@ class Agent:
                 look_at = min(look_at, now + LOOK_SOON_MS)
             if not self._yard.is_empty:
                 due = min(due, look_at)
+            if self._yard.is_short_of_spares and not self._state.is_draining:
+                due = min(due, refill_at)
+                if now >= refill_at:
+                    refill_at = now + REFILL_MS
+                    self._yard.refill()
             ready = dict(poller.poll(max(0, min(due - now, IDLE_MS))))
             if self._link.socket in ready:
                 self._on_messages()
@@ -114,8 +120,6 @@ class Agent:
                     self._tell(self._yard.look())
             if now >= reading_at:
                 reading_at = now + READING_MS
-                if not self._state.is_draining:
-                    self._yard.refill()
                 reading = self._monitor.take(self._yard.ports())
                 if reading is not None:
                     self._tell(on.ReadingTaken(reading))

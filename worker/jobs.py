@@ -39,14 +39,11 @@ class Unready(Exception):  # noqa: N818  (a state that is told, not an error of 
 class JobRoom:
     """One open job. ``opening`` always has the newest grants."""
 
-    def __init__(
-        self, opening: JobOpening, function: bytes, folder: pathlib.Path, is_jailed: bool
-    ) -> None:
+    def __init__(self, opening: JobOpening, function: bytes, folder: pathlib.Path) -> None:
         self.opening = opening
         self.function = function  #: its bytes, once it is prepared
         self._sent = function
         self.folder = folder
-        self.is_jailed = is_jailed
         self.interpreter: Interpreter | None = None
         self.inputs: pathlib.Path | None = None
         self._phase: Literal["new", "preparing", "ready"] = "new"

@@ -33,6 +33,13 @@ class Spares:
         self._ready: deque[tuple[_Key, Port]] = deque()
         self._dying: list[Port] = []
 
+    @property
+    def is_short(self) -> bool:
+        """Whether ``refill`` would start or free something."""
+        if self._host is None or self._wanted is None:
+            return False
+        return bool(self._dying) or len(self._fitting()) < self._count
+
     def take(
         self, spec: JobSpec, interpreter: Interpreter | None, inputs: pathlib.Path | None
     ) -> Port | None:
@@ -54,6 +61,10 @@ class Spares:
         """What to keep before anything was asked for."""
         if self._wanted is None:
             self._wanted = _key_of(spec, interpreter), spec
+
+    def _fitting(self) -> list[Port]:
+        assert self._wanted is not None
+        return [port for has, port in self._ready if has == self._wanted[0]]
 
     def refill(self) -> None:
         """Start what is missing, one at a time; end what no longer fits."""

@@ -140,10 +140,7 @@ class Yard:
             room.opening = effect.opening
             return
         folder = self._state_dir / "jobs" / str(effect.opening.job)
-        is_jailed = effect.opening.spec.tier != "trusted"
-        self._rooms[effect.opening.job] = JobRoom(
-            effect.opening, effect.function, folder, is_jailed
-        )
+        self._rooms[effect.opening.job] = JobRoom(effect.opening, effect.function, folder)
 
     def close_job(self, effect: do.CloseJob) -> None:
         """Forget the job."""
@@ -238,8 +235,13 @@ class Yard:
 
         self._errands.run(lambda: find_interpreter(sys.executable), then)
 
+    @property
+    def is_short_of_spares(self) -> bool:
+        """Whether ``refill`` has something to do."""
+        return self._spares.is_short
+
     def refill(self) -> None:
-        """Start spare jails; called now and then."""
+        """Start a spare jail."""
         self._spares.refill()
 
     def close(self) -> None:
