@@ -121,8 +121,9 @@ def _check_slot(worker: Worker, slot: Slot) -> None:
     name = f"{worker.name}[{slot.number}]"
     assert len(slot.leases) <= LEASES_PER_SLOT, f"{name}: {len(slot.leases)} leases"
     is_idle, is_half = slot.number in worker.idle, slot.number in worker.half
-    assert is_idle == (not slot.leases and not worker.is_draining), f"{name}: idle index"
-    assert not is_half or (len(slot.leases) == 1 and not worker.is_draining), f"{name}: half index"
+    is_open = not worker.is_draining and not slot.is_hung
+    assert is_idle == (not slot.leases and is_open), f"{name}: idle index"
+    assert not is_half or (len(slot.leases) == 1 and is_open), f"{name}: half index"
     for lease in slot.leases:
         request = lease.job.requirement
         assert slot.cpus_milli >= request.cpus_milli, f"{name}: claims too few cpus"

@@ -163,7 +163,8 @@ def _take_back(
             "detail": returned.detail[:200],
         }
         effects.append(RecordEvent(job.number, names.LEASE_RETURNED, detail, now_ms))
-    if returned.cause == "set-up":
+    is_refused = returned.cause == "drained" and not worker.is_draining
+    if returned.cause == "set-up" or is_refused:
         shun(state, worker, job.number, now_ms)
     endings.give_back(state, lease, taken, now_ms, effects)
     if not lease.items:
@@ -190,6 +191,8 @@ def _renew(
         if 0 <= number < len(worker.slots):
             worker.slots[number].alive_ms = now_ms
     held: dict[int, None] = {}
+    in_use = dict.fromkeys([*event.slots_alive, *(entry.slot for entry in event.held)])
+    alive = dict.fromkeys(event.slots_alive)
     for entry in event.held:
         held[entry.lease_id] = None
         lease = worker.leases.get(entry.lease_id)
@@ -198,9 +201,14 @@ def _renew(
         elif find(lease.open, entry.started, 1) >= 0:
             lease.started = entry.started
     for slot in worker.slots:
+        if slot.is_hung and (slot.number in alive or slot.number not in in_use):
+            slot.is_hung = False
+            state.index_slot(slot)
+            state.dirty_workers[worker.number] = None
         if not slot.leases:
             continue
         if slot.alive_ms + state.ttl_ms < now_ms:
+            slot.is_hung = slot.number in in_use  # else the agent has let go of it already
             for lease in reversed(list(slot.leases)):  # the one that ran goes first in the queue
                 effects.append(StopLease(worker.number, lease.number, int(Outcome.LOST)))
                 rescue(state, lease, True, "the slot hangs", now_ms, effects)

@@ -45,6 +45,7 @@ def on_result(state: State, event: ResultArrived, now_ms: int, effects: list[Any
     if head.number <= worker.results_upto:
         return
     worker.results_upto = head.number
+    state.utc_offset_ms = event.now_utc_ms - now_ms
     lease = worker.leases.get(head.lease_id)
     if lease is None or lease.job.number != head.job or head.count <= 0:
         _supersede(state, event, worker, "not a current lease", now_ms, effects)

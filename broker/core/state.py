@@ -218,7 +218,7 @@ class State:
     def index_slot(self, slot: Slot) -> None:
         """Puts a slot where it belongs after its leases changed."""
         worker, leases = slot.worker, len(slot.leases)
-        pool, is_open = worker.pool, not worker.is_draining
+        pool, is_open = worker.pool, not (worker.is_draining or slot.is_hung)
         if is_open and leases == 0:
             if slot.number not in worker.idle:
                 worker.idle[slot.number] = None

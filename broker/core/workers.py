@@ -64,7 +64,11 @@ class Pool:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Room for one running lease and one behind it. ``alive_ms``: last seen alive by its agent."""
+    """Room for one running lease and one behind it.
+
+    ``alive_ms``: last seen alive by its agent. ``is_hung``: it lost its leases for not being seen
+    alive; it gets nothing until the agent names it alive or reports that it holds nothing there.
+    """
 
     number: int
     worker: Worker
@@ -72,6 +76,7 @@ class Slot:
     leases: list[Lease] = field(default_factory=list)
     cpus_milli: int = 0  #: claim: the largest of its leases' requests
     memory_bytes: int = 0
+    is_hung: bool = False
 
     def claim_with(self, cpus_milli: int, memory_bytes: int) -> tuple[int, int]:
         """How much more of the worker's cpus and memory this request would claim."""

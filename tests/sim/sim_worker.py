@@ -196,7 +196,9 @@ class SimWorker:
         self.grid.refs += 1
         ref = self.grid.refs
         head = msgspec.structs.replace(head, number=self.result_number)
-        result = ev.ResultArrived(self.session, head, meter, ref, 100, failures, UTC_MS)
+        result = ev.ResultArrived(
+            self.session, head, meter, ref, 100, failures, UTC_MS + self.grid.now
+        )
         self.grid.checker.result(ref, self.session, head.lease_id, head.first, outcomes)
         self.outbox.append(result)
         self.unacked.append(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
 from gristmill.broker.core.invariants import check
+from gristmill.broker.core.leases import Lease
 from gristmill.broker.core.state import Config, State
 from gristmill.broker.core.step import step
 from gristmill.wire.meter import Meter
@@ -138,13 +139,19 @@ class Core:
         known = self.state.workers.get(worker)
         slots = alive if alive is not None else list(range(len(known.slots) if known else 0))
         if held is None:
-            held = [Held(n, 0, -1, 0) for n in (known.leases if known else ())]
+            held = self.held(worker)
         return self.do(
             ev.WorkerReported(
                 worker, self.reports[worker], is_full, slots, held, returned or [], is_draining
             ),
             after,
         )
+
+    def held(self, worker: int) -> list[Held]:
+        """What an agent in perfect agreement with the broker would say it holds."""
+        known = self.state.workers.get(worker)
+        leases = known.leases.values() if known else ()
+        return [Held(lease.number, lease.slot.number, -1, 0) for lease in leases]
 
     def give_back(
         self, worker: int, lease: LeaseGrant, runs: list[tuple[int, int]], cause: str = "recalled"
@@ -166,3 +173,24 @@ def kinds(effects: list[fx.AnyEffect]) -> list[str]:
 
 def only(effects: list[fx.AnyEffect], kind: type) -> list:  # type: ignore[type-arg]
     return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def grant_of(lease: Lease) -> LeaseGrant:
+    """What is open of a lease, as the worker was told of it."""
+    runs = list(lease.open)
+    return LeaseGrant(lease.number, lease.slot.number, lease.job.number, lease.attempt, runs, 0, [])
+
+
+def leases(core: Core) -> list[LeaseGrant]:
+    return [grant_of(lease) for lease in core.state.leases.values()]
+
+
+def big_lease(core: Core, count: int = 100, **fields: object) -> LeaseGrant:
+    """A job of which slot 0 of worker 1 holds a lease of 8 subtasks, and one stacked behind."""
+    core.job(count, **fields)
+    while True:
+        lease = next(iter(leases(core)))
+        if sum(n for _, n in lease.runs) >= 8:
+            return lease
+        core.now += 5
+        core.finish(1, lease)

@@ -1,7 +1,6 @@
 """Cancel of runs and jobs, pause and resume."""
 
-from core_driver import CLIENT, Core, grants, kinds, only
-from test_leases import big_lease, leases
+from core_driver import CLIENT, Core, big_lease, grants, kinds, leases, only
 
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev

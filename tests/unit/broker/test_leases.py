@@ -1,7 +1,7 @@
 """Leases: how large, to whom, renewed, returned, recalled, rescued."""
 
 import pytest
-from core_driver import Core, grants, kinds, only
+from core_driver import Core, big_lease, grant_of, grants, kinds, leases, only
 
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
@@ -118,28 +118,6 @@ def test_a_result_is_kept_billed_and_followed_by_a_lease(core: Core) -> None:
     assert (entry.amount_ucredits, entry.toll_ucredits) == (5_010, 150)
     assert isinstance(dispatch, fx.Dispatch)
     assert core.state.jobs[1].done == 1 and core.state.jobs[1].spent_ucredits == 5_010
-
-
-def grant_of(lease):  # type: ignore[no-untyped-def]
-    from gristmill.wire.worker import LeaseGrant
-
-    runs = list(lease.open)
-    return LeaseGrant(lease.number, lease.slot.number, lease.job.number, lease.attempt, runs, 0, [])
-
-
-def leases(core: Core):  # type: ignore[no-untyped-def]
-    return [grant_of(lease) for lease in core.state.leases.values()]
-
-
-def big_lease(core: Core, count: int = 100, **fields: object):  # type: ignore[no-untyped-def]
-    """A job of which slot 0 of worker 1 holds a lease of 8 subtasks, and one stacked behind."""
-    core.job(count, **fields)
-    while True:
-        lease = next(iter(leases(core)))
-        if sum(n for _, n in lease.runs) >= 8:
-            return lease
-        core.now += 5
-        core.finish(1, lease)
 
 
 def test_part_of_a_lease_may_be_answered_in_any_pieces(core: Core) -> None:
@@ -435,7 +413,7 @@ def test_a_hung_slot_loses_its_leases_and_the_others_keep_theirs(core: Core) -> 
     core.join(1, slots=2)
     core.job(100)
     core.report(after=1_000)
-    held = [Held(n, 0, -1, 0) for n in core.state.workers[1].leases]
+    held = core.held(1)
     on_slot_1 = [n.number for n in core.state.workers[1].slots[1].leases]
     for _ in range(3):
         effects = core.report(alive=[0], held=held, after=1_000)
@@ -444,6 +422,12 @@ def test_a_hung_slot_loses_its_leases_and_the_others_keep_theirs(core: Core) -> 
     assert sorted(e.lease_id for e in only(effects, fx.StopLease)) == on_slot_1
     assert core.state.jobs[1].lost == 1
     assert all(n not in core.state.leases for n in on_slot_1)
+    # nothing more for that slot before the agent has let go of what hangs there
+    slot = core.state.workers[1].slots[1]
+    still = [Held(on_slot_1[0], 1, 1, 0)]
+    core.report(alive=[0], held=[*core.held(1), *still], after=1_000)
+    assert not slot.leases
+    assert grants(core.report(alive=[0], held=core.held(1), after=1_000))[0].slot == 1
 
 
 def test_renewed_leases_never_expire_by_age(core: Core) -> None:

@@ -1,8 +1,7 @@
 """Budgets, bills and caps."""
 
 import pytest
-from core_driver import Core, grants, kinds, only
-from test_leases import leases
+from core_driver import Core, grants, kinds, leases, only
 
 from gristmill.broker.core import effects as fx
 from gristmill.wire.outcome import Outcome

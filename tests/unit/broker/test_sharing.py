@@ -1,9 +1,8 @@
 """Fair share between tenants, priorities inside one, and the reasons of what waits."""
 
-from core_driver import Core, grants, only
+from core_driver import Core, grants, leases, only
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_leases import leases
 
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from core_driver import CLIENT, UTC, Core, grants, kinds, only
+from core_driver import CLIENT, UTC, Core, grant_of, grants, kinds, only
 
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
@@ -258,16 +258,10 @@ def test_a_full_outbox_stops_new_jobs_and_not_running_ones(core: Core) -> None:
     core.do(ev.HoldAnswered(2, "", ""))
     assert grants(core.parcel(2, 0, 1)) == []
     lease = core.state.leases[next(iter(core.state.jobs[running].leases))]
-    first = grants(core.result(1, _grant(lease), *lease.open[0]))
+    first = grants(core.result(1, grant_of(lease), *lease.open[0]))
     assert first and first[0].job == running
     effects = core.do(ev.LedgerSeen(True, False))
     assert core.state.jobs[2].is_queued or 2 in [g.job for g in grants(effects)]
-
-
-def _grant(lease: object) -> object:
-    from gristmill.wire.worker import LeaseGrant
-
-    return LeaseGrant(lease.number, 0, lease.job.number, lease.attempt, lease.open, 0, [])  # type: ignore[attr-defined]
 
 
 def test_a_release_follows_the_end(core: Core) -> None:

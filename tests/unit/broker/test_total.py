@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from core_driver import UTC, Core
-from test_leases import leases
+from core_driver import UTC, Core, leases
 
 from gristmill.broker.core import events as ev
 from gristmill.wire.meter import Meter
