@@ -5,12 +5,11 @@ from core_driver import Core, big_lease, grant_of, grants, kinds, leases, only
 
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
-from gristmill.broker.core.state import Config
 from gristmill.wire import limits
 from gristmill.wire.ids import pack_lease_id
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import Limits
-from gristmill.wire.worker import Held, ParcelHead
+from gristmill.wire.worker import ParcelHead
 
 
 def sizes(effects: list[fx.AnyEffect]) -> list[int]:
@@ -318,171 +317,6 @@ def test_the_tail_of_a_slow_lease_is_recalled(core: Core) -> None:
     (first, count) = lease.runs[0]
     core.give_back(1, lease, [(first + 1, count - 1)])
     assert core.state.leases[lease.lease_id].open == [(first, 1)]
-
-
-# ---------------------------------------------------------------- lost workers
-
-
-def test_a_silent_worker_is_dropped_and_its_work_goes_first(core: Core) -> None:
-    core.join(1)
-    lease = big_lease(core)
-    first = lease.runs[0][0]
-    assert kinds(core.tick(3_400)) in ([], ["TellStatus"])
-    effects = core.tick(200)
-    rescued = only(effects, fx.RecordEvent)
-    assert [event.name for event in rescued] == ["lease.rescued"] * 2 + ["worker.lost"]
-    assert [event.detail.get("cut") for event in rescued][:2] == [-1, first]
-    assert fx.DropWorker(1, rescued[2].detail["cause"]) in effects
-    job = core.state.jobs[1]
-    assert job.lost == 1 and not core.state.leases
-    core.join(2)
-    (again, _) = leases(core)
-    assert again.runs == [(first, 1)] and again.attempt == 2
-
-
-def test_held_tells_which_subtask_was_cut(core: Core) -> None:
-    core.join(1)
-    lease = big_lease(core)
-    (first, count) = lease.runs[0]
-    core.report(
-        held=[
-            Held(n, 0, first + 4 if n == lease.lease_id else -1, 0)
-            for n in core.state.workers[1].leases
-        ]
-    )
-    effects = core.do(ev.WorkerLost(1, False, "connection lost"))
-    assert [e.detail.get("cut") for e in only(effects, fx.RecordEvent)][:2] == [-1, first + 4]
-    job = core.state.jobs[1]
-    assert list(job.columns.attempts(first, count)) == [
-        (first, 4, 0),
-        (first + 4, 1, 1),
-        (first + 5, count - 5, 0),
-    ]
-
-
-def test_a_goodbye_spends_nothing(core: Core) -> None:
-    core.join(1)
-    big_lease(core)
-    core.do(ev.WorkerLost(1, True, "goodbye"))
-    job = core.state.jobs[1]
-    assert job.lost == 0 and not core.state.leases
-    assert all(attempt == 1 for _, _, attempt, _ in job.ready.runs)
-
-
-def test_a_subtask_that_kills_its_workers_ends_as_lost(core: Core) -> None:
-    core.job(1, losses_max=2)
-    for worker in (1, 2):
-        core.join(worker)
-        core.do(ev.WorkerLost(worker, False, "crash"))
-    core.join(3)
-    effects = core.do(ev.WorkerLost(3, False, "crash"))
-    (keep,) = only(effects, fx.KeepResult)
-    assert (keep.ref, keep.outcome, keep.node, keep.attempt) == (0, Outcome.LOST, "node3", 3)
-    assert "losses_max is 2" in keep.message
-    card = only(effects, fx.TellStatus)[0].status
-    assert (card.state, card.failed, card.lost) == ("failed", 1, 3)
-    assert card.errors[0][0] == "lost"
-
-
-def test_a_killer_among_many_is_singled_out(core: Core) -> None:
-    """Subtask 57 kills its worker; nobody else must be lost, and it must end."""
-    killer, worker, kills = 57, 1, 0
-    core.join(worker)
-    core.job(100, losses_max=2)
-    lost: list[int] = []
-    while core.state.jobs:
-        assert kills < 30
-        lease = next(grant for grant in leases(core) if grant.slot == 0)
-        core.now += 5
-        for first, count in lease.runs:
-            if first <= killer < first + count:
-                if first < killer:
-                    core.result(worker, lease, first, min(killer - first, 3))
-                kills += 1
-                effects = core.do(ev.WorkerLost(worker, False, "crash"))
-                lost += [e.first for e in only(effects, fx.KeepResult)]
-                worker += 1
-                core.join(worker)
-                break
-            core.result(worker, lease, first, count)
-    assert lost == [killer]
-    assert core.state.finished[1].status.done == 99
-
-
-def test_a_hung_slot_loses_its_leases_and_the_others_keep_theirs(core: Core) -> None:
-    core.join(1, slots=2)
-    core.job(100)
-    core.report(after=1_000)
-    held = core.held(1)
-    on_slot_1 = [n.number for n in core.state.workers[1].slots[1].leases]
-    for _ in range(3):
-        effects = core.report(alive=[0], held=held, after=1_000)
-        assert kinds(effects) == ["AckReport"]
-    effects = core.report(alive=[0], held=held, after=1_000)
-    assert sorted(e.lease_id for e in only(effects, fx.StopLease)) == on_slot_1
-    assert core.state.jobs[1].lost == 1
-    assert all(n not in core.state.leases for n in on_slot_1)
-    # nothing more for that slot before the agent has let go of what hangs there
-    slot = core.state.workers[1].slots[1]
-    still = [Held(on_slot_1[0], 1, 1, 0)]
-    core.report(alive=[0], held=[*core.held(1), *still], after=1_000)
-    assert not slot.leases
-    assert grants(core.report(alive=[0], held=core.held(1), after=1_000))[0].slot == 1
-
-
-def test_renewed_leases_never_expire_by_age(core: Core) -> None:
-    core.join(1)
-    core.job(2)
-    before = list(core.state.leases)
-    for _ in range(100):
-        core.report(after=1_000)
-        core.tick(0)
-    assert list(core.state.leases) == before
-
-
-def test_an_order_that_never_arrived_is_made_again(core: Core) -> None:
-    core.join(1)
-    core.job(1)
-    (lease,) = leases(core)
-    for _ in range(3):
-        assert kinds(core.report(held=[], after=1_000)) == ["AckReport"]
-    effects = core.report(held=[], after=1_000)
-    (again,) = grants(effects)
-    assert again.attempt == 1 and again.lease_id != lease.lease_id
-    assert core.state.jobs[1].lost == 0
-
-
-def test_leases_of_another_life_are_stopped(core: Core) -> None:
-    old = pack_lease_id(4, 9)
-    effects = core.join(1, held=[Held(old, 0, 3, 1)])
-    assert kinds(effects) == ["RecordEvent", "StopLease"]
-    assert effects[1].lease_id == old  # type: ignore[union-attr]
-    effects = core.report(held=[Held(old, 0, 3, 1)])
-    assert kinds(effects) == ["StopLease", "AckReport"]
-
-
-def test_a_draining_worker_gets_nothing_more(core: Core) -> None:
-    core.join(1)
-    core.job(10)
-    effects = core.do(ev.WorkerDrainAsked(1))
-    assert kinds(effects) == ["RecordEvent", "RecallLease", "RecallLease"]
-    running, stacked = leases(core)
-    effects = core.give_back(1, stacked, stacked.runs, "drained")
-    assert effects[-1].is_drain and not grants(effects)  # type: ignore[union-attr]
-    assert not grants(core.finish(1, running))
-    card = only(core.tick(500), fx.TellStatus)[0].status
-    assert "no workers" in card.reason
-
-
-def test_the_report_interval_grows_with_the_fleet() -> None:
-    core = Core(Config())
-    for worker in range(1, 601):
-        core.do(ev.WorkerJoined(worker, "w", "n", 1, 1000, 1 << 30, {}, [], [], "wait4", []))
-        if worker > 20:
-            break
-    assert (core.state.report_ms, core.state.ttl_ms) == (1_000, 3_500)
-    core.state.workers.update({n: core.state.workers[1] for n in range(1_000, 2_979)})
-    assert (core.state.report_ms, core.state.ttl_ms) == (4_000, 14_000)
 
 
 # ---------------------------------------------------------------- matching
