@@ -424,7 +424,7 @@ class Process:
         return self.log.read_text()
 
     def ledger(self) -> LedgerPeer:
-        peer = LedgerPeer(self.ledger_address)
+        peer = self.ledger_peer = LedgerPeer(self.ledger_address)
         self.closers.append(peer.stop)
         return peer
 

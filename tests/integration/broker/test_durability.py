@@ -189,3 +189,53 @@ def test_a_cancelled_job_stays_cancelled_after_kill_9(grid):
     assert (card.state, card.cancelled) == ("cancelled", 50)
     meters = [frames[1] for _, frames in again.results]
     assert all(frame[1] == Outcome.CANCELLED for frame in meters)
+
+
+def test_no_acknowledgement_is_lost_over_many_kills(grid):
+    """Work goes on while the broker is killed at any moment; judged by what was acknowledged."""
+    accepted, committed, delivered = {}, {}, {}
+    for turn in range(8):
+        client, worker = grid.client(), grid.worker(f"w{turn}")
+        worker.hello()
+        worker.start()
+        submission = os.urandom(16)
+        job = client.submit(grid.function_spec(), submission).job
+        accepted[job] = submission
+        client.subscribe(job)
+        for first in range(0, 3_000, 50):
+            client.parcel(job, first, list(range(50)))
+        # The moment differs: after so many results, in the middle of parcels, commits and acks.
+        client.watch(lambda n=turn, c=client: len(c.results) >= 3 * n if n % 2 else c.committed)
+        client.drain()
+        grid.kill()
+        worker.close()
+        client.drain()
+        committed |= client.committed
+        delivered |= {(m.job, m.sequence): frames for m, frames in client.results}
+        grid.start()
+    client = grid.client()
+    for job, submission in accepted.items():
+        again = client.submit(grid.function_spec(), submission)
+        assert (again.job, again.is_replayed) == (job, True)
+        assert client.ask("job", wc.JobStatus, job=job).uploaded >= committed.get(job, 0)
+        client.subscribe(job)
+    worker = grid.worker("last")
+    worker.hello()
+    worker.start()
+    for job in accepted:
+        uploaded = client.ask("job", wc.JobStatus, job=job).uploaded
+        client.close_upload(job, uploaded)
+        assert client.finish(job).done == uploaded
+        assert indices(client, job) == list(range(uploaded))
+    found = {(m.job, m.sequence): frames for m, frames in client.results}
+    assert {key: found[key] for key in delivered} == delivered and delivered
+    ledger = grid.ledger_peer
+    grid.until(lambda: client.ask("grid")["outbox"] == 0, "the outbox is empty")
+    assert not ledger.faults
+    billed = [
+        (entry.ref, index, entry.attempt)
+        for entry in ledger.entries
+        if hasattr(entry, "attempt")
+        for index in range(entry.first, entry.first + entry.count)
+    ]
+    assert len(billed) == len(set(billed)) == sum(m.head.count for m, _ in client.results)
