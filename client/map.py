@@ -153,14 +153,18 @@ class Stream:
         self._got_bytes = 0
         self._is_closed = False
         self._is_over = False
+        self._is_running = False
 
     def job(self) -> int:
-        """Number of the job; submits it if nothing has yet.
+        """Number of the job; submits it and its first inputs if nothing has yet.
 
         Raises:
             GridError: the submission was refused, or the broker does not answer.
         """
         self._submit()
+        if not self._is_running:
+            self._is_running = True
+            self._top_up(_PARCELS_PER_TURN)
         if not self.feed.job:
             self.feed.accepted.get()
         if not self.feed.job:
@@ -218,7 +222,9 @@ class Stream:
             return
         try:
             self._submit()
-            self._top_up(1)
+            if not self._is_running:
+                self._is_running = True
+                self._top_up(1)
             while not (self._parcels.is_empty and self.got_items == self.sent_items):
                 yield from self._turn()
             self._end_upload()
@@ -368,7 +374,7 @@ class MapResults(Iterator[Any]):
     Closing it, or dropping it before its end, cancels what is left of the job; Ctrl-C does not.
 
     Attributes:
-        job: number of the job; asking for it submits the job.
+        job: number of the job; asking for it submits the job and its first inputs.
         status: the newest card that the broker sent, if any.
     """
 
