@@ -99,7 +99,8 @@ class Agent:
                 look_at = min(look_at, now + LOOK_SOON_MS)
             if not self._yard.is_empty:
                 due = min(due, look_at)
-            if self._yard.is_short_of_spares and not self._state.is_draining:
+            is_open = self._state.phase == "open" and not self._state.is_draining
+            if is_open and self._yard.is_short_of_spares:
                 due = min(due, refill_at)
                 if now >= refill_at:
                     refill_at = now + REFILL_MS

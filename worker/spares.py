@@ -85,14 +85,18 @@ class Spares:
                 port = start_slot(-1, 0, spec, key[1], None, self._host, self._open_dir)
                 self._ready.append((key, port))
 
+    def drop(self) -> None:
+        """End them all, without waiting; ``refill`` frees what is left of them."""
+        for _, port in self._ready:
+            port.kill("retire")
+            self._dying.append(port)
+        self._ready.clear()
+
     def close(self) -> None:
         """End them all."""
-        ports = [*(port for _, port in self._ready), *self._dying]
-        for port in ports:
-            port.kill("retire")
-        for port in ports:
+        self.drop()
+        for port in self._dying:
             port.close()
-        self._ready.clear()
         self._dying.clear()
 
 

@@ -196,6 +196,8 @@ class Yard:
 
     def kill(self, effect: do.KillJail) -> None:
         """End a process, or a start that has not come to one."""
+        if effect.cause == "lapse":
+            self._spares.drop()  # cut off, a worker runs no jail at all
         if self._pending.pop(effect.jail, None) is not None:
             self._events.append(never_started(effect))
             return

@@ -99,7 +99,7 @@ def test_results_are_sent_again_in_a_new_session_and_leases_live_on(pair: Any) -
 
 
 def test_a_worker_that_hears_nothing_ends_its_own_jails_and_says_hello_again(start: Any) -> None:
-    pair = start("--spares", "0")
+    pair = start()
     peer = pair.peer
     peer.ttl_ms, peer.report_ms = 600, 100
     pair.greet()
