@@ -180,7 +180,11 @@ class LedgerSeen(Event, frozen=True):
 
 
 class TimePassed(Event, frozen=True):
-    """Timers: expire leases and workers, age queues, close rested jobs, place what waits."""
+    """Timers: expire leases and workers, recall, tell cards, place what can be placed.
+
+    It closes no open-ended job for resting: the core cannot tell a coalescing client from a slow
+    generator. The client closes its own (``COALESCED_JOB_REST_MS``), and ``ClientLost`` the rest.
+    """
 
 
 AnyEvent = (
