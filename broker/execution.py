@@ -107,7 +107,7 @@ class Execution:
         self._metrics = metrics
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._results: deque[tuple[int, dict[int, tuple[Flow, int]]]] = deque()
-        self._parcels: deque[tuple[int, dict[int, int]]] = deque()
+        self._parcels: deque[tuple[int, dict[int, tuple[int, int]]]] = deque()
         self._handlers: dict[type[do.Effect], Callable[[Any], None]] = {
             do.RecordJob: self._record_job,
             do.KeepParcel: self._keep_parcel,
@@ -149,12 +149,15 @@ class Execution:
         while self._results and self._results[0][0] <= committed:
             for flow, sequence in self._results.popleft()[1].values():
                 self._delivery.settle(flow, sequence)
-        while self._waiting and self._waiting[0][0] <= committed:
-            self._waiting.popleft()[1]()
         events = []
         while self._parcels and self._parcels[0][0] <= committed:
-            for job, upto in self._parcels.popleft()[1].items():
-                events.append(ParcelsCommitted(job, upto))
+            for job, (upto, client) in self._parcels.popleft()[1].items():
+                if job in self.jobs:
+                    events.append(ParcelsCommitted(job, upto))
+                else:  # it ended first: the client may let go of its parcels all the same
+                    self.tell(client, InputCredit(job, upto, 0))
+        while self._waiting and self._waiting[0][0] <= committed:
+            self._waiting.popleft()[1]()
         return events
 
     def when_durable(self, action: Callable[[], None]) -> None:
@@ -198,7 +201,7 @@ class Execution:
         self._frames.put(job, first, body, group)
         if not self._parcels or self._parcels[-1][0] != group:
             self._parcels.append((group, {}))
-        self._parcels[-1][1][job] = first + effect.count
+        self._parcels[-1][1][job] = (first + effect.count, self.uploaders.get(job, 0))
         self._metrics.parcels_kept += 1
         self._metrics.parcel_bytes += len(body)
 

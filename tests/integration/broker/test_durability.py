@@ -109,8 +109,8 @@ def test_a_damaged_result_is_named_and_its_subtasks_run_again(grid):
     worker = grid.worker()
     worker.hello()
     job = client.submit().job
-    client.upload(job, 200)
-    client.close_upload(job, 200)
+    client.upload(job, 200)  # not closed: it cannot be over too soon
+    client.watch(lambda: client.committed.get(job) == 200)
     client.subscribe(job)
     while sum(message.head.count for message, _ in client.results) < 3:
         worker.take(0.01)
@@ -131,6 +131,7 @@ def test_a_damaged_result_is_named_and_its_subtasks_run_again(grid):
     second.hello()
     second.start()
     again.subscribe(job)
+    again.close_upload(job, 200)
     assert again.finish(job).done == 200
     assert indices(again, job) == list(range(200))
     void = again.results[0][0]
