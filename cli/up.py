@@ -220,27 +220,30 @@ class Watch:
             self._restart(ended)
 
     def _restart(self, ended: ProcessEndedError) -> None:
-        if ended.returncode == EXIT_OK and ended.name in self.grid.worker_names:
-            self.grid.forget(ended.name)  # drained, as somebody asked
-            self.terminal.say(f"{ended.name} has drained and ended")
+        name = ended.name
+        is_worker = name in self.grid.worker_names
+        if is_worker and ended.returncode == EXIT_OK:
+            self.grid.forget(name)  # drained, as somebody asked
+            self.terminal.say(f"{name} has drained and ended")
             return
-        recent = self._restarts.setdefault(ended.name, deque(maxlen=RESTARTS_MAX))
-        now = time.monotonic()
-        if len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_S:
-            self.grid.forget(ended.name)
-            self.terminal.say(f"{ended.name} ended {RESTARTS_MAX + 1} times in {RESTARTS_S:g} s")
-            raise ended
-        recent.append(now)
-        self._tell(ended)
-        try:
-            self.grid.restart(ended.name)
-        except ProcessEndedError as error:
-            if ended.name not in self.grid.worker_names:
-                raise
-            self._tell(error)  # the other workers go on
-            self.grid.forget(ended.name)
-        else:
-            self.terminal.say(f"{ended.name} was started again (pid {self.grid.pid(ended.name)})")
+        recent = self._restarts.setdefault(name, deque(maxlen=RESTARTS_MAX))
+        while True:
+            self._tell(ended)
+            now = time.monotonic()
+            if len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_S:
+                self.grid.forget(name)
+                self.terminal.say(f"{name} ended {RESTARTS_MAX + 1} times in {RESTARTS_S:g} s")
+                if is_worker:  # the other workers go on
+                    return
+                raise ended
+            recent.append(now)
+            try:
+                self.grid.restart(name)
+            except ProcessEndedError as error:
+                ended = error
+                continue
+            self.terminal.say(f"{name} was started again (pid {self.grid.pid(name)})")
+            return
 
     def _tell(self, ended: ProcessEndedError) -> None:
         self.terminal.say(clean_lines(f"{ended.message}\n  next: {ended.hint}"), "red")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gristmill.cli import documents
 from gristmill.cli.connection import connect, job_of
-from gristmill.cli.output import Terminal, clean
+from gristmill.cli.output import Terminal, clean, cut
 from gristmill.cli.show import told_errors, told_reason
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gristmill.client import Client
 
 _PAUSE_S, _PAUSE_S_MAX = 0.02, 0.5
+_TITLE_COLUMNS = 24  #: of a bar's line: the bar itself must fit as well
 _REASON_S = 1.0  #: a job that waits for longer says why; a moment's wait is nobody's business
 
 
@@ -52,7 +53,8 @@ def _follow(
 
     status = client.status(job)
     name = format_job(job)
-    bar = Bar(clean(f"{name} {status.name}".strip()), None, is_forced, terminal.err)
+    title = cut(clean(f"{name} {status.name}".strip()), _TITLE_COLUMNS)
+    bar = Bar(title, None, is_forced, terminal.err)
     reason, since = "", time.monotonic()
     pause_s = _PAUSE_S
     while status.state not in FINAL_JOB_STATES:
