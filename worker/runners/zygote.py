@@ -36,6 +36,9 @@ ALIKE_MAX = 256
 def serve(slot_fd: int, page_fd: int) -> None:
     """Serve leases until the agent closes the socket."""
     libc = ctypes.CDLL(None)
+    # Process 1 of a jail is deaf to signals from inside, but for those it has a handler for, and
+    # Python has one for SIGINT: a child could end its slot with it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if os.getpid() != 1:  # no jail: die with the agent, whose end may already have come
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # Not dumpable: children of tier ``job`` cannot read /proc/1/mem or open /proc/1/fd/*.

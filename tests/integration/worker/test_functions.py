@@ -144,6 +144,24 @@ def test_a_child_cannot_speak_for_the_slot_or_read_it(pair: Any) -> None:
     assert pair.peer.values() == {0: ["3"]}  # its own reply pipe, and nothing else
 
 
+def test_a_child_cannot_end_its_slot_by_signals(pair: Any) -> None:
+    def shoot(x: int) -> int:
+        import os
+        import signal
+
+        for number in range(1, signal.NSIG):
+            try:
+                os.kill(1, number)
+            except OSError:
+                pass
+        return x
+
+    pair.run_function(shoot, [0, 1, 2], tier="job")
+
+    assert pair.peer.values() == {0: 0, 1: 1, 2: 2}
+    assert pair.peer.returned == []
+
+
 def test_an_errno_names_the_wall_that_was_hit(pair: Any) -> None:
     def hit(what: str) -> None:
         import socket
