@@ -13,13 +13,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from gristmill.client.address import default_address
 from gristmill.client.command import CommandOutput, FilesIn, input_text, make_command, read_files
 from gristmill.client.decode import ResultReader
 from gristmill.client.decompose import Decomposition, decompose
-from gristmill.client.decompose.suite import SuiteVerdict, run_suite
 from gristmill.client.encode import Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, grid_error
 from gristmill.client.futures import CoalescedJob, Future, keep_keywords
@@ -34,6 +33,9 @@ from gristmill.wire import limits
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.units import parse_ms
 from gristmill.wire.values import encode_ref
+
+if TYPE_CHECKING:
+    from gristmill.client.decompose.suite import SuiteVerdict
 
 Trust = Literal["auto", "fleet", "none"]
 
@@ -97,7 +99,7 @@ class Client(Questions):
         self._calls: dict[tuple[Any, ...], tuple[Callable[..., Any], Callable[..., Any]]] = {}
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._background: concurrent.futures.ThreadPoolExecutor | None = None
-        self._finalizer = weakref.finalize(self, self._link.close)
+        self._finalizer = weakref.finalize(self, _end, self._link, self._streams)
 
     # ------------------------------------------------------------ work
 
@@ -263,11 +265,13 @@ class Client(Questions):
         args: Sequence[str] = (),
         junit: str | os.PathLike[str] | None = None,
         **options: Unpack[Options],
-    ) -> SuiteVerdict:
+    ) -> "SuiteVerdict":
         """The verdict of a source tree's test suite, each test file in a jail of its own.
 
         See ``decompose.suite.run_suite``.
         """
+        from gristmill.client.decompose.suite import run_suite  # tar and XML: only when needed
+
         return run_suite(self, tree, args=args, junit=junit, **options)
 
     def dry_run(
@@ -526,6 +530,17 @@ class Submitter:
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """One call, as a future; see ``Client.submit``."""
         return self._client._submit(self._options, fn, args, kwargs)
+
+
+def _end(link: Link, streams: "weakref.WeakSet[Stream]") -> None:
+    """The client or the program ends; of a program, also by Ctrl-C outside any ``with``."""
+    is_interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for stream in list(streams):
+        if is_interrupted:
+            stream.leave()
+        else:
+            stream.close()
+    link.close()
 
 
 def _origin(source: Any) -> dict[str, Any]:

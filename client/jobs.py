@@ -90,6 +90,24 @@ class Job:
         """Its bill."""
         return self._client.usage(by="job", job=self.job)
 
+    def bill(self, timeout: float = 10.0) -> UsageRow:
+        """What an ended job cost, once the ledger has all of it.
+
+        Contributions reach the ledger a moment after the results reach their reader.
+
+        Raises:
+            TimeoutError: the ledger is behind by more than ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        spent = self.wait(timeout).spent_ucredits
+        while True:
+            rows = self.usage()
+            if sum(row.amount_ucredits for row in rows) >= spent:
+                return rows[0] if rows else UsageRow(self.id, 0, 0, 0, 0, 0, 0)
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"the ledger has not got all of {self.id} after {timeout} s")
+            time.sleep(0.02)
+
     def __repr__(self) -> str:
         return f"<gristmill job {describe(self.status())}>"
 

@@ -23,6 +23,7 @@ INPUT_BYTES_IN_FLIGHT = 8 << 20
 RESULT_BYTES_IN_FLIGHT = 64 << 20  #: expected size of all results on the way
 ITEMS_IN_FLIGHT = 1_000_000
 _PARCELS_PER_TURN = 8  #: sent between two looks at what came back
+DROPPED_S = 0.2  #: from the loss of the iterator to the job's cancel
 _END_S = 5.0  #: after the last value, the job's end is waited for so long
 PATIENCE_S = 2.0  #: a reader that has waited for so long wants to know why
 
@@ -180,6 +181,15 @@ class Stream:
             self._abandon(is_cancelled=True)
         self._is_over = True
 
+    def _drop(self) -> None:
+        """The iterator is gone: by a ``break``, or because Ctrl-C unwinds the loop around it.
+
+        Which of the two cannot be seen from here, so the job is cancelled a moment later unless
+        the client meets the KeyboardInterrupt first and calls ``leave``.
+        """
+        if not self._is_over and self._link.is_open:
+            self._link.do(lambda: self._link.after(DROPPED_S, self.close))
+
     def leave(self) -> None:
         """Read no more; what was uploaded goes on, and a line says how to come back to it."""
         if self._is_over or not self._upload:
@@ -233,9 +243,12 @@ class Stream:
         except KeyboardInterrupt:
             self.leave()
             raise
-        finally:
-            # A generator that is closed, or that raises, leaves nobody to read the rest.
-            self.close()
+        except GeneratorExit:
+            self._drop()
+            raise
+        except BaseException:
+            self.close()  # what is raised leaves nobody to read the rest
+            raise
 
     def _turn(self) -> Generator[list[Any], None, None]:
         is_full = not self._top_up(_PARCELS_PER_TURN)
@@ -411,8 +424,8 @@ class MapResults(Iterator[Any]):
 
     def close(self) -> None:
         """Read no more, and cancel what is left of the job."""
-        self._batches.close()
         self._stream.close()
+        self._batches.close()
 
 
 def zipped(iterables: tuple[Iterable[Any], ...]) -> Iterable[Any]:

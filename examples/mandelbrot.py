@@ -101,7 +101,7 @@ def main() -> None:
             picture[row * side : (row + 1) * side, column * side : (column + 1) * side] = tile
         job = client.job(results)
         nodes, cpu_us = nodes_of(client, job.job, len(tiles))
-        (bill, *_) = job.usage()
+        bill = job.bill()
 
     names = sorted(set(nodes))
     owners = numpy.zeros(picture.shape, int)

@@ -110,7 +110,7 @@ def main() -> None:
         results = client.map(measure, names, name="stdlib audit", memory="512M", progress=None)
         rows: list[Row] = list(results)
         job = client.job(results)
-        card, (bill, *_) = job.status(), job.usage()
+        card, bill = job.status(), job.bill()
 
     table = arguments.out / "stdlib_audit.csv"
     with table.open("w", newline="") as file:

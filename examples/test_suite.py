@@ -66,7 +66,7 @@ def main() -> None:
         with Client() as client:
             verdict = client.pytest(tree, junit=junit, timeout="10m", memory="1G")
             job = client.job(verdict.job)
-            (bill, *_) = job.usage()
+            bill = job.bill()
         code, counts = plain_pytest(tree, Path(folder, "plain.xml"))
 
     for name, one in sorted(verdict.files.items()):

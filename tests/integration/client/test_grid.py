@@ -39,7 +39,7 @@ def test_a_map_and_its_bill(client: Client) -> None:
     assert list(values) == [(n + 1, str(n) * 2) for n in range(40)]
     status = client.wait(values, timeout=20)
     assert (status.state, status.done, status.count) == ("done", 40, 40)
-    (bill,) = wait_until(lambda: client.job(values).usage())
+    bill = client.job(values).bill()
     assert bill.subtasks == 40 and bill.amount_ucredits == status.spent_ucredits > 0
     assert client.balance().sum_ucredits == 0
     assert f"<gristmill job j{values.job}" in repr(client.job(values))
@@ -205,7 +205,7 @@ def test_a_test_suite_has_plain_pytests_verdict(client: Client, tmp_path: pathli
     assert "1 == 2" in (tmp_path / "junit.xml").read_text()
 
 
-INTERRUPTED = """
+IN_WITH = """
 import sys, time
 from gristmill.client import Client
 with Client(sys.argv[1]) as client:
@@ -213,16 +213,26 @@ with Client(sys.argv[1]) as client:
     print(values.job, flush=True)
     list(values)
 """
+IN_A_BARE_LOOP = """
+import sys, time
+from gristmill.client import Client
+client = Client(sys.argv[1])
+values = client.map(lambda n: time.sleep(0.5) or n, range(4))
+print(values.job, flush=True)
+for value in values:
+    time.sleep(60)
+"""
 
 
-def test_control_c_leaves_the_job_running(client: Client, grid: Grid) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, grid.address]
+@pytest.mark.parametrize("script", [IN_WITH, IN_A_BARE_LOOP])
+def test_control_c_leaves_the_job_running(client: Client, grid: Grid, script: str) -> None:
+    command = [sys.executable, "-c", script, grid.address]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         number = int(process.stdout.readline())
-        wait_until(lambda: client.status(number).leased)
+        wait_until(lambda: client.status(number).done)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert f"gristmill wait j{number}" in said and "KeyboardInterrupt" in said

@@ -187,6 +187,20 @@ def test_control_c_leaves_the_job_and_says_how_to_come_back(
     assert list(client.results("j1")) == list(range(peer.jobs[1].count))
 
 
+def test_control_c_in_the_body_of_the_loop_leaves_the_job_too(
+    address: str, peer: Any, told: list[str]
+) -> None:
+    # The loop's iterator is dropped before the ``with`` sees the exception.
+    with pytest.raises(KeyboardInterrupt):
+        with Client(address, timeout=3, warn=told.append) as client:
+            for value in client.map(lambda n: n, range(3000)):
+                if value == 5:
+                    raise KeyboardInterrupt
+    wait_until(lambda: peer.jobs[1].state == "done")
+    assert peer.count(wire.Cancel) == 0
+    assert "gristmill wait j1" in told[-1]
+
+
 def test_results_of_a_job_can_be_read_again_and_elsewhere(
     client: Client, peer: Any, address: str
 ) -> None:
