@@ -204,6 +204,10 @@ class Page:
         self.mapping = mmap.mmap(fd, PAGE_BYTES)
         self.words = memoryview(self.mapping).cast("Q")
 
+    def hide_from_children(self) -> None:
+        """Slot: a forked child has no such memory; to touch it there is a crash."""
+        self.mapping.madvise(mmap.MADV_DONTFORK)
+
     def started(self) -> tuple[int, int]:
         """(lease, index) that runs now; index -1 between subtasks."""
         words = self.words

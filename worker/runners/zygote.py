@@ -92,6 +92,7 @@ class Zygote:
         if setting.kind == "function":
             self._load(body)
         if setting.mode == "fork":
+            self._page.hide_from_children()
             self._forker = Forker(setting, self._outbox, self._page)
             gc.collect()
             gc.freeze()  # children share these pages for longer

@@ -144,6 +144,23 @@ def test_a_child_cannot_speak_for_the_slot_or_read_it(pair: Any) -> None:
     assert pair.peer.values() == {0: ["3"]}  # its own reply pipe, and nothing else
 
 
+def test_a_child_cannot_write_the_page_that_it_is_watched_by(pair: Any) -> None:
+    def forge(x: int) -> int:
+        import sys
+
+        frame = sys._getframe()
+        while "_page" not in vars(frame.f_locals.get("self", sys.modules["sys"])):
+            frame = frame.f_back
+        if x == 0:
+            frame.f_locals["self"]._page.words[2] = 77
+        return x
+
+    pair.run_function(forge, [0, 1], tier="job")
+
+    assert pair.peer.outcomes() == {0: Outcome.SIGNAL, 1: Outcome.OK}
+    assert pair.peer.failures()[0].signal == 11
+
+
 def test_a_child_cannot_end_its_slot_by_signals(pair: Any) -> None:
     def shoot(x: int) -> int:
         import os
