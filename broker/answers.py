@@ -84,6 +84,7 @@ class Answers:
             "grid": self._grid,
             "grant": self._grant,
             "decomposed": self._decomposed,
+            "manifest": self._manifest,
         }
 
     def answer(self, session: ClientSession, message: Ask) -> None:
@@ -242,6 +243,22 @@ class Answers:
                 session,
                 message.request,
                 lambda db: past.logs(db, job, first, limit),
+                lambda rows: self._say(session, message.request, rows),
+            )
+
+        if self._live(session, job) is not None:
+            read()
+        else:
+            self._past(session, message, read)
+
+    def _manifest(self, session: ClientSession, message: Ask) -> None:
+        job, after, limit = message.job, message.first, message.limit
+
+        def read(_: Any = None) -> None:
+            self._read(
+                session,
+                message.request,
+                lambda db: past.manifest(db, job, after, limit),
                 lambda rows: self._say(session, message.request, rows),
             )
 

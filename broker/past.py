@@ -9,9 +9,10 @@ from typing import NamedTuple
 import apsw
 
 from gristmill.broker import records
-from gristmill.wire.client import JobStatus, LogRow, Results, SubtaskRow
+from gristmill.wire.client import JobStatus, LogRow, ManifestRow, Results, SubtaskRow
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import unpack_failures, unpack_logs
+from gristmill.wire.ids import digest_of
 from gristmill.wire.meter import Meter, unpack_meter
 from gristmill.wire.outcome import Outcome
 
@@ -171,6 +172,33 @@ def logs(connection: apsw.Connection, job: int, first: int, limit: int) -> list[
             break
     rows.sort(key=lambda one: (one.index, one.attempt))
     return rows[:limit]
+
+
+def manifest(
+    connection: apsw.Connection, job: int, after: int, limit: int
+) -> list[ManifestRow]:
+    """Published results after this sequence number, each with the digest of its values."""
+    rows: list[ManifestRow] = []
+    for row in connection.execute(
+        f"SELECT {records.RESULT_COLUMNS} FROM results WHERE job = ? AND sequence > ?"
+        " ORDER BY sequence LIMIT ?",
+        (job, after, limit),
+    ):
+        try:
+            header, values, meter_frame, _, _ = records.read_result(row)
+            message = records.decode_header(header)
+            meter = unpack_meter(meter_frame, message.head.count)
+        except (records.DamagedError, RemoteError):
+            continue
+        head = message.head
+        ok = meter.outcome.count(0) if meter.outcome else head.count * (meter.uniform == 0)
+        rows.append(
+            ManifestRow(
+                message.sequence, head.first, head.count, message.attempt, message.node, head.codec,
+                digest_of(values) if len(values) else "", head.count - ok, message.not_final,
+            )
+        )  # fmt: skip
+    return rows
 
 
 def _longest(connection: apsw.Connection, job: int) -> int:

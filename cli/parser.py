@@ -329,6 +329,11 @@ def _submit_job(group: argparse._ArgumentGroup) -> None:
         help="pause the job when N subtasks failed and none was done (default: never)",
     )
     group.add_argument(
+        "--completion",
+        metavar="RULE",
+        help="done when: all, any or N subtasks are done (then the rest is cancelled), or P%%",
+    )
+    group.add_argument(
         "--priority", type=typed(_count(0, 9)), metavar="0-9", help="among your jobs (default: 4)"
     )
     group.add_argument(

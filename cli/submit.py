@@ -101,7 +101,9 @@ def options_of(args: argparse.Namespace, at_once: int = 0) -> Options:
     if args.cap is not None:
         whole, part = divmod(args.cap, UCREDITS_PER_CREDIT)
         options["cap"] = f"{whole}.{part:06d}"
-    for name in ("tier", "name", "retries", "failures_max", "priority", "keep", "environment"):
+    for name in (
+        "tier", "name", "retries", "failures_max", "completion", "priority", "keep", "environment",
+    ):  # fmt: skip
         value = getattr(args, name)
         if value is not None:
             options[name] = value

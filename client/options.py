@@ -24,6 +24,8 @@ class Options(TypedDict, total=False):
     name: for people; priority: 0 to 9 inside the tenant; cap: the most that the job may cost,
     in credits; concurrency: leased subtasks at a time; failures_max: the job pauses when this
     many failed and none was done.
+    completion: what makes the job done: ``all``, ``any`` or a number of subtasks (the rest is then
+    cancelled), or a share such as ``90%``.
     keep: results stay after they were read, for ``retention`` (a duration); durable: False gives
     up the durability of results, never of acceptance or money.
     results: ``safe`` for plain values only, ``any`` for pickles too.
@@ -46,6 +48,7 @@ class Options(TypedDict, total=False):
     cap: float | str
     concurrency: int
     failures_max: int
+    completion: str
     keep: bool
     retention: Duration
     durable: bool
@@ -126,6 +129,7 @@ def make_spec(
             retries=options.get("retries", 0),
             losses_max=options.get("losses", 3),
             failures_max=options.get("failures_max", 0),
+            completion=options.get("completion", "all"),
             priority=options.get("priority", 4),
             concurrency_max=options.get("concurrency", 0),
             cap_ucredits=DEFAULT_CAP_UCREDITS if cap is None else _ucredits(cap),

@@ -128,6 +128,12 @@ class Questions(abc.ABC):
         )
         return [self._whole_log(row) for row in rows]
 
+    def manifest(self, job: AnyJob, after: int = 0, limit: int = 1_000) -> list[wire.ManifestRow]:
+        """What a job published: ranges with their node, attempt and the sha-256 of their values."""
+        return self._question(  # type: ignore[no-any-return]
+            list[wire.ManifestRow], "manifest", job=job_number(job), first=after, limit=limit
+        )
+
     def progress(self, job: AnyJob, *, visible: bool | None = None) -> wire.JobStatus:
         """Follow a job to its end: a bar on a terminal, lines elsewhere if ``visible``."""
         return progress(self.job(job), visible=visible)

@@ -125,11 +125,10 @@ class Ask(Message, frozen=True, tag=10):
     ``about`` and its arguments:
 
     ``jobs`` (limit) · ``job`` (job) · ``subtasks`` (job, first, limit, state or "") · ``why``
-    (job) ·
-    ``workers`` · ``logs`` (job, first, limit) · ``usage`` (by: "job" | "node" | "day") ·
-    ``balance`` (text "all": every account, for operators) · ``grid`` ·
-    ``grant`` (verb "get" or "put", digest or "*", size_bytes) · ``function`` (job) ·
-    ``decomposed`` (request digest).
+    (job) · ``workers`` · ``manifest`` (job, first: after this sequence, limit) · ``logs`` (job,
+    first, limit) · ``usage`` (by: "job" | "node" | "day") · ``balance`` (text "all": every
+    account, for operators) · ``grid`` · ``grant`` (verb "get" or "put", digest or "*",
+    size_bytes) · ``function`` (job) · ``decomposed`` (request digest).
     """
 
     session: bytes
@@ -146,6 +145,7 @@ class Ask(Message, frozen=True, tag=10):
         "grid",
         "grant",
         "decomposed",
+        "manifest",
     ]
     job: int = 0
     first: int = 0
@@ -370,6 +370,24 @@ class LogRow(msgspec.Struct, frozen=True):
     stdout_digest: str
     stderr_digest: str
     is_cut: bool
+
+
+class ManifestRow(msgspec.Struct, frozen=True):
+    """One published result: its range, who made it, and the sha-256 of its values frame.
+
+    ``failed``: subtasks of the range that did not end OK; those of ``not_final`` runs were tried
+    again and are published elsewhere. ``values`` is empty when the range has no value.
+    """
+
+    sequence: int
+    first: int
+    count: int
+    attempt: int
+    node: str
+    codec: str
+    values: str
+    failed: int
+    not_final: list[Run]
 
 
 class UsageRow(msgspec.Struct, frozen=True):

@@ -127,6 +127,33 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_durable: bool = True
     parent: int = 0  #: the decomposition that this job came from
     request_digest: str = ""  #: of the decomposed request: same request, same list
+    completion: str = "all"  #: what makes it done: ``all``, ``any``, ``N`` or ``P%``
+
+
+def parse_completion(text: str) -> tuple[int, int]:
+    """(subtasks, percent) that must end OK for the job to be done; 0 stands for no such rule.
+
+    ``all`` is (0, 100); ``any`` is (1, 0); ``25`` is (25, 0); ``90%`` is (0, 90). A rule by number
+    ends the job, and cancels its rest, as soon as it holds; a rule by share is judged at the end.
+
+    Raises:
+        ValueError: the text is no rule; the message shows what is accepted.
+
+    >>> parse_completion("all"), parse_completion("any"), parse_completion("90%")
+    ((0, 100), (1, 0), (0, 90))
+    """
+    if text in ("all", "any"):
+        return (0, 100) if text == "all" else (1, 0)
+    number, percent, rest = text.partition("%")
+    if number.isascii() and number.isdigit() and not rest and len(number) < 10:
+        value = int(number)
+        if percent and 1 <= value <= 100:
+            return 0, value
+        if not percent and 1 <= value <= limits.SUBTASKS_MAX:
+            return value, 0
+    raise ValueError(
+        f"completion is {text!r:.40}; write all, any, a number of subtasks such as 25, or 90%"
+    )
 
 
 def check_spec(spec: JobSpec) -> None:
@@ -158,6 +185,10 @@ def check_spec(spec: JobSpec) -> None:
             bad.append(
                 f"{field} has {len(text)} characters or a NUL, at most {limits.NAME_CHARS_MAX}"
             )
+    try:
+        parse_completion(spec.completion)
+    except ValueError as error:
+        bad.append(str(error))
     if spec.kind == "function":
         if not is_digest(spec.function):
             bad.append("function must be the sha-256 of the function's bytes, 64 hex characters")

@@ -255,6 +255,12 @@ def reach_cap(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> 
     end_rest(state, job, Outcome.BUDGET, "failed", "CAP_REACHED", message, now_ms, effects)
 
 
+def reach_enough(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> None:
+    """As many subtasks ended OK as the completion rule asks for: the rest is not needed."""
+    message = f"not needed: {job.done_min} of completion {job.spec.completion!r} are done"
+    end_rest(state, job, Outcome.CANCELLED, "done", "", message, now_ms, effects)
+
+
 def pause(state: State, job: Job, reason: str, now_ms: int, effects: list[AnyEffect]) -> None:
     """No more leases; what runs goes on."""
     if job.is_paused or job.ending is not None:
@@ -279,7 +285,7 @@ def complete(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> N
     assert not job.leases and not job.ready.count
     if job.ending_state:
         job.state = job.ending_state
-    elif job.failed:
+    elif job.failed and not job.has_enough:
         job.state, job.ending_code = "failed", "JOB_FAILED"
     elif job.cancelled and not job.done:
         job.state = "cancelled"

@@ -18,7 +18,7 @@ from gristmill.broker.core.parcels import Parcels
 from gristmill.broker.core.ready import Ready
 from gristmill.broker.core.tenants import Requirement, Tenant
 from gristmill.wire.outcome import Outcome
-from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.spec import JobSpec, Tariff, parse_completion
 from gristmill.wire.units import format_ms
 from gristmill.wire.worker import Run
 
@@ -101,6 +101,12 @@ class Job:
     finished_utc_ms: int = 0
     told_ms: int = -1_000_000
     errors: list[ErrorLine] = field(default_factory=list)
+    done_min: int = field(init=False)
+    done_percent: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Reads the completion rule once: ``done_min`` subtasks, ``done_percent`` of all."""
+        self.done_min, self.done_percent = parse_completion(self.spec.completion)
 
     @property
     def uploaded(self) -> int:
@@ -116,6 +122,13 @@ class Job:
     def is_complete(self) -> bool:
         """Whether every subtask ended and none will be added."""
         return self.is_closed and self.final == self.count
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether enough subtasks ended OK for the job to be done, by its completion rule."""
+        if self.done_min:
+            return self.done >= self.done_min
+        return self.done * 100 >= self.done_percent * self.count
 
     @property
     def available_ucredits(self) -> int:

@@ -220,6 +220,8 @@ def _after(
     if most and failed >= most and not job.done and not job.is_complete:
         reason = f"{job.failed} subtasks failed and none was done; failures_max is {most}"
         endings.pause(state, job, reason, now_ms, effects)
+    if job.done_min and job.has_enough:
+        endings.reach_enough(state, job, now_ms, effects)
     if is_cap_reached:
         endings.reach_cap(state, job, now_ms, effects)
     state.changed[job.number] = None

@@ -1,9 +1,11 @@
 """Rows of job lifecycle that a client sees: submit, validate, decompose, aggregate, explain."""
 
+import hashlib
 import json
 import os
 import pathlib
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -357,3 +359,32 @@ def test_a16_what_failed_is_listed_and_the_rest_stays_downloadable(client: Clien
         again = list(other.results(job, return_exceptions=True))
     assert [value for value in again if isinstance(value, int)] == list(range(0, 20, 2))
     assert len(values) == len(again) == 20, "each is published once"
+
+
+def test_a16_completion_is_an_explicit_rule_and_the_manifest_names_every_byte(
+    client: Client,
+) -> None:
+    def state_of(completion: str, inputs: int) -> wire.JobStatus:
+        stream = client.map(
+            fail_on_odd, range(inputs), return_exceptions=True, completion=completion
+        )
+        assert len(list(stream)) == inputs
+        return client.wait(client.jobs(1)[0].job, timeout=30)
+
+    assert state_of("50%", 20).state == "done" and state_of("51%", 20).state == "failed"
+    first = state_of("any", 200)
+    assert first.state == "done" and first.cancelled > 0 and first.done >= 1
+    with pytest.raises(GridError, match="completion is 'most'"):
+        client.map(fail_on_odd, range(3), completion="most")
+    assert list(client.map(double, range(3_000), tier="batch")) == [2 * x for x in range(3_000)]
+    job = client.jobs(1)[0].job
+    rows = client.manifest(job)
+    assert sum(row.count for row in rows) == 3_000 and not any(row.failed for row in rows)
+    assert [row.sequence for row in rows] == list(range(1, len(rows) + 1))
+    again = client.manifest(job)
+    assert [row.values for row in again] == [row.values for row in rows]
+    assert all(len(row.values) == 64 for row in rows)
+    frame = struct.pack(
+        f"<{rows[0].count}q", *range(2 * rows[0].first, 2 * (rows[0].first + rows[0].count), 2)
+    )
+    assert rows[0].codec == "q" and hashlib.sha256(frame).hexdigest() == rows[0].values
