@@ -4,6 +4,7 @@ import itertools
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -238,3 +239,20 @@ def test_control_c_leaves_the_job_running(client: Client, grid: Grid, script: st
     assert f"gristmill wait j{number}" in said and "KeyboardInterrupt" in said
     assert client.wait(number, timeout=30).state == "done"
     assert list(client.results(number)) == [0, 1, 2, 3]
+
+
+def test_over_tcp_nothing_is_unpickled() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    with (
+        Grid.temporary(workers=1, slots=1, front=address) as grid,
+        Client(grid.address, timeout=20) as client,
+    ):
+        assert not client.is_fleet_trusted
+        assert client.dry_run(abs).spec.results == "safe"
+        assert list(client.map(lambda n: [n], range(3))) == [[0], [1], [2]]
+        with pytest.raises(EncodingFailed):
+            list(client.map(lambda n: {n}, [1]))
+        with pytest.raises(KeyError):
+            list(client.map(lambda n: {}[n], [1]))
