@@ -54,9 +54,7 @@ class Tokens:
             raise RemoteError("UNAUTHORISED", "the token does not read gm_<id>_<secret>")
         found = self._lines.get(match[1])
         if found is None or not hmac.compare_digest(found[0], _hash(token)):
-            raise RemoteError(
-                "UNAUTHORISED", f"token {match[1]} is unknown or its secret wrong"
-            )
+            raise RemoteError("UNAUTHORISED", f"token {match[1]} is unknown or its secret wrong")
         return found[1]
 
     def _look(self) -> None:

@@ -128,7 +128,7 @@ class Ask(Message, frozen=True, tag=10):
     (job) · ``workers`` · ``manifest`` (job, first: after this sequence, limit) · ``logs`` (job,
     first, limit) · ``usage`` (by: "job" | "node" | "day") · ``balance`` (text "all": every
     account, for operators) · ``grid`` · ``grant`` (verb "get" or "put", digest or "*",
-    size_bytes) · ``function`` (job) · ``decomposed`` (request digest).
+    size_bytes) · ``decomposed`` (request digest).
     """
 
     session: bytes
