@@ -300,6 +300,18 @@ def _submit_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=typed(units.parse_ms), metavar="TIME", help="90s, 5m (default: 1h)"
     )
+    group.add_argument(
+        "--scratch", type=typed(units.parse_bytes), metavar="SIZE", help="of files (default: 256M)"
+    )
+    group.add_argument(
+        "--output",
+        type=typed(units.parse_bytes),
+        metavar="SIZE",
+        help="of stdout and stderr together (default: 1M)",
+    )
+    group.add_argument(
+        "--pids", type=typed(_count(1, 1 << 20)), metavar="N", help="processes (default: 64)"
+    )
     group.add_argument("--tier", choices=TIERS, help="the jail (default: job)")
     group.add_argument(
         "--label",

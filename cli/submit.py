@@ -94,8 +94,6 @@ def options_of(args: argparse.Namespace, at_once: int = 0) -> Options:
     options: Options = {}
     if args.cpus_milli is not None:
         options["cpus"] = args.cpus_milli / 1000
-    if args.memory is not None:
-        options["memory"] = args.memory
     if args.timeout is not None:
         options["timeout"] = args.timeout / 1000
     if args.cap is not None:
