@@ -88,6 +88,7 @@ class CoalescedJob(Sink):
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._futures: dict[int, Future] = {}
         self._cancelled: list[int] = []
+        self._packed = 0  # index of the next call to leave; the link's thread only
         self._upload = 0
         self._is_scheduled = False
         self._is_storing = False
@@ -181,12 +182,13 @@ class CoalescedJob(Sink):
             self._in_background(lambda: self._put_away(codec, frame))
 
     def _sent(self, count: int, codec: str, frame: bytes) -> None:
+        self._packed += count
         self._link.send_parcel(self._upload, count, codec, frame)
         self._link.wake()
 
     def _replace_unpicklable(self, error: UnpicklableError) -> None:
         """An index cannot be left out: the call fails here and its place is sent cancelled."""
-        index = self._next - len(self._waiting) - 1
+        index = self._packed
         if future := self._futures.pop(index, None):
             _fail(future, error)
         self._sent(1, *pack([None]))
@@ -207,7 +209,7 @@ class CoalescedJob(Sink):
         if frame is not None:
             self._sent(1, codec, frame)
         else:
-            index = self._next - len(self._waiting) - 1
+            index = self._packed
             if future := self._futures.pop(index, None):
                 _fail(future, error or grid_error("STORE_DOWN", ""))
             self._sent(1, *pack([None]))

@@ -4,6 +4,7 @@ Other threads leave commands in a deque and wake it; nobody else touches the soc
 The sinks' ``on_...`` methods run in this thread: they must not block.
 """
 
+import heapq
 import itertools
 import os
 import queue
@@ -85,7 +86,7 @@ class Link:
         self._waiters: dict[int, Callable[[Any, GridError | None], None]] = {}
         self._uploads: dict[int, Sink] = {}
         self._jobs: dict[int, Sink] = {}
-        self._timers: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []  # a heap
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.DEALER)
@@ -214,7 +215,7 @@ class Link:
 
     def after(self, seconds: float, command: Callable[[], None]) -> None:
         """Run this in the link's thread after a time; from the link's thread only."""
-        self._timers[next(self._numbers)] = (time.monotonic() + seconds, command)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), command))
 
     @property
     def is_open(self) -> bool:
@@ -273,11 +274,8 @@ class Link:
         self._run_commands()
         if _now_ms() >= self._core.next_ms:
             self._step(on.TimePassed())
-        now = time.monotonic()
-        for number, (due, command) in list(self._timers.items()):
-            if now >= due:
-                del self._timers[number]
-                command()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
 
     def _run_commands(self) -> None:
         for _ in range(len(self._commands)):
@@ -289,8 +287,8 @@ class Link:
 
     def _pause_ms(self) -> int:
         due_ms = self._core.next_ms - _now_ms()
-        for due, _ in self._timers.values():
-            due_ms = min(due_ms, int((due - time.monotonic()) * 1000) + 1)
+        if self._timers:
+            due_ms = min(due_ms, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
         return max(0, min(due_ms, 60_000))
 
     def _read_monitor(self) -> None:

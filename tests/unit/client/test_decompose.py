@@ -1,5 +1,6 @@
 import pathlib
 import xml.etree.ElementTree as ElementTree
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -125,3 +126,23 @@ def test_a_test_file_that_ended_another_way_is_an_error() -> None:
     verdict = aggregate({"test_slow.py": error}, 9)
     assert (verdict.exit_code, verdict.errors, verdict.tests) == (1, 1, 1)
     assert "time: too long" in verdict.junit
+
+
+class Twice:
+    name, version = "twice", 1
+
+    def prepare(self, arguments: Any) -> Any:
+        def split(value: Any) -> Any:
+            return [["first", value], ["second", value]]
+
+        return split, arguments["value"]
+
+
+def test_other_packages_add_decomposers(
+    client: Client, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = metadata.EntryPoint("twice", f"{__name__}:Twice", "gristmill.decomposers")
+    monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: Twice)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
+    peer.answers["decomposed"] = []
+    assert list(client.decompose("twice", value=7)) == [7, 7]

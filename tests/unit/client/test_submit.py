@@ -62,6 +62,23 @@ def test_an_argument_that_cannot_travel_fails_its_own_future_only(
         futures[1].result(5)
 
 
+def test_calls_from_many_threads_keep_their_own_values(client: Client, peer: Any) -> None:
+    found: list[bool] = []
+
+    def calls(start: int) -> None:
+        values: list[Any] = [*range(start, start + 300), threading.Lock()]
+        futures = [client.submit(abs, value) for value in values]
+        found.append([f.result(10) for f in futures[:-1]] == values[:-1])
+        found.append(isinstance(futures[-1].exception(10), UnpicklableError))
+
+    threads = [threading.Thread(target=calls, args=(n * 1000,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == [True] * 8
+
+
 def test_work_that_runs_can_be_cancelled(client: Client, peer: Any) -> None:
     peer.is_holding = True
     future = client.submit(abs, -1)
