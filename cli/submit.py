@@ -100,7 +100,8 @@ def options_of(args: argparse.Namespace, at_once: int = 0) -> Options:
         whole, part = divmod(args.cap, UCREDITS_PER_CREDIT)
         options["cap"] = f"{whole}.{part:06d}"
     for name in (
-        "tier", "name", "retries", "failures_max", "completion", "priority", "keep", "environment",
+        "memory", "scratch", "output", "pids", "tier", "environment",
+        "name", "retries", "failures_max", "completion", "priority", "keep",
     ):  # fmt: skip
         value = getattr(args, name)
         if value is not None:
