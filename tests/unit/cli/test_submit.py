@@ -10,6 +10,7 @@ import pytest
 from gristmill.cli import decomposed, submit
 from gristmill.cli.parser import build
 from gristmill.cli.worker import agent_command
+from gristmill.client.options import make_spec
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.spec import Command, JobSpec, Limits
 
@@ -147,3 +148,29 @@ def test_a_worker_gets_what_is_missing_only() -> None:
     told = agent_command([], {**environment, "GRISTMILL_WORKER_NAME": "w"})
     assert "--name" not in told and told[told.index("--state") + 1] == "/s/worker-w"
     assert agent_command(["--help"], environment)[4:] == ["--help"]
+
+
+def test_every_option_of_a_job_reaches_its_spec() -> None:
+    """An option that parses and is then dropped is worse than none."""
+    given = {
+        "--cpus": "2", "--memory": "64M", "--timeout": "9s", "--scratch": "2M", "--output": "2M",
+        "--pids": "9", "--tier": "batch", "--label": "a=b", "--environment": "/p", "--name": "n",
+        "--retries": "2", "--failures-max": "3", "--completion": "any", "--priority": "1",
+        "--cap": "7",
+    }  # fmt: skip
+    words = [word for pair in given.items() for word in pair]
+    options = submit.options_of(parsed(*words, "--no-keep"), at_once=5)
+    plain = make_spec({}, command=Command(["c"]))
+    spec = make_spec(options, command=Command(["c"]))
+    fields = spec.__struct_fields__
+    changed = {name for name in fields if getattr(spec, name) != getattr(plain, name)}
+    changed |= {
+        name
+        for name in spec.limits.__struct_fields__
+        if getattr(spec.limits, name) != getattr(plain.limits, name)
+    }
+    assert changed == {
+        *("limits", "cpus_milli", "memory_bytes", "wall_ms", "scratch_bytes", "output_bytes"),
+        *("pids_max", "tier", "labels", "environment", "name", "retries", "failures_max"),
+        *("completion", "priority", "cap_ucredits", "keep", "concurrency_max"),
+    }
