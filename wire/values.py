@@ -91,7 +91,7 @@ def _typed_decoder(description: str) -> Callable[[Any], list[Any]]:
 def _describe(values: Sequence[Any]) -> str | None:
     """The DESC of values that are all flat tuples of one shape, or None."""
     width = len(values[0])
-    if not 1 <= width <= _FIELDS_MAX or any(len(value) != width for value in values):
+    if not 1 <= width <= _FIELDS_MAX or len(set(map(len, values))) != 1:
         return None
     letters = []
     for column in zip(*values, strict=True):
