@@ -24,7 +24,7 @@ STATE_STYLES = {
     "lost": "red",
     "draining": "yellow",
 }
-_SHORTEST = 8  #: a column is not cut below this
+_FLOORS = (8, 4, 1)  #: no column is cut below one of these while another is wider
 _GAP = "  "
 
 
@@ -227,11 +227,12 @@ def cut(text: str, width: int) -> str:
 def _fit(widths: Sequence[int], room: int) -> list[int]:
     """Widths that fit: the widest column gives way, again and again, down to a bearable rest."""
     fitted = list(widths)
-    while sum(fitted) > room and max(fitted) > _SHORTEST:
-        widest = fitted.index(max(fitted))
-        others = sum(fitted) - fitted[widest]
-        second = max((w for at, w in enumerate(fitted) if at != widest), default=0)
-        fitted[widest] = max(_SHORTEST, min(fitted[widest] - 1, max(second, room - others)))
+    for floor in _FLOORS:
+        while sum(fitted) > room and max(fitted) > floor:
+            widest = fitted.index(max(fitted))
+            over = sum(fitted) - room
+            second = max((w for at, w in enumerate(fitted) if at != widest), default=0)
+            fitted[widest] = max(floor, min(fitted[widest] - 1, max(second, fitted[widest] - over)))
     return fitted
 
 

@@ -55,8 +55,9 @@ def test_a_terminal_gets_what_fits() -> None:
 def test_no_column_disappears_on_a_very_narrow_terminal() -> None:
     screen = terminal(Screen, NO_COLOR="1")
     screen.table([f"COLUMN{n}" for n in range(8)], [[f"value-{n}" * 3 for n in range(8)]])
-    assert text_of(screen.out).splitlines()[1].count("value-0") == 1
-    assert len(text_of(screen.out).splitlines()[1].split()) == 8
+    head, row = text_of(screen.out).splitlines()
+    assert max(width_of(head), width_of(row)) <= 40
+    assert len(row.split()) == 8
 
 
 @pytest.mark.usefixtures("narrow")
