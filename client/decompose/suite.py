@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-from gristmill.client.errors import SubtaskError
+from gristmill.client.errors import DecomposeError, SubtaskError
 from gristmill.client.options import Options
 
 if TYPE_CHECKING:
@@ -208,7 +208,10 @@ def run_suite(
         DecomposeError: pytest could not collect the tree.
         SubtaskError: never; a test file that ended another way counts as an error.
     """
-    packed = pack_tree(tree)
+    try:
+        packed = pack_tree(tree)
+    except (ValueError, OSError) as error:
+        raise DecomposeError("DECOMPOSE_FAILED", str(error), "correct the request") from error
     files = client.decompose("pytest", tree=str(tree), args=list(args), packed=packed)
     named: Options = {"name": f"pytest {Path(tree).resolve().name}", "pids": 256, **options}
     results = client.map(make_test_runner(packed, args), files, return_exceptions=True, **named)

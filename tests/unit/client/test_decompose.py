@@ -121,6 +121,11 @@ def test_a_tree_is_split_and_put_together(tree: pathlib.Path) -> None:
     assert "wrong" in verdict.junit
 
 
+def test_a_tree_that_is_not_there(client: Client, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DecomposeError, match="is not a folder"):
+        client.pytest(tmp_path / "nowhere")
+
+
 def test_a_test_file_that_ended_another_way_is_an_error() -> None:
     error = TimeLimit("too long", index=0)
     verdict = aggregate({"test_slow.py": error}, 9)
