@@ -119,6 +119,7 @@ def test_a_dead_spawner_is_lost_jails_and_a_refusal(scratch, deep, able, has_cgr
     with prepare_host(scratch / "dying", has_cgroups=has_cgroups) as host:
         roots = host._ground.roots if host._ground else []
         jail = started(host, deep)
+        inside = list(tree_of(jail.pid))
         os.kill(host._process.pid, signal.SIGKILL)
         ending = ending_of(jail)
         assert ending.wait_status is None
@@ -127,6 +128,8 @@ def test_a_dead_spawner_is_lost_jails_and_a_refusal(scratch, deep, able, has_cgr
         with pytest.raises(SandboxError, match="process that starts jails"):
             host.start(deep)
         jail.close()
+        # nobody is left to wait for them: the kernel kills one generation after the other
+        until(lambda: not any(map(exists, inside)), "jailed processes outlive the spawner")
     assert host._stage is None or not Path(host._stage).exists()
     assert not any(Path(root).exists() for root in roots)
 
