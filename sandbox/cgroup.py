@@ -50,6 +50,19 @@ class Reading:
         return self.source == "proc"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """What a jail uses at this moment, for people who watch; bills use ``Reading``.
+
+    ``disk_bytes``: its scratch and other tmpfs, which count as memory too; 0 where not known.
+    """
+
+    cpu_us: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    pids: int = 0
+
+
 class Group(abc.ABC):
     """One jail's cgroup. Not thread-safe; one owner."""
 
@@ -67,6 +80,10 @@ class Group(abc.ABC):
     @abc.abstractmethod
     def reading(self) -> Reading:
         """All meters: about 100 us."""
+
+    @abc.abstractmethod
+    def usage(self) -> Usage:
+        """Present use: about 100 us."""
 
     @abc.abstractmethod
     def reset_peak(self) -> bool:
@@ -139,6 +156,16 @@ class GroupV1(Group):
             oom_kills=_table(memory / "memory.oom_control").get("oom_kill", 0),
             pids_denied=_table(pids / "pids.events").get("max", 0),
             source=self.source,
+        )
+
+    def usage(self) -> Usage:
+        """See ``Group.usage``."""
+        memory, pids = self._at["memory"], self._at["pids"]
+        return Usage(
+            cpu_us=self.cpu_us(),
+            memory_bytes=int((memory / "memory.usage_in_bytes").read_text()),
+            disk_bytes=_table(memory / "memory.stat").get("shmem", 0),
+            pids=int((pids / "pids.current").read_text()),
         )
 
     def reset_peak(self) -> bool:
@@ -217,6 +244,15 @@ class GroupV2(Group):
             oom_kills=_table(self._at / "memory.events").get("oom_kill", 0),
             pids_denied=_table(self._at / "pids.events").get("max", 0),
             source=self.source,
+        )
+
+    def usage(self) -> Usage:
+        """See ``Group.usage``."""
+        return Usage(
+            cpu_us=self.cpu_us(),
+            memory_bytes=int((self._at / "memory.current").read_text()),
+            disk_bytes=_table(self._at / "memory.stat").get("shmem", 0),
+            pids=int((self._at / "pids.current").read_text()),
         )
 
     def _peak_bytes(self) -> int:

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from gristmill.sandbox.cgroup import Group, Reading
+from gristmill.sandbox.cgroup import Group, Reading, Usage
 from gristmill.sandbox.limits import Limits
 from gristmill.sandbox.procfs import Sampler, children_of, proportional_bytes
 from gristmill.sandbox.verdict import Deed, LogFacts, Verdict, judge, parse_log
@@ -106,6 +106,12 @@ class Jail:
         if self._sampler.reading().memory_peak_bytes <= self.limits.memory_bytes:
             return False
         return proportional_bytes(self.pid) > self.limits.memory_bytes
+
+    def usage(self) -> Usage:
+        """What it uses at this moment; nothing after the end."""
+        if self.ending is not None:
+            return Usage(cpu_us=self.ending.reading.cpu_us)
+        return self._group.usage() if self._group else self._sampler.usage()
 
     def reset_peak(self) -> bool:
         """Start ``memory_peak_bytes`` again from the present use; False where impossible."""

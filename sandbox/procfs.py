@@ -7,7 +7,7 @@ being waited for, and peaks between two looks, are missed. ``Sampler`` keeps the
 import os
 from collections.abc import Iterator
 
-from gristmill.sandbox.cgroup import Reading
+from gristmill.sandbox.cgroup import Reading, Usage
 
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -67,10 +67,12 @@ class Sampler:
         self._pid = pid
         self._cpu_us = 0
         self._peak_bytes = 0
+        self._resident_bytes = 0
+        self._pids = 0
 
     def sample(self) -> Reading:
         """Look now: about 20 us for each process of the jail."""
-        cpu_us = resident_bytes = 0
+        cpu_us = resident_bytes = pids = 0
         for pid in tree_of(self._pid):
             try:
                 with open(f"/proc/{pid}/stat", "rb") as file:
@@ -80,8 +82,15 @@ class Sampler:
             # after the name: state is field 3; utime, stime, cutime, cstime 14-17; rss 24
             cpu_us += sum(int(field) for field in fields[11:15]) * _TICK_US
             resident_bytes += int(fields[21]) * _PAGE_BYTES
+            pids += 1
+        self._resident_bytes, self._pids = resident_bytes, pids
         self.raise_to(cpu_us, resident_bytes)
         return self.reading()
+
+    def usage(self) -> Usage:
+        """Present use; scratch is not seen from here."""
+        self.sample()
+        return Usage(self._cpu_us, self._resident_bytes, 0, self._pids)
 
     def raise_to(self, cpu_us: int, peak_bytes: int) -> None:
         """Take in what wait4 said at the end, where it is more."""

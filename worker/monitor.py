@@ -39,13 +39,13 @@ class Monitor:
 
 
 def _slot(port: Port, job: int, subtask: int) -> SlotReading:
-    reading = port.process.reading()
+    usage = port.process.usage()
     return SlotReading(
         slot=port.slot,
         job=job,
         subtask=subtask,
-        cpu_us=reading.cpu_us,
-        memory_bytes=reading.memory_peak_bytes,
-        disk_bytes=0,
-        pids=0,
+        cpu_us=usage.cpu_us,
+        memory_bytes=usage.memory_bytes,
+        disk_bytes=usage.disk_bytes,
+        pids=usage.pids,
     )

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from typing import Protocol
 
-from gristmill.sandbox.cgroup import Reading
+from gristmill.sandbox.cgroup import Reading, Usage
 from gristmill.sandbox.jail import Jail
 from gristmill.sandbox.limits import Limits
 from gristmill.sandbox.procfs import Sampler
@@ -46,6 +46,9 @@ class SlotProcess(Protocol):
 
     def reading(self) -> Reading:
         """All meters."""
+
+    def usage(self) -> Usage:
+        """What it uses now, for people who watch."""
 
     def judge(self, facts: Facts) -> Verdict:
         """After the end."""
@@ -86,6 +89,10 @@ class JailedProcess:
     def reading(self) -> Reading:
         """All meters."""
         return self._jail.reading()
+
+    def usage(self) -> Usage:
+        """What it uses now."""
+        return self._jail.usage()
 
     def judge(self, facts: Facts) -> Verdict:
         """After the end."""
@@ -150,6 +157,10 @@ class OpenProcess:
     def reading(self) -> Reading:
         """All meters."""
         return self._sampler.sample()
+
+    def usage(self) -> Usage:
+        """What it uses now."""
+        return self._sampler.usage()
 
     def judge(self, facts: Facts) -> Verdict:
         """After the end."""

@@ -295,6 +295,8 @@ def test_a24_live_readings_come_each_second_and_outlive_nothing(grid: Grid, clie
         block = bytearray(200 << 20)
         for at in range(0, len(block), 4096):
             block[at] = 1
+        with open("scratch", "wb") as file:
+            file.write(b"x" * (20 << 20))
         time.sleep(4)
         return len(block)
 
@@ -306,13 +308,13 @@ def test_a24_live_readings_come_each_second_and_outlive_nothing(grid: Grid, clie
             for worker in client.workers()
             if worker.reading
             for slot in worker.reading.slots
-            if slot.memory_bytes > 190 << 20
+            if slot.memory_bytes > 190 << 20 and slot.disk_bytes >= 20 << 20 and slot.pids >= 2
         ]
 
     until("a live reading above 190 MiB", slots, 10)
     assert future.result(timeout=30) == 200 << 20
     row = client.subtasks(future.job, first=future.index, limit=1)[0]
-    assert abs(row.peak_kib / 1024 - 200) < 40
+    assert 200 <= row.peak_kib / 1024 < 260
 
 
 def test_a25_a_large_result_is_stored_by_its_hash_once(grid: Grid, client: Client) -> None:

@@ -25,6 +25,8 @@ from gristmill.worker.core.drain import begin_drain
 from gristmill.worker.core.state import (
     HELLO_FIRST_MS,
     HELLO_LAST_MS,
+    NAME_PATIENCE_MS,
+    NAME_RETRY_MS,
     STALL_MS,
     Job,
     Lease,
@@ -51,7 +53,7 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
     state.phase, state.session, state.broker = "open", message.session, message.broker
     state.report_ms, state.ttl_ms = message.report_ms, message.ttl_ms
     state.hello_pause_ms = HELLO_FIRST_MS
-    state.has_told_silence = False
+    state.has_told_silence, state.name_taken_ms = False, 0
     state.report_number, state.result_number, state.unsent = 0, 0, len(state.results)
     for pending in state.results:
         pending.is_sent = False
@@ -72,6 +74,12 @@ def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
         if state.phase == "open":
             state.phase, state.hello_at_ms = "greeting", now_ms
         return []
+    if event.code == "NAME_TAKEN" and state.phase == "greeting":
+        # An agent that was killed keeps its name until the broker has missed it for a ttl.
+        state.name_taken_ms = state.name_taken_ms or now_ms
+        if now_ms - state.name_taken_ms < NAME_PATIENCE_MS:
+            state.hello_at_ms = now_ms + NAME_RETRY_MS
+            return []
     state.phase = "ended"
     spec = CODES.get(event.code)
     text = f"{event.code}: {event.message}" + (f"\n  -> {event.hint}" if event.hint else "")

@@ -29,6 +29,8 @@ WALL_GRACE_MS = 2_000
 #: Loading a function or packing results may take this long when the wall limit is shorter.
 BETWEEN_MS_MIN = 30_000
 HELLO_FIRST_MS, HELLO_LAST_MS = 200, 5_000
+#: A name that is taken is asked for again for this long: its owner may be a killed agent.
+NAME_PATIENCE_MS, NAME_RETRY_MS = 2 * TTL_MS, 500
 #: Results that no later answer acknowledges for this long: the session is begun again.
 STALL_MS = 15_000
 #: After the grace of a drain, how long results may still wait for their acks.
@@ -152,6 +154,7 @@ class State:
     drain_until_ms: int = -1
     exit_code: int = 0
     has_told_silence: bool = False
+    name_taken_ms: int = 0
 
     @property
     def is_draining(self) -> bool:
