@@ -150,7 +150,7 @@ def _accept(
             not_final,
         )
     )
-    if is_billed:
+    if is_billed and not job.is_free:
         ref = endings.hold_ref(state, job)
         contribution = _contribution(
             event, worker, lease, ref, billed, failed, wall_us, cpu_us, amount

@@ -150,7 +150,7 @@ def paid(client: Client) -> int:
 
 
 def test_a10_the_same_request_gives_the_same_list_under_a_deadline_and_a_cap(
-    client: Client, split: Callable[..., decompose.Decomposition]
+    grid: Grid, client: Client, split: Callable[..., decompose.Decomposition]
 ) -> None:
     def count(n: Any) -> list[list[Any]]:
         import os
@@ -174,6 +174,7 @@ def test_a10_the_same_request_gives_the_same_list_under_a_deadline_and_a_cap(
         split(count, limits.DECOMPOSED_MAX + 1)
     assert large.value.code == "DECOMPOSE_TOO_LARGE"
     assert len(client.jobs(1000)) == jobs + 2, "no job was made of either"
+    assert "ALARM" not in grid.log("ledger").read_text(), "what is free is no contribution"
 
 
 def test_a11_one_bad_element_refuses_the_whole_list_and_is_named(
