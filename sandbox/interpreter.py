@@ -1,11 +1,11 @@
 """What must be mounted so that a Python runs in a jail as it runs outside, with its packages.
 
-The interpreter is asked once, with ``-I``: its prefixes, its search path, the shared libraries that
-it has loaded. Everything is mounted read-only at its own path, since virtual environments, shebang
-lines and compiled packages hold absolute paths; where such a path goes through a symbolic link
-(``versions/3.12 -> 3.12.7``, a venv's ``bin/python``), both the path and where it leads are
-mounted. Where it lies does not matter: paths that the jail's identity cannot reach, as under a 0700
-home, are staged by the host (host.py).
+The interpreter is asked once, with ``-I``: its prefixes, its search path, the shared libraries and
+the modules that it has loaded (Debian's ``sitecustomize`` is a link into /etc). Everything is
+mounted read-only at its own path, since virtual environments, shebang lines and compiled packages
+hold absolute paths; where such a path goes through a symbolic link (``versions/3.12 -> 3.12.7``, a
+venv's ``bin/python``), both the path and where it leads are mounted. Where it lies does not matter:
+paths that the jail's identity cannot reach, as under a 0700 home, are staged by the host (host.py).
 """
 
 import dataclasses
@@ -43,6 +43,10 @@ print(json.dumps({
     "prefixes": [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix],
     "path": [entry for entry in sys.path if entry.startswith("/")],
     "libraries": sorted(maps),
+    "modules": sorted(
+        module.__file__ for module in list(sys.modules.values())
+        if (getattr(module, "__file__", None) or "").startswith("/")
+    ),
     "version": list(sys.version_info[:3]),
     "tag": sys.implementation.cache_tag,
     "suffix": sysconfig.get_config_var("EXT_SUFFIX") or "",
@@ -177,8 +181,9 @@ def _binds_of(
             trees.add("/nix/store")
         elif os.path.isfile(library):
             trees.add(library)
-    for hop in _hops(executable):
-        trees.add(hop)
+    for path in (executable, *facts["modules"]):
+        for hop in _hops(path):
+            trees.add(hop)
     return trees.binds(), tuple(left_out)
 
 

@@ -95,7 +95,13 @@ def make_home(at):
     alias = at / "versions" / "alias" / "bin" / version
     subprocess.run([alias, "-m", "venv", "--without-pip", at / "venv"], check=True)
     own = at / "venv" / "lib" / version / "site-packages" / "own.py"
-    own.write_text("WORD = 'grist'\n")
+    own.write_text("import sitecustomize\n\nWORD = sitecustomize.WORD\n")
+    # As Debian has it: a module of the library that is a link to somewhere else.
+    custom = at / "versions" / "one" / "lib" / version / "sitecustomize.py"
+    custom.unlink(missing_ok=True)
+    (at / "etc").mkdir()
+    (at / "etc" / "sitecustomize.py").write_text("WORD = 'grist'\n")
+    custom.symlink_to(at / "etc" / "sitecustomize.py")
     (at / "secret").write_text("s3cret")
     return at / "venv" / "bin" / "python"
 
