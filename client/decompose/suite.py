@@ -74,7 +74,9 @@ class Pytest:
             body, args = value
             folder = tempfile.mkdtemp()
             with tarfile.open(fileobj=io.BytesIO(body)) as archive:
-                archive.extractall(folder, filter="data")
+                # Python 3.11.0 to 3.11.3 has no filter; ``pack_tree`` packs plain files only.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(folder)
             done = subprocess.run(
                 [sys.executable, "-c", script, *args],
                 cwd=folder,
@@ -165,7 +167,8 @@ def make_test_runner(tree: bytes, args: Sequence[str]) -> Callable[[str], list[A
 
         folder = tempfile.mkdtemp()
         with tarfile.open(fileobj=io.BytesIO(tree)) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(folder)
         report = os.path.join(tempfile.mkdtemp(), "junit.xml")
         done = subprocess.run(
             [
