@@ -50,7 +50,9 @@ class Port:
         self.is_at_end = False
         self.peak = Reading()
         self._socket = sock
-        self._outputs = dict(zip(outputs, self.output, strict=True))
+        self._outputs = dict(zip(outputs, (0, 1), strict=True))
+        self._read_bytes = [0, 0]
+        self._taken_bytes = [0, 0]
         self._output_bytes_max = output_bytes_max
         self._frames = protocol.Frames(frame_bytes_max)
         self._unsent: deque[memoryview] = deque()
@@ -126,39 +128,59 @@ class Port:
     def read_output(self, fd: int | None = None) -> list[int]:
         """Take what is in the output pipes (or in one); descriptors that are at their end."""
         ended = []
+        self.page.begin_reading()
         for each in [fd] if fd is not None else list(self._outputs):
-            sink = self._outputs.get(each)
-            if sink is None:
-                continue
-            for _ in range(16):  # bounded: a flood must not hold the loop
-                try:
-                    part = os.read(each, OUTPUT_READ_BYTES)
-                except BlockingIOError:
-                    break
-                if not part:
-                    ended.append(each)
-                    break
-                room = self._output_bytes_max - self.output_bytes
-                self.output_bytes += len(part)
-                if room > 0:
-                    sink += part[:room]
-                if room <= len(part):
-                    break  # past the limit: the next look ends the jail
+            at = self._outputs.get(each)
+            if at is not None and self._read_pipe(each, at):
+                ended.append(each)
+        self.page.end_reading(*self._read_bytes)
         return ended
+
+    def _read_pipe(self, fd: int, at: int) -> bool:
+        """Whether it is at its end."""
+        for _ in range(16):  # bounded: a flood must not hold the loop
+            try:
+                part = os.read(fd, OUTPUT_READ_BYTES)
+            except BlockingIOError:
+                break
+            if not part:
+                return True
+            room = self._output_bytes_max - self.output_bytes
+            self.output_bytes += len(part)
+            self._read_bytes[at] += len(part)
+            if room > 0:
+                self.output[at].extend(part[:room])
+            if room <= len(part):
+                break  # past the limit: the next look ends the jail
+        return False
 
     def drop_output(self, fd: int) -> None:
         """A pipe is at its end."""
         if self._outputs.pop(fd, None) is not None:
             os.close(fd)
 
-    def take_output(self) -> tuple[bytes, bytes, int]:
-        """(stdout, stderr, bytes there were) since the last result."""
+    def take_output(self, written: tuple[int, int] | None = None) -> tuple[bytes, bytes, int]:
+        """(stdout, stderr, bytes there were) since the last result.
+
+        ``written``: take no more than what came before these positions of the two streams: the
+        slot may have begun to write for its next result.
+        """
         self.read_output()
-        stdout, stderr = bytes(self.output[0]), bytes(self.output[1])
-        self.output[0].clear()
-        self.output[1].clear()
-        seen, self.output_bytes = self.output_bytes, 0
-        return stdout, stderr, seen
+        is_cut = self.output_bytes > len(self.output[0]) + len(self.output[1])
+        if written is None or is_cut:
+            written = (self._read_bytes[0], self._read_bytes[1])
+        texts = []
+        seen = 0
+        for at, sink in enumerate(self.output):
+            size = min(max(0, written[at] - self._taken_bytes[at]), len(sink))
+            texts.append(bytes(sink[:size]))
+            del sink[:size]
+            self._taken_bytes[at] += size
+            seen += size
+        if is_cut:
+            seen, self._taken_bytes = self.output_bytes, list(self._read_bytes)
+        self.output_bytes -= seen
+        return texts[0], texts[1], seen
 
     def take_cpu_us(self) -> int:
         """Cpu time since it was last taken."""

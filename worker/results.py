@@ -203,7 +203,7 @@ def _blame_kernel(draft: Draft, port: Port, spec: JobSpec) -> None:
 
 
 def _add_output(draft: Draft, port: Port) -> None:
-    stdout, stderr, seen = port.take_output()
+    stdout, stderr, seen = port.take_output(draft.done.written)
     if not seen:
         return
     values, meter, failures, _ = draft.frames

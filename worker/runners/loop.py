@@ -41,6 +41,7 @@ def run_inputs(
         count = len(done.walls_ns)
         if count:
             flush_output()
+            done.written = page.written(outbox.outputs) if outbox.outputs else None
             outbox.send_range(done)
             ran += count
         if page.is_stopped(lease_id):

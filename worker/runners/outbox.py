@@ -36,6 +36,7 @@ class Range:
         troubles: of the others, in order.
         cpu_us, peak_kib: by subtask where they were measured, else empty.
         logs: output by subtask; offsets are filled in from ``log_at``.
+        written: see ``protocol.Done``; of a range that is cut, its first result has all output.
     """
 
     lease_id: int
@@ -46,6 +47,7 @@ class Range:
     cpu_us: list[int] = dataclasses.field(default_factory=list)
     peak_kib: list[int] = dataclasses.field(default_factory=list)
     logs: list[LogEntry] = dataclasses.field(default_factory=list)
+    written: tuple[int, int] | None = None
 
     def halves(self) -> "tuple[Range, Range]":
         """The same in two, each with at least one subtask."""
@@ -64,6 +66,7 @@ class Range:
                 self.cpu_us[:half],
                 self.peak_kib[:half],
                 [log for log in self.logs if log.offset < half],
+                self.written,
             ),
             Range(
                 self.lease_id,
@@ -78,6 +81,7 @@ class Range:
                     for log in self.logs
                     if log.offset >= half
                 ],
+                self.written,
             ),
         )
 
@@ -95,11 +99,16 @@ NO_EXTRAS = Extras()
 
 
 class Outbox:
-    """Sends frames on the slot's socket; waits for the agent to take them."""
+    """Sends frames on the slot's socket; waits for the agent to take them.
+
+    Attributes:
+        outputs: descriptors of the pipes of stdout and stderr that user code has no name for.
+    """
 
     def __init__(self, sock: socket.socket, is_safe: bool = False) -> None:
         self._socket = sock
         self.is_safe = is_safe
+        self.outputs: tuple[int, ...] = ()
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -155,6 +164,7 @@ class Outbox:
             is_killed=extras.is_killed,
             files=extras.files,
             refused=list(extras.refused),
+            written=done.written,
         )
         self.send(header, frame, meter, failures, logs)
 

@@ -12,15 +12,23 @@ word    writer    meaning
 1       slot      LEASE: lease that runs
 2       slot      STARTED: index that runs, plus one; 0 between subtasks
 3       agent     length of the stop list
-4..     agent     the stop list: leases of which no further subtask may start
+4       agent     READS: odd while the agent reads output
+5, 6    agent     bytes that it has read of stdout, of stderr
+7..     agent     the stop list: leases of which no further subtask may start
 ======  ========  =====================================================================
 
-A slot reads STOP before each subtask, and the list only when STOP changed: 30 ns.
+A slot reads STOP before each subtask, and the list only when STOP changed: 30 ns. Words 4 to 6 let
+a slot know how much it has written, whoever wrote it and however (a C library, a child): what was
+read, and what still is in the pipe. So output lands in the result of the subtasks that wrote it.
 """
 
+import fcntl
 import mmap
+import os
 import struct
-from collections.abc import Iterator
+import sys
+import termios
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -30,8 +38,10 @@ HEADER_BYTES_MAX = 1 << 20
 BODY_BYTES_MAX = 1 << 30
 
 PAGE_BYTES = 4096
-STOP, LEASE, STARTED, LISTED, LIST = 0, 1, 2, 3, 4
+STOP, LEASE, STARTED, LISTED, READS, TAKEN, LIST = 0, 1, 2, 3, 4, 5, 7
 STOPS_MAX = PAGE_BYTES // 8 - LIST
+#: Looks of a slot at its output; one that fails costs a turn of the processor.
+LOOKS_MAX = 1_000
 
 Run = tuple[int, int]
 
@@ -112,7 +122,8 @@ class Done(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
     ``notes``: see ``Note``. The rest is of a result of one subtask. ``is_killed``: it died by
     SIGKILL, which the agent checks for the kernel's out-of-memory killer. ``files``: output files
-    that went before; ``refused``: (path, reason) of those that were not taken.
+    that went before; ``refused``: (path, reason) of those that were not taken. ``written``: bytes
+    of stdout and stderr since the process began up to this result; None where that is not known.
     """
 
     lease_id: int
@@ -127,6 +138,7 @@ class Done(msgspec.Struct, array_like=True, frozen=True, tag=2):
     is_killed: bool = False
     files: int = 0
     refused: list[tuple[str, str]] = []
+    written: tuple[int, int] | None = None
 
 
 class FilePart(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -231,7 +243,40 @@ class Page:
         words = self.words
         return any(words[LIST + at] == lease for at in range(min(words[LISTED], STOPS_MAX)))
 
+    def begin_reading(self) -> None:
+        """Agent: bytes may leave an output pipe from now on."""
+        self.words[READS] = (self.words[READS] | 1) & 0xFFFFFFFF
+
+    def end_reading(self, stdout_bytes: int, stderr_bytes: int) -> None:
+        """Agent: this much was read of both, ever."""
+        self.words[TAKEN], self.words[TAKEN + 1] = stdout_bytes, stderr_bytes
+        self.words[READS] = (self.words[READS] + 1) & 0xFFFFFFFE
+
+    def written(self, outputs: Sequence[int]) -> tuple[int, int] | None:
+        """Slot: bytes written to stdout and stderr so far; None when it cannot be known.
+
+        ``outputs``: descriptors of the two pipes.
+        """
+        words = self.words
+        for _ in range(LOOKS_MAX):
+            reads = words[READS]
+            if not reads & 1:
+                try:
+                    stdout, stderr = (
+                        words[TAKEN + at] + _bytes_in(fd) for at, fd in enumerate(outputs)
+                    )
+                except OSError:  # no pipe any more
+                    return None
+                if words[READS] == reads:
+                    return stdout, stderr
+            os.sched_yield()
+        return None
+
     def close(self) -> None:
         """Unmap."""
         self.words.release()
         self.mapping.close()
+
+
+def _bytes_in(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -97,6 +97,7 @@ class Zygote:
             gc.collect()
             gc.freeze()  # children share these pages for longer
         else:
+            self._outbox.outputs = (os.dup(1), os.dup(2))
             os.chdir(setting.work_dir)
 
     def _load(self, body: bytes) -> None:

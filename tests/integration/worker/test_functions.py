@@ -267,3 +267,26 @@ def test_a_range_parcel_is_cut_where_the_lease_is(pair: Any) -> None:
     pair.all_told(4)
 
     assert pair.peer.values() == {10: 35, 11: 38, 998: 2999, 999: 3002}
+
+
+def test_output_in_batch_lands_in_the_result_of_the_subtasks_that_wrote_it(pair: Any) -> None:
+    def say(x: int) -> int:
+        import os
+
+        print("out", x)
+        os.system(f"echo child {x} >&2")  # nothing that Python could count
+        return x
+
+    job = pair.next_job()
+    pair.peer.open_function(job, say, tier="batch")
+    for first in range(6):
+        pair.peer.lease(job, [first], first=first)
+    pair.peer.lease(job, list(range(6, 12)), first=6)
+    pair.all_told(12)
+
+    for result in pair.peer.results:
+        (log,) = result.logs
+        indices = list(result.outcomes)
+        assert (log.offset, log.count) == (0, len(indices))
+        assert log.stdout.decode() == "".join(f"out {index}\n" for index in indices)
+        assert sorted(log.stderr.decode().splitlines()) == sorted(f"child {i}" for i in indices)

@@ -11,6 +11,7 @@ import pytest
 from gristmill.wire.failure import Failure, unpack_failures
 from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
+from gristmill.worker.port import Port
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.commands import parts_of, substitute
 from gristmill.worker.runners.encode import CannotTravelError, decode, encode
@@ -199,3 +200,57 @@ def test_values_that_do_not_decode_are_told() -> None:
     assert encode([{"a": 1}], True)[0] == "m"
     with pytest.raises(CannotTravelError, match="safe"):
         encode([{1}], True)
+
+
+@pytest.fixture
+def printing(page: protocol.Page) -> Any:
+    """The agent's end of a slot (no process: none is looked at), and the slot's two pipes."""
+    ours, theirs = socket.socketpair()
+    pipes = [os.pipe(), os.pipe()]
+    nobody: Any = None
+    outputs = (pipes[0][0], pipes[1][0])
+    port = Port(0, 1, nobody, ours, page, outputs, 1000, 1 << 20)
+    yield port, (pipes[0][1], pipes[1][1])
+    ours.close()
+    theirs.close()
+    for fd in (*outputs, pipes[0][1], pipes[1][1]):
+        os.close(fd)
+
+
+def test_a_slot_knows_what_it_has_written_whatever_was_read(
+    page: protocol.Page, printing: Any
+) -> None:
+    port, (out, err) = printing
+    os.write(out, b"one\n")
+    assert page.written((out, err)) == (4, 0)
+    port.read_output()
+    os.write(out, b"two\n")
+    os.write(err, b"!")
+    assert page.written((out, err)) == (8, 1)
+    page.begin_reading()
+    assert page.written((out, err)) is None, "the agent reads just now"
+    page.end_reading(4, 0)
+    assert page.written((out, err)) == (8, 1)
+    os.close(out_again := os.dup(out))
+    assert page.written((out_again, err)) is None, "closed by somebody"
+
+
+def test_a_result_takes_the_output_of_its_subtasks_only(printing: Any) -> None:
+    port, (out, err) = printing
+    os.write(out, b"out 1\n")
+    os.write(out, b"out 3\n")  # of the next subtask, before the first one's result is looked at
+    os.write(err, b"e3")
+    assert port.take_output((6, 0)) == (b"out 1\n", b"", 6)
+    assert port.output_bytes == 8
+    assert port.take_output((12, 2)) == (b"out 3\n", b"e3", 8)
+    assert port.take_output((-5, 1 << 70)) == (b"", b"", 0)
+    os.write(out, b"tail")
+    assert port.take_output() == (b"tail", b"", 4)
+
+
+def test_output_beyond_its_limit_is_counted_and_cut(printing: Any) -> None:
+    port, (out, err) = printing
+    os.write(out, b"x" * 3000)
+    assert port.take_output((10, 0)) == (b"x" * 1000, b"", 3000)
+    os.write(err, b"next")
+    assert port.take_output((3000, 4)) == (b"", b"next", 4)
