@@ -10,10 +10,10 @@ import sys
 
 import zmq
 
-from gristmill.broker.keys import load_key
 from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_settings
 from gristmill.broker.tokens import make_token
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+from gristmill.wire.keys import BROKER_KEY, load_key
 from gristmill.wire.process import announce_ready, die_with_parent
 
 log = logging.getLogger("gristmill.broker")
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_key(state: str | None) -> int:
-    print(load_key(_folder(state)).verify_key.encode().hex())
+    print(load_key(_folder(state) / BROKER_KEY).verify_key.encode().hex())
     return EXIT_OK
 
 

@@ -26,7 +26,6 @@ from gristmill.broker.execution import Execution
 from gristmill.broker.front import Front
 from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal, free_bytes
-from gristmill.broker.keys import load_key
 from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
 from gristmill.broker.metrics import Metrics
@@ -40,6 +39,7 @@ from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSes
 from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.keys import BROKER_KEY, load_key
 from gristmill.wire.socket import check_listen_address
 from gristmill.wire.units import format_bytes
 
@@ -65,7 +65,7 @@ class Broker:
         check_listen_address(settings.front)
         check_listen_address(settings.back)
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = load_key(settings.state)
+        key = load_key(settings.state / BROKER_KEY)
         self.metrics = metrics = Metrics()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = False

@@ -4,9 +4,7 @@ A report is checked whole before any of it counts. A result whose signature is w
 the core under no lease, so that it is counted, kept as superseded, acked and never used.
 """
 
-import hashlib
 import logging
-import struct
 from collections.abc import Callable
 
 import msgspec
@@ -27,7 +25,7 @@ from gristmill.wire.failure import Failure, unpack_failures
 from gristmill.wire.frames import encode
 from gristmill.wire.ids import is_digest
 from gristmill.wire.meter import Meter, unpack_meter
-from gristmill.wire.receipts import Receipt, is_signed
+from gristmill.wire.receipts import is_signed, receipt_of
 from gristmill.wire.spec import TIERS
 
 log = logging.getLogger("gristmill.broker.back")
@@ -262,15 +260,7 @@ class Back:
         facts = self._execution.jobs.get(head.job)
         if facts is None:
             return True  # the job is over: the core will call it superseded
-        digest = hashlib.sha256()
-        for frame in body:
-            digest.update(struct.pack("<Q", len(frame)))
-            digest.update(frame)
-        receipt = Receipt(
-            self._journal.broker, head.job, head.lease_id, head.first, head.count,
-            digest.digest(), head.wall_us, head.cpu_us, head.peak_kib, head.metering,
-            facts.tariff.cpu_second_ucredits, facts.tariff.subtask_ucredits,
-        )  # fmt: skip
+        receipt = receipt_of(self._journal.broker, head, body, facts.tariff)
         return is_signed(receipt, head.signature, session.hello.node)
 
 

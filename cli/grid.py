@@ -267,9 +267,9 @@ class Grid:
 
         Made in this process: asking the broker for it would put one start behind the other.
         """
-        from gristmill.broker.keys import load_key
+        from gristmill.wire.keys import BROKER_KEY, load_key
 
-        return load_key(self.state / "broker").verify_key.encode().hex()
+        return load_key(self.state / "broker" / BROKER_KEY).verify_key.encode().hex()
 
     def _claim(self) -> None:
         make_private(self.state)

@@ -7,10 +7,18 @@ ledger's Merkle tree of
 receipts and its proofs come with the ledger's epochs.
 """
 
+import hashlib
+import struct
+from collections.abc import Sequence
+
 import msgspec
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
+from gristmill.wire.spec import Tariff
+from gristmill.wire.worker import ResultHead
+
+_LENGTH = struct.Struct("<Q")
 _CONTEXT = b"gristmill-receipt-1\0"
 
 
@@ -33,6 +41,28 @@ class Receipt(msgspec.Struct, array_like=True, frozen=True):
     metering: str
     cpu_second_ucredits: int
     subtask_ucredits: int
+
+
+def receipt_of(broker: str, head: ResultHead, frames: Sequence[bytes], tariff: Tariff) -> Receipt:
+    """The receipt of a result, which its worker signs and its broker checks."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(_LENGTH.pack(len(frame)))
+        digest.update(frame)
+    return Receipt(
+        broker=broker,
+        job=head.job,
+        lease_id=head.lease_id,
+        first=head.first,
+        count=head.count,
+        outcome_digest=digest.digest(),
+        wall_us=head.wall_us,
+        cpu_us=head.cpu_us,
+        peak_kib=head.peak_kib,
+        metering=head.metering,
+        cpu_second_ucredits=tariff.cpu_second_ucredits,
+        subtask_ucredits=tariff.subtask_ucredits,
+    )
 
 
 def sign_receipt(receipt: Receipt, key: SigningKey) -> bytes:

@@ -58,7 +58,8 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``files_out``, ``{}`` stands for it, ``{0}``, ``{1}`` for its parts, ``{index}`` for the
     subtask's index.
 
-    ``stdin``: ``none``, ``value`` (the input is the standard input; argv is used as it is).
+    ``stdin``: ``none``, ``value`` (the input is the standard input: argv is used as it is, and only
+    ``{index}`` stands for something in ``env`` and ``files_out``).
     ``files_out``: glob patterns collected from the working directory after exit.
     The value of a subtask is a ``CommandResult`` as a MessagePack map.
     """

@@ -17,10 +17,10 @@ from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host, prepare_host
 from gristmill.sandbox.probe import probe_host
 from gristmill.wire.errors import EXIT_CANNOT_JAIL, RemoteError
+from gristmill.wire.keys import WORKER_KEY, load_key
 from gristmill.wire.limits import PROTOCOL
 from gristmill.wire.worker import Hello
 from gristmill.worker.agent import Agent, say, tell_ready
-from gristmill.worker.keys import load_key
 from gristmill.worker.settings import WorkerSettings, read_settings
 
 PR_SET_PDEATHSIG = 1
@@ -43,7 +43,7 @@ def main() -> int:
     try:
         settings = read_settings(given, os.environ)
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = load_key(settings.state)
+        key = load_key(settings.state / WORKER_KEY)
     except RemoteError as error:
         say(f"{error.code}: {error.message}\n  -> {error.hint}")
         return error.spec.exit_code

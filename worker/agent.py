@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 
 from gristmill.sandbox.host import Host
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.receipts import receipt_of, sign_receipt
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.worker import Hello, Orders, Refused, Welcome
 from gristmill.worker.blobs import Blobs, Errands
@@ -25,7 +26,6 @@ from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
 from gristmill.worker.core.state import Setting, new_state
 from gristmill.worker.core.step import next_timer_ms, step
-from gristmill.worker.keys import sign_result
 from gristmill.worker.link import Link, orders_event
 from gristmill.worker.monitor import Monitor
 from gristmill.worker.settings import WorkerSettings
@@ -192,7 +192,8 @@ class Agent:
             broker = self._state.broker
             signed = [
                 msgspec.structs.replace(
-                    head, signature=sign_result(self._key, broker, head, frames, tariff)
+                    head,
+                    signature=sign_receipt(receipt_of(broker, head, frames, tariff), self._key),
                 )
                 for head, frames, tariff in zip(
                     message.results, effect.frames, effect.tariffs, strict=True

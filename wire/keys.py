@@ -1,4 +1,4 @@
-"""The broker's Ed25519 key: made at first start, readable by its owner only."""
+"""Ed25519 keys of processes: made at first start, readable by their owner only."""
 
 import os
 import pathlib
@@ -8,16 +8,15 @@ from nacl.signing import SigningKey
 
 from gristmill.wire.errors import RemoteError
 
-KEY_NAME = "broker.key"
+BROKER_KEY, WORKER_KEY = "broker.key", "worker.key"  #: files in the state folders
 
 
-def load_key(folder: pathlib.Path) -> SigningKey:
-    """The key of a state folder, made if there is none (32-byte seed as hex, mode 0600).
+def load_key(path: pathlib.Path) -> SigningKey:
+    """The key of this file, made if there is none (32-byte seed as hex, mode 0600).
 
     Raises:
         RemoteError: ``UNAUTHORISED`` when others can read it, or it is not a key.
     """
-    path = folder / KEY_NAME
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -45,7 +44,7 @@ def _make_key(path: pathlib.Path) -> SigningKey:
     """Writes beside and links: two starts at once agree on one key, and no torn file is read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = SigningKey.generate()
-    temporary = path.with_name(f"{KEY_NAME}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -55,7 +54,7 @@ def _make_key(path: pathlib.Path) -> SigningKey:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            return load_key(path.parent)
+            return load_key(path)
     finally:
         os.unlink(temporary)
     return key
