@@ -139,11 +139,18 @@ class CommandRunner:
         stdin = None
         if setting.is_stdin_value:
             stdin = _bytes_of(value)
-            argv, env = list(setting.argv), dict(setting.env)
+            argv = list(setting.argv)
+
+            def fill(text: str) -> str:
+                return text.replace("{index}", str(index))
         else:
             parts = parts_of(value)
             argv = [substitute(word, parts, index) for word in setting.argv]
-            env = {name: substitute(text, parts, index) for name, text in setting.env.items()}
+
+            def fill(text: str) -> str:
+                return substitute(text, parts, index)
+
+        env = {name: fill(text) for name, text in setting.env.items()}
         own = {
             "GRISTMILL_JOB": f"j{setting.job}",
             "GRISTMILL_INDEX": str(index),
@@ -153,10 +160,7 @@ class CommandRunner:
             "PWD": setting.work_dir,
         }
         self._link_inputs()
-        self._patterns = [
-            pattern if setting.is_stdin_value else substitute(pattern, parts_of(value), index)
-            for pattern in setting.files_out
-        ]
+        self._patterns = [fill(pattern) for pattern in setting.files_out]
         return Plan(argv, {**self._base, **own, **env}, stdin)
 
     def _link_inputs(self) -> None:

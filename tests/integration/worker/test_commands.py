@@ -145,6 +145,26 @@ def test_files_travel_by_digest(stored_pair: Any, store: Store) -> None:
     assert store.client.get(store.grant("get"), words.digest, 100) == b"alpha\n"
 
 
+def test_a_command_with_standard_input_names_its_files_by_index(stored_pair: Any) -> None:
+    script = 'cat > "$NAME"; echo "{index} {} {0}"'
+    command = Command(
+        ["/bin/sh", "-c", script],
+        env={"NAME": "{index}.txt", "BRACES": "{} {0}"},
+        stdin="value",
+        files_out=["{index}.txt"],
+    )
+
+    stored_pair.run_command(command, ["a", "b"], tier="job")
+
+    peer = stored_pair.peer
+    assert peer.outcomes() == {0: Outcome.OK, 1: Outcome.OK}, peer.failures()
+    assert [list(value["files"]) for _, value in sorted(peer.values().items())] == [
+        ["0.txt"],
+        ["1.txt"],
+    ]
+    assert peer.values()[0]["stdout"] == b"{index} {} {0}\n", "argv is used as it is"
+
+
 def test_a_link_as_output_file_is_refused(stored_pair: Any) -> None:
     command = Command(["/bin/sh", "-c", "ln -s /etc/passwd out"], files_out=["out"])
 
