@@ -121,12 +121,14 @@ def test_results_are_freed_while_the_job_runs(grid):
     job = client.submit(grid.function_spec(keep=False)).job
     client.subscribe(job)
     client.upload(job, 3_000)
-    for _ in range(2_000):
-        if len(client.results) > 80:
-            break
+
+    def has_many() -> bool:
         worker.take(0.01)
         worker.work_off(split=5)
         client.drain()
+        return len(client.results) > 80
+
+    grid.until(has_many, "80 results")
     acked = client.results[-1][0].sequence
     client.send(wc.Credit(client.session, job, acked, 1 << 40))
     grid.until(lambda: not stored(grid, job) or stored(grid, job)[0] > acked, "results are freed")
