@@ -24,7 +24,6 @@ from gristmill.worker.agent import Agent, say, tell_ready
 from gristmill.worker.settings import WorkerSettings, read_settings
 
 PR_SET_PDEATHSIG = 1
-RED, PLAIN = "\x1b[1;31m", "\x1b[0m"
 
 
 def main() -> int:
@@ -76,8 +75,8 @@ def _prepare(settings: WorkerSettings) -> Host | None:
     """
     if "trusted" in settings.tiers:
         say(
-            f"{RED}tier 'trusted' is on: jobs of that tier run as uid {os.geteuid()} with no jail "
-            f"at all{PLAIN}"
+            f"tier 'trusted' is on: jobs of that tier run as uid {os.geteuid()} with no jail at all",
+            is_loud=True,
         )
     if settings.tiers == ("trusted",):
         return None

@@ -37,6 +37,7 @@ READING_MS = 1_000
 REFILL_MS = 200  #: between two spare jails: their starts must not crowd out work
 MESSAGES_PER_TURN = 32
 IDLE_MS = 1_000  #: the longest that a turn waits
+RED, PLAIN = "\x1b[1;31m", "\x1b[0m"
 
 
 class Agent:
@@ -226,8 +227,10 @@ def now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def say(text: str) -> None:
-    """One line for the person who runs this worker."""
+def say(text: str, is_loud: bool = False) -> None:
+    """One line for the person who runs this worker; a loud one is red where colours are seen."""
+    if is_loud and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        text = f"{RED}{text}{PLAIN}"
     print(text, file=sys.stderr, flush=True)
 
 

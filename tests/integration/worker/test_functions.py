@@ -209,6 +209,9 @@ def test_an_errno_names_the_wall_that_was_hit(pair: Any) -> None:
 def test_the_tier_trusted_really_has_no_jail(pair: Any) -> None:
     pair.run_function(lambda x: __import__("os").getpid(), [0], tier="trusted")
 
+    assert "tier 'trusted' is on" in pair.worker.text()
+    assert "\x1b" not in pair.worker.text(), "a log is no terminal"
+
     assert pair.peer.values()[0] > 1
     assert os.path.exists(f"/proc/{pair.peer.values()[0]}")
     assert "no jail at all" in pair.worker.text()
