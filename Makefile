@@ -34,6 +34,7 @@ lint: .venv/.stamp ## style, types and the import law
 
 bench: .venv/.stamp ## each question of bench/ in turn; JSON in bench/results/
 	@for question in bench/*.py; do echo "== $$question"; .venv/bin/python "$$question" || exit 1; done
+	.venv/bin/python bench/harness/report.py
 
 flows: .venv/.stamp ## write docs/flows.md from tests/flows/
 	.venv/bin/python -P tests/flows/report.py
