@@ -123,5 +123,18 @@ def _rows(frame: bytes, count: int) -> list[Any]:
         raise grid_error(
             "MALFORMED", "the values are numpy rows and numpy is not installed", "pip install numpy"
         ) from None
-    # A copy: values that a caller may write to, not views of a received frame.
-    return list(numpy.frombuffer(raw, dtype).reshape(count, *shape).copy())
+    try:
+        # A copy: values that a caller may write to, not views of a received frame.
+        if not raw.nbytes:
+            return [numpy.empty(shape, dtype) for _ in range(_empty(count, shape))]
+        rows = numpy.frombuffer(raw, dtype).reshape(count, *shape)
+        return [row.copy() for row in rows] if shape else list(rows)
+    except (ValueError, TypeError, SyntaxError, OverflowError) as error:
+        raise grid_error("MALFORMED", f"numpy rows do not decode: {error}") from None
+
+
+def _empty(count: int, shape: tuple[int, ...]) -> int:
+    """The count, checked: no bytes are said to be so many rows of this shape."""
+    if 0 not in shape:
+        raise ValueError(f"no bytes for {count} rows of shape {shape}")
+    return count

@@ -11,13 +11,20 @@ from typing import Any, NamedTuple
 
 from gristmill.client.pickling import dump_values
 from gristmill.wire import limits
-from gristmill.wire.values import BlobRef, encode_ref, join_rows, pack_plain, pack_range
+from gristmill.wire.values import (
+    ROW_KINDS,
+    BlobRef,
+    encode_ref,
+    join_rows,
+    pack_plain,
+    pack_range,
+    pack_rows,
+)
 
 FIRST_ITEMS = 16  #: a small first parcel starts dispatch early
 RANGE_ITEMS = 16_384  #: inputs in one parcel of an arithmetic progression
 SLOW_SOURCE_S = 0.005  #: a source slower than this is sent on as it comes
 _INT64_MAX = (1 << 63) - 1
-_ROW_KINDS = "biufcmMSU"
 
 
 class Packed(NamedTuple):
@@ -34,26 +41,8 @@ def pack(values: Sequence[Any]) -> tuple[str, bytes]:
     Raises:
         UnpicklableError: an input cannot be serialised.
     """
-    packed = pack_plain(values)
-    if packed is None and "numpy" in sys.modules:
-        packed = pack_rows(values)
+    packed = pack_plain(values) or pack_rows(values, has_scalars=True)
     return packed or ("p", dump_values(list(values)))
-
-
-def pack_rows(values: Sequence[Any]) -> tuple[str, bytes] | None:
-    """(codec, frame) of numpy arrays or scalars that are alike, else None."""
-    numpy = sys.modules["numpy"]
-    first = values[0]
-    kind = type(first)
-    if not (kind is numpy.ndarray or isinstance(first, numpy.generic)):
-        return None
-    dtype = first.dtype
-    if dtype.kind not in _ROW_KINDS:
-        return None
-    if any(type(v) is not kind or v.dtype != dtype or v.shape != first.shape for v in values):
-        return None
-    raw = b"".join([value.tobytes() for value in values])
-    return "r", join_rows(dtype.str, first.shape, raw)
 
 
 class Parcels:
@@ -160,7 +149,7 @@ class Parcels:
     def _encode(self, values: Any) -> tuple[str, bytes]:
         if isinstance(values, list | tuple | range):
             return pack(values)
-        if values.dtype.kind in _ROW_KINDS:
+        if values.dtype.kind in ROW_KINDS:
             return "r", join_rows(values.dtype.str, values.shape[1:], values.tobytes())
         return pack(list(values))
 

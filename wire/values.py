@@ -37,6 +37,7 @@ _LETTERS: dict[type, str] = {int: "i", float: "f", str: "s", bytes: "b", bool: "
 _TYPES: dict[str, Any] = {letter: kind for kind, letter in _LETTERS.items()}
 _FIELDS_MAX = 32
 _DEPTH_MAX = 32
+ROW_KINDS = "biufcmMSU"  #: of numpy dtypes whose name and bytes are all there is to them
 _EXACT = object()
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -226,6 +227,30 @@ def unpack(
             "MALFORMED", f"a frame of codec {codec!r} holds {len(values)} values, not {count}"
         )
     return values
+
+
+def pack_rows(values: Sequence[Any], has_scalars: bool = False) -> tuple[str, bytes] | None:
+    """(codec, frame) of numpy arrays of one dtype and shape, else None. Never imports numpy.
+
+    ``values`` is a list of at least one value. Arrays without dimensions and subclasses are not
+    taken. ``has_scalars``: numpy scalars alike are taken, too.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    first = values[0]
+    kind = type(first)
+    if not (
+        (kind is numpy.ndarray and first.ndim > 0)
+        or (has_scalars and isinstance(first, numpy.generic))
+    ):
+        return None
+    dtype, shape = first.dtype, first.shape
+    if dtype.kind not in ROW_KINDS or not dtype.itemsize or dtype.metadata:
+        return None
+    if any(type(v) is not kind or v.dtype != dtype or v.shape != shape for v in values):
+        return None
+    return "r", join_rows(dtype.str, shape, b"".join([value.tobytes() for value in values]))
 
 
 def join_rows(dtype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> bytes:

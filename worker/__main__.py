@@ -75,7 +75,8 @@ def _prepare(settings: WorkerSettings) -> Host | None:
     """
     if "trusted" in settings.tiers:
         say(
-            f"tier 'trusted' is on: jobs of that tier run as uid {os.geteuid()} with no jail at all",
+            f"tier 'trusted' is on: jobs of that tier run as uid {os.geteuid()} with no jail "
+            "at all",
             is_loud=True,
         )
     if settings.tiers == ("trusted",):

@@ -63,7 +63,7 @@ def encode(values: Sequence[Any], is_safe: bool) -> tuple[str, bytes]:
     Raises:
         CannotTravelError: naming the first value that cannot travel.
     """
-    packed = wire_values.pack_plain(values)
+    packed = wire_values.pack_plain(values) or wire_values.pack_rows(values)
     if packed is not None:
         return packed
     if is_safe:
@@ -126,6 +126,8 @@ def _rows(frame: bytes | memoryview, count: int) -> list[Any]:
         ) from None
     try:
         dtype, shape, raw = wire_values.split_rows(frame)
+        if not raw.nbytes and 0 in shape:
+            return [numpy.empty(shape, dtype) for _ in range(count)]
         rows = numpy.frombuffer(raw, numpy.dtype(dtype)).reshape(count, *shape)
     except (RemoteError, ValueError, TypeError) as error:
         raise CannotTravelError(f"numpy rows do not decode: {error}") from None

@@ -72,7 +72,7 @@ class Waited:
 
 @dataclasses.dataclass(slots=True)
 class End:
-    """How one subtask ended: a value (plain, or framed with its codec), or a trouble."""
+    """How one subtask ended: a value (plain, or a frame with its codec), or a trouble."""
 
     outcome: int = 0
     value: Any = None
@@ -379,10 +379,9 @@ class Forker:
         is_alone = bool(
             end.is_killed or end.files or end.refused or len(end.frame) > FRAME_BYTES_MAX
         )
-        is_alone = is_alone or end.codec == "p"
-        if is_alone:
+        if is_alone or end.codec:
             self.flush()
-        if end.codec == "p":
+        if end.codec:
             self._send_framed(lease_id, index, waited, end, logs)
             return
         done = self._range
@@ -459,8 +458,8 @@ def _read_reply(reply: bytearray, code: int) -> End:
                 raise ValueError(f"outcome {outcome}")
             return End(outcome, failure=failure, note=note)
         codec = head.decode("ascii")
-        if codec == "p":
-            return End(codec="p", frame=frame)
+        if codec in ("p", "r"):  # not ours to decode: whoever imports numpy, it is not the slot
+            return End(codec=codec, frame=frame)
         return End(value=join_plain(codec, frame), frame=frame)
     except (CannotTravelError, msgspec.DecodeError, ValueError) as error:
         return _ended(Outcome.ENCODING, f"the subtask's reply does not decode: {error}")

@@ -62,6 +62,24 @@ def test_arrays_and_objects(client: Client) -> None:
     assert mixed == {"a": (1, None), "set": {1}}
 
 
+@pytest.mark.parametrize("tier", ["job", "batch"])
+def test_arrays_come_back_as_they_were(grid: Grid, tier: Any) -> None:
+    def make(dtype: str) -> Any:
+        return numpy.arange(6).reshape(3, 2).T.astype(dtype)
+
+    kinds = ["f8", ">i2", "u1", "c16", "?", "U3", "M8[D]", "f4", "f4", "f4"]
+    with Client(grid.address, timeout=20, trust="none") as careful:  # and nothing is unpickled
+        for dtype, value in zip(kinds, careful.map(make, kinds, tier=tier), strict=True):
+            assert value.dtype == numpy.dtype(dtype)
+            assert value.shape == (2, 3)
+            assert numpy.array_equal(value, make(dtype))
+            value[0, 0] = value[1, 1]
+        empty = list(careful.map(lambda *shape: numpy.empty(shape), [0, 0], [2, 0], tier=tier))
+        assert [value.shape for value in empty] == [(0, 2), (0, 0)]
+        (large,) = careful.map(lambda n: numpy.arange(n), [40_000], tier=tier)
+        assert numpy.array_equal(large, numpy.arange(40_000))
+
+
 def test_large_inputs_values_and_functions_go_through_the_store(client: Client) -> None:
     table = os.urandom(100_000)
     inputs = [bytes([n]) * 200_000 for n in range(3)]

@@ -293,3 +293,51 @@ def test_output_in_batch_lands_in_the_result_of_the_subtasks_that_wrote_it(pair:
         assert (log.offset, log.count) == (0, len(indices))
         assert log.stdout.decode() == "".join(f"out {index}\n" for index in indices)
         assert sorted(log.stderr.decode().splitlines()) == sorted(f"child {i}" for i in indices)
+
+
+@pytest.mark.parametrize("results", ["any", "safe"])
+@pytest.mark.parametrize("tier", ["strict", "job", "batch"])
+def test_arrays_travel_as_rows(pair: Any, tier: str, results: Any) -> None:
+    from gristmill.wire.values import split_rows
+
+    def corner(x: int) -> Any:
+        import numpy
+
+        return numpy.arange(12, dtype="f4").reshape(3, 4).T[:x]
+
+    pair.run_function(corner, [2, 2], tier=tier, results=results)
+
+    assert pair.peer.outcomes() == {0: Outcome.OK, 1: Outcome.OK}, pair.peer.failures()
+    count = 0
+    for result in pair.peer.results:
+        assert result.head.codec == "r"
+        dtype, shape, raw = split_rows(result.frames[0])
+        assert (dtype, shape) == ("<f4", (2, 3))
+        assert raw.nbytes == 24 * result.head.count
+        assert raw.cast("f")[:6].tolist() == [0, 4, 8, 1, 5, 9]
+        count += result.head.count
+    assert count == 2
+
+
+def test_a_slot_imports_no_numpy_by_itself(pair: Any) -> None:
+    def loaded(x: int) -> bool:
+        import sys
+
+        return "numpy" in sys.modules
+
+    pair.run_function(loaded, [0], tier="batch")
+
+    assert pair.peer.values() == {0: False}
+
+
+def test_numpy_scalars_are_pickles_and_so_refused_where_those_are(pair: Any) -> None:
+    def one(x: int) -> Any:
+        import numpy
+
+        return numpy.float32(x)
+
+    pair.run_function(one, [1], tier="batch")
+    assert pair.peer.results[0].head.codec == "p"
+    pair.peer.forget()
+    pair.run_function(one, [1], tier="batch", results="safe")
+    assert pair.peer.outcomes() == {0: Outcome.ENCODING}

@@ -3,6 +3,7 @@
 import array
 import pickle
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,3 +154,44 @@ def test_a_reference_survives_and_rubbish_does_not():
     assert values.decode_ref(values.encode_ref(ref)) == ref
     with pytest.raises(RemoteError):
         values.decode_ref(b"\x00")
+
+
+ALIKE = [
+    numpy.arange(6.0).reshape(2, 3),
+    numpy.arange(6, dtype=">i4").reshape(3, 2).T,
+    numpy.array(["a", "bcd"]),
+    numpy.array(["2024-01-01"], "M8[s]"),
+    numpy.array([True]),
+    numpy.empty((0, 3)),
+]
+
+
+@pytest.mark.parametrize("value", ALIKE, ids=lambda value: value.dtype.str)
+def test_arrays_alike_are_rows(value):
+    codec, frame = values.pack_rows([value, value])
+    dtype, shape, raw = values.split_rows(frame)
+    assert (codec, numpy.dtype(dtype), shape) == ("r", value.dtype, value.shape)
+    assert bytes(raw) == 2 * value.tobytes(order="C")
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        [numpy.zeros(2), numpy.zeros(3)],
+        [numpy.zeros(2), numpy.zeros(2, "f4")],
+        [numpy.zeros(2), [0.0, 0.0]],
+        [numpy.array([{}])],
+        [numpy.zeros(2, [("a", "i4"), ("b", "f8")])],
+        [numpy.array(5.0)],
+        [numpy.float64(5.0)],
+        [numpy.ma.array([1.0], mask=[True])],
+    ],
+    ids=lambda unlike: repr(unlike)[:40],
+)
+def test_what_rows_would_change_is_none(unlike):
+    assert values.pack_rows(unlike) is None
+
+
+def test_numpy_scalars_are_rows_only_where_that_is_asked_for():
+    assert values.pack_rows([numpy.int32(4), numpy.int32(5)]) is None
+    assert values.pack_rows([numpy.int32(4), numpy.int32(5)], has_scalars=True)[0] == "r"
