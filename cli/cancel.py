@@ -6,7 +6,6 @@ from gristmill.cli import documents
 from gristmill.cli.connection import asked, connect
 from gristmill.cli.output import Terminal
 from gristmill.cli.selection import format_runs, parse_runs
-from gristmill.wire.client import Cancel
 from gristmill.wire.errors import EXIT_OK
 
 
@@ -15,8 +14,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     wanted = [asked(parse_runs, text) for text in args.jobs]
     with connect(args.address) as client:
         for job, runs in wanted:
-            # As runs: ``Client.cancel`` takes single indices, and j17/0-99999999 is one run.
-            client._link.ask(Cancel(b"", 0, job, runs))
+            ranges = [range(start, start + length) for start, length in runs]
+            client.cancel(job, ranges or None)
             terminal.say(f"asked to cancel {format_runs(job, runs)}")
     if terminal.is_json:
         names = [format_runs(job, runs) for job, runs in wanted]

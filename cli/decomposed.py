@@ -1,7 +1,6 @@
 """``gristmill submit --from``: one request, split into subtasks by a decomposer in a jail."""
 
 import argparse
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import documents
 from gristmill.cli.output import Terminal, plural
-from gristmill.cli.posting import post, try_out
 from gristmill.cli.submit import (
     command_of,
     load_function,
@@ -19,7 +17,6 @@ from gristmill.cli.submit import (
     show_submitted,
 )
 from gristmill.client.decompose import Decomposition, decompose
-from gristmill.client.options import make_spec
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.ids import format_job
 from gristmill.wire.limits import DECOMPOSE_WALL_MS
@@ -64,26 +61,18 @@ def _submit(
     options = options_of(args)
     inputs: Iterable[Any] = request
     if args.python:
-        from gristmill.client.pickling import dump_function
-
-        function = load_function(args.python)
-        spec, body = client._function_spec(
-            options, dump_function(function), False, function.__name__, **origin
-        )
+        spec, body = client.make_spec(load_function(args.python), **origin, **options)
     else:
         command, take = with_names(command_of(args, client), request[0])
         inputs = map(take, request)
         if args.decomposer == "glob" and args.stdin:
             inputs = map(contents_of, request)  # a jail sees no files of ours: their contents go
-        name = os.path.basename(command.argv[0])
-        environment = client._environment
-        spec = make_spec(options, command=command, name=name, environment=environment, **origin)
-        body = b""
+        spec, body = client.make_spec(command, **origin, **options)
     if args.dry_run:
-        return show_dry_run(try_out(client, spec, body), len(request), terminal)
-    job, count = post(client, spec, body, inputs, os.urandom(16))
+        return show_dry_run(client.try_out(spec, body), len(request), terminal)
+    job = client.post(spec, body, inputs)
     decomposition = format_job(request.job)
-    return show_submitted(client, job, count, args, terminal, decomposition)
+    return show_submitted(client, job, args, terminal, decomposition)
 
 
 def arguments_of(decomposer: str, given: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 from gristmill.cli import documents
 from gristmill.cli.connection import connect, subtask_of
 from gristmill.cli.output import Terminal
-from gristmill.cli.reading import logs_of
 from gristmill.client.errors import subtask_name
 from gristmill.wire.client import FINAL_JOB_STATES, LogRow
 from gristmill.wire.errors import EXIT_OK, RemoteError
-from gristmill.wire.failure import LogEntry
 from gristmill.wire.ids import JobId, format_job
-from gristmill.wire.values import BlobRef
 
 if TYPE_CHECKING:
     from gristmill.client import Client
@@ -60,20 +57,11 @@ def _print_all(client: "Client", job: JobId, index: int | None, terminal: Termin
 
 def _follow(client: "Client", job: JobId, index: int | None, terminal: Terminal) -> int:
     shown = 0
-    for first, attempt, entry in logs_of(client, job):
-        if index is None or first <= index < first + entry.count:
-            _print(job, _row(client, first, attempt, entry), terminal, has_head=index is None)
+    for row in client.follow_logs(job):
+        if index is None or row.index <= index < row.index + row.count:
+            _print(job, row, terminal, has_head=index is None)
             shown += 1
     return shown
-
-
-def _row(client: "Client", first: int, attempt: int, entry: LogEntry) -> LogRow:
-    stdout, stderr = entry.stdout, entry.stderr
-    if entry.stdout_digest:
-        stdout = client._fetch_blob(BlobRef(entry.stdout_digest, entry.stdout_bytes))
-    if entry.stderr_digest:
-        stderr = client._fetch_blob(BlobRef(entry.stderr_digest, entry.stderr_bytes))
-    return LogRow(first, entry.count, attempt, stdout, stderr, "", "", entry.is_cut)
 
 
 def _print(job: JobId, row: LogRow, terminal: Terminal, *, has_head: bool) -> None:

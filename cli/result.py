@@ -10,9 +10,9 @@ from gristmill.cli import documents
 from gristmill.cli.connection import connect, subtask_of
 from gristmill.cli.files import Folder
 from gristmill.cli.output import Terminal, clean, clean_lines, plural
-from gristmill.cli.reading import Ended, in_order, results_of
 from gristmill.client.command import CommandOutput
 from gristmill.client.errors import SubtaskError, subtask_name
+from gristmill.client.reading import Ended
 from gristmill.wire.client import FINAL_JOB_STATES
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.ids import JobId, format_job
@@ -42,9 +42,8 @@ def _wanted(client: "Client", job: JobId, index: int | None, terminal: Terminal)
     if status.state not in FINAL_JOB_STATES:
         terminal.way_back = f"the job goes on; come back with: gristmill result {name}"
         terminal.say(f"{name} is {status.state}: its results are shown as they come")
-    results = results_of(client, status)
     if index is None:
-        yield from in_order(results)
+        yield from client.ended(job)
         return
     if status.count >= 0 and index >= status.count:
         raise RemoteError(
@@ -52,7 +51,7 @@ def _wanted(client: "Client", job: JobId, index: int | None, terminal: Terminal)
             f"{name} has {status.count} subtasks; there is no {name}/{index}",
             f"gristmill status {name} --subtasks",
         )
-    for ended in results:
+    for ended in client.ended(job, ordered=False):
         if ended.index == index:
             yield ended
             return

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from gristmill.cli import documents, wait
 from gristmill.cli.connection import connect
 from gristmill.cli.output import Terminal, plural
-from gristmill.cli.posting import post, try_out
 from gristmill.cli.selection import Array, parse_array
 from gristmill.cli.why import show_reasons
 from gristmill.client.command import make_command, read_files
-from gristmill.client.options import Options, make_spec
+from gristmill.client.options import Options
 from gristmill.wire.client import DryRun
 from gristmill.wire.errors import EXIT_OK, EXIT_POLICY, RemoteError
-from gristmill.wire.ids import format_job
 from gristmill.wire.spec import Command, JobSpec, Tariff
 from gristmill.wire.units import UCREDITS_PER_CREDIT, format_bytes, format_credits, format_ms
 
 if TYPE_CHECKING:
     from gristmill.client import Client
+    from gristmill.client.jobs import Job
 
 PARTS = re.compile(r"\{[0-9]+\}")  #: a command with one of these gets the words of its input
 
@@ -49,10 +48,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         spec, function = _make(client, args, inputs)
         if args.dry_run:
             count = inputs.total if inputs.total >= 0 else sum(1 for _ in inputs.values)
-            return show_dry_run(try_out(client, spec, function), count, terminal)
+            return show_dry_run(client.try_out(spec, function), count, terminal)
         terminal.way_back = "nothing was submitted"
-        job, count = post(client, spec, function, inputs.values, os.urandom(16))
-        return show_submitted(client, job, count, args, terminal)
+        job = client.post(spec, function, inputs.values)
+        return show_submitted(client, job, args, terminal)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -126,7 +125,7 @@ def command_of(args: argparse.Namespace, client: "Client") -> Command:
     )
     if not args.dry_run:
         for _, body, _ in bodies:
-            client._store_blob(body)
+            client.store_blob(body)
     return command
 
 
@@ -180,20 +179,10 @@ def read_input_files(given: Iterable[str]) -> list[tuple[str, bytes, bool]]:
 def _make(client: "Client", args: argparse.Namespace, inputs: Inputs) -> tuple[JobSpec, bytes]:
     options = options_of(args, inputs.at_once)
     if not args.python:
-        command = command_of(args, client)
-        name = os.path.basename(command.argv[0])
-        environment = client._environment
-        spec = make_spec(
-            options, command=command, name=name, environment=environment, count=inputs.total
-        )
-        return spec, b""
-    from gristmill.client.pickling import dump_function
-
+        return client.make_spec(command_of(args, client), count=inputs.total, **options)
     function = load_function(args.python)
     is_bare = not (args.each_line or args.array)
-    return client._function_spec(
-        options, dump_function(function), is_bare, function.__name__, count=inputs.total
-    )
+    return client.make_spec(function, is_star=is_bare, count=inputs.total, **options)
 
 
 def load_function(text: str) -> Callable[..., Any]:
@@ -299,17 +288,17 @@ def _opened(path: str) -> TextIO:
 
 def show_submitted(
     client: "Client",
-    job: int,
-    count: int,
+    job: "Job",
     args: argparse.Namespace,
     terminal: Terminal,
     decomposition: str = "",
 ) -> int:
     """The id on stdout, the next command on stderr; with ``--wait`` the end."""
-    name = format_job(job)
+    name, status = job.id, job.status()
+    count = status.count if status.count >= 0 else status.uploaded
     terminal.way_back = f"the job goes on; come back with: gristmill wait {name}"
     if terminal.is_json:
-        document = documents.Submitted(name, job, count, decomposition)
+        document = documents.Submitted(name, job.job, count, decomposition)
         terminal.document(documents.encode(document))
     else:
         terminal.print(name)
@@ -317,7 +306,7 @@ def show_submitted(
     if not (args.wait or args.progress):
         terminal.say(f"{plural(count, 'subtask')}\n  next: gristmill wait {name}")
         return EXIT_OK
-    statuses = wait.follow_all(client, [job], None, terminal, is_forced=args.progress)
+    statuses = wait.follow_all(client, [job.job], None, terminal, is_forced=args.progress)
     code = wait.report(statuses, terminal)
     if code == EXIT_OK:
         terminal.say(f"  next: gristmill result {name}")

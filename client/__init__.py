@@ -34,6 +34,7 @@ from gristmill.client.futures import Future
 from gristmill.client.jobs import Job
 from gristmill.client.map import MapResults
 from gristmill.client.options import Options
+from gristmill.client.reading import Ended
 
 __all__ = [
     "BrokerUnavailable",
@@ -44,6 +45,7 @@ __all__ = [
     "CpuLimit",
     "DecomposeError",
     "EncodingFailed",
+    "Ended",
     "Future",
     "GridError",
     "Job",

@@ -22,15 +22,17 @@ from gristmill.client.decompose import Decomposition, decompose
 from gristmill.client.encode import Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, grid_error
 from gristmill.client.futures import CoalescedJob, Future, keep_keywords
+from gristmill.client.jobs import Job
 from gristmill.client.link import Link, decode_body
 from gristmill.client.map import MapResults, Stream, tell, zipped
 from gristmill.client.options import Duration, Options, make_spec
 from gristmill.client.pickling import FunctionBytes, dump_function
+from gristmill.client.posting import post
 from gristmill.client.progress import Bar
 from gristmill.client.questions import Questions
 from gristmill.wire import client as wire
 from gristmill.wire import limits
-from gristmill.wire.spec import JobSpec
+from gristmill.wire.spec import Command, JobSpec
 from gristmill.wire.units import parse_ms
 from gristmill.wire.values import encode_ref
 
@@ -215,15 +217,9 @@ class Client(Questions):
             files_out=files_out,
             ok_exit_codes=ok_exit_codes,
         )
-        spec = make_spec(
-            options,
-            command=command,
-            name=os.path.basename(command.argv[0]) if command.argv else "",
-            environment=self._environment,
-            **_origin(each),
-        )
+        spec, _ = self.make_spec(command, **_origin(each), **options)
         for _, body, _ in bodies:
-            self._store_blob(body)
+            self.store_blob(body)
         return self._stream(
             spec,
             b"",
@@ -233,7 +229,7 @@ class Client(Questions):
             return_exceptions,
             None,
             progress,
-            lambda value: CommandOutput(value, self._fetch_blob),
+            lambda value: CommandOutput(value, self.fetch_blob),
         )
 
     def decompose(
@@ -285,16 +281,53 @@ class Client(Questions):
         if (fn is None) == (argv is None):
             raise TypeError("dry_run needs a function or argv")
         if fn is not None:
-            spec, frame = self._function_spec(options, dump_function(fn), False, _name_of(fn))
-        else:
-            assert argv is not None
-            command = make_command(
-                argv, env=None, is_stdin=False, files_in=[], files_out=(), ok_exit_codes=(0,)
-            )
-            spec = make_spec(options, command=command, environment=self._environment)
-            frame = b""
+            return self.try_out(*self.make_spec(fn, **options))
+        assert argv is not None
+        command = make_command(
+            argv, env=None, is_stdin=False, files_in=[], files_out=(), ok_exit_codes=(0,)
+        )
+        return self.try_out(*self.make_spec(command, **options))
+
+    def make_spec(
+        self,
+        work: Callable[..., Any] | Command,
+        *,
+        is_star: bool = False,
+        count: int = -1,
+        parent: int = 0,
+        request_digest: str = "",
+        **options: Unpack[Options],
+    ) -> tuple[JobSpec, bytes]:
+        """(spec, function frame) of a job: what ``post`` and ``try_out`` take.
+
+        Args:
+            work: a function, or a command whose input files are in the store (``store_blob``).
+            is_star: an input is a tuple of the function's arguments.
+            count: how many inputs there will be, if that is known.
+            parent: the job of the decomposition that made the inputs.
+            request_digest: of that decomposition.
+            options: see ``Options``.
+        """
+        more: Any = {"count": count, "parent": parent, "request_digest": request_digest}
+        if isinstance(work, Command):
+            more["name"] = os.path.basename(work.argv[0]) if work.argv else ""
+            return make_spec(options, command=work, environment=self._environment, **more), b""
+        return self._function_spec(options, dump_function(work), is_star, _name_of(work), **more)
+
+    def post(self, spec: JobSpec, function: bytes, inputs: Iterable[Any]) -> Job:
+        """Submit a job and leave it to go on: returns once every input is on the broker's disk.
+
+        When this is interrupted, or an input cannot be read, the job is cancelled.
+
+        >>> client.post(*client.make_spec(math.sqrt), [1, 4, 9]).id  # doctest: +SKIP
+        'j17'
+        """
+        return self.job(post(self._link, self.store_blob, spec, function, inputs, os.urandom(16)))
+
+    def try_out(self, spec: JobSpec, function: bytes = b"") -> wire.DryRun:
+        """What ``post`` would do: nothing is created."""
         message = wire.Submit(b"", 0, os.urandom(16), spec, True)
-        return decode_body(self._link.ask(message, [frame]), wire.DryRun)  # type: ignore[no-any-return]
+        return decode_body(self._link.ask(message, [function]), wire.DryRun)  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------ trust
 
@@ -389,7 +422,7 @@ class Client(Questions):
                 "UNSAFE_RESULT",
                 "results='any' asks for pickles, and this client does not trust its fleet",
             )
-        return spec, encode_ref(self._store_blob(body)) if is_stored else body
+        return spec, encode_ref(self.store_blob(body)) if is_stored else body
 
     def _stream(
         self,
@@ -407,7 +440,7 @@ class Client(Questions):
         if window is not None:
             # Several parcels to a window: one comes back while the next is on its way.
             items_max = max(1, min(chunk or limits.PARCEL_ITEMS_TARGET, window // 4 or 1))
-        parcels = Parcels(source, items_max, self._store_blob)
+        parcels = Parcels(source, items_max, self.store_blob)
         bar = (
             Bar(spec.name, parcels.length, is_forced=bool(progress))
             if progress is not False
@@ -451,8 +484,8 @@ class Client(Questions):
             count=1,
             request_digest=digest,
         )
-        reader = ResultReader(None, self._fetch_blob)
-        return self._start(spec, frame, Parcels([value], 1, self._store_blob), reader)
+        reader = ResultReader(None, self.fetch_blob)
+        return self._start(spec, frame, Parcels([value], 1, self.store_blob), reader)
 
     def _submit(
         self,
@@ -502,7 +535,7 @@ class Client(Questions):
             wire.Submit(b"", 0, os.urandom(16), spec),
             frame,
             self._reader(),
-            self._store_blob,
+            self.store_blob,
             self._in_background,
             self._warn,
         )
@@ -517,7 +550,7 @@ class Client(Questions):
 
     def _reader(self, convert: Callable[[Any], Any] | None = None) -> ResultReader:
         loads = pickle.loads if self.is_fleet_trusted else None
-        return ResultReader(loads, self._fetch_blob, convert)
+        return ResultReader(loads, self.fetch_blob, convert)
 
 
 class Submitter:

@@ -1,7 +1,6 @@
 """What a client asks and orders besides work: jobs, results, bills, workers."""
 
 import abc
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from gristmill.client.jobs import Job, job_number, poll_until_final
 from gristmill.client.link import Link, decode_body
 from gristmill.client.map import MapResults
 from gristmill.client.progress import progress
+from gristmill.client.reading import Ended, ended, in_order, logs_of
 from gristmill.wire import client as wire
 from gristmill.wire.values import BlobRef
 
@@ -84,6 +84,26 @@ class Questions(abc.ABC):
             warn=self._warn,
         )
 
+    def ended(self, job: AnyJob, *, ordered: bool = True) -> Iterator[Ended]:
+        """How each subtask of any job ended, with its index; those to come included.
+
+        Unlike ``results`` this tells what has no value apart from what has one, and goes on after
+        an error.
+
+        Args:
+            job: ``"j17"``, 17, or what ``map`` and ``submit`` returned in another client.
+            ordered: by index, which keeps what came before its turn; False as they were committed.
+
+        Raises:
+            GridError: the job is unknown or its results are gone.
+
+        >>> for each in client.ended("j17"):                       # doctest: +SKIP
+        ...     print(each.index, each.error or each.value)
+        """
+        reader = self._reader(self._is_command(job))
+        found = ended(self._link, job_number(job), reader)
+        return in_order(found) if ordered else found
+
     def wait(self, job: AnyJob, timeout: float | None = None) -> wire.JobStatus:
         """The card of a job once it has ended.
 
@@ -100,8 +120,11 @@ class Questions(abc.ABC):
             )
             raise
 
-    def cancel(self, job: AnyJob, indices: Iterable[int] | None = None) -> None:
-        """Cancel a job, some of its subtasks, or the call behind a future."""
+    def cancel(self, job: AnyJob, indices: Iterable[int | range] | None = None) -> None:
+        """Cancel a job, some of its subtasks, or the call behind a future.
+
+        ``indices``: numbers of subtasks, and ranges of them, which cost nothing however long.
+        """
         if isinstance(job, Future):
             job.cancel()
             return
@@ -127,6 +150,10 @@ class Questions(abc.ABC):
             list[wire.LogRow], "logs", job=job_number(job), first=index, limit=limit
         )
         return [self._whole_log(row) for row in rows]
+
+    def follow_logs(self, job: AnyJob) -> Iterator[wire.LogRow]:
+        """What subtasks of a job write, as their results come, until the job has ended."""
+        return map(self._whole_log, logs_of(self._link, job_number(job)))
 
     def manifest(self, job: AnyJob, after: int = 0, limit: int = 1_000) -> list[wire.ManifestRow]:
         """What a job published: ranges with their node, attempt and the sha-256 of their values."""
@@ -166,6 +193,20 @@ class Questions(abc.ABC):
         """Operator: a worker finishes what it has and takes no more."""
         self._link.ask(wire.DrainWorker(b"", 0, worker))
 
+    # ------------------------------------------------------------ the store
+
+    def store_blob(self, body: bytes) -> BlobRef:
+        """Put bytes into the grid's store: input files of a command, say."""
+        return self._blob_store().put(body)  # type: ignore[no-any-return]
+
+    def fetch_blob(self, reference: BlobRef) -> bytes:
+        """Bytes out of the grid's store.
+
+        Raises:
+            GridError: they are gone, or not what their digest says.
+        """
+        return self._blob_store().get(reference)  # type: ignore[no-any-return]
+
     # ------------------------------------------------------------ inside
 
     @abc.abstractmethod
@@ -175,7 +216,7 @@ class Questions(abc.ABC):
     def _is_command(self, job: AnyJob) -> Callable[[Any], Any] | None:
         if self.status(job).kind != "command":
             return None
-        return lambda value: CommandOutput(value, self._fetch_blob)
+        return lambda value: CommandOutput(value, self.fetch_blob)
 
     def _question(self, kind: Any, about: Any, **arguments: Any) -> Any:
         return decode_body(self._link.ask(wire.Ask(b"", 0, about, **arguments)), kind)
@@ -187,18 +228,12 @@ class Questions(abc.ABC):
             self._blobs = Blobs(self._link)
         return self._blobs
 
-    def _store_blob(self, body: bytes) -> BlobRef:
-        return self._blob_store().put(body)  # type: ignore[no-any-return]
-
-    def _fetch_blob(self, reference: BlobRef) -> bytes:
-        return self._blob_store().get(reference)  # type: ignore[no-any-return]
-
     def _whole_log(self, row: wire.LogRow) -> wire.LogRow:
         stdout, stderr = row.stdout, row.stderr
         if row.stdout_digest:
-            stdout = self._fetch_blob(BlobRef(row.stdout_digest, 0))
+            stdout = self.fetch_blob(BlobRef(row.stdout_digest, 0))
         if row.stderr_digest:
-            stderr = self._fetch_blob(BlobRef(row.stderr_digest, 0))
+            stderr = self.fetch_blob(BlobRef(row.stderr_digest, 0))
         if (stdout, stderr) == (row.stdout, row.stderr):
             return row
         return wire.LogRow(
@@ -207,12 +242,23 @@ class Questions(abc.ABC):
         )  # fmt: skip
 
 
-def _runs(indices: Iterable[int]) -> list[tuple[int, int]]:
-    """Indices as runs of consecutive ones."""
-    runs = []
-    for _, group in itertools.groupby(
-        enumerate(sorted(set(indices))), lambda pair: pair[1] - pair[0]
-    ):
-        members = [index for _, index in group]
-        runs.append((members[0], len(members)))
+def _runs(indices: Iterable[int | range]) -> list[tuple[int, int]]:
+    """Indices and ranges of them as runs of consecutive ones.
+
+    >>> _runs([5, range(7, 100), 4, range(90, 110), range(0, 4, 2)])
+    [(0, 1), (2, 1), (4, 2), (7, 103)]
+    """
+    spans: list[tuple[int, int]] = []
+    for each in indices:
+        if isinstance(each, range):
+            spans += [(each.start, each.stop)] if each.step == 1 else [(n, n + 1) for n in each]
+        else:
+            spans.append((each, each + 1))
+    runs: list[tuple[int, int]] = []
+    for start, stop in sorted(span for span in spans if span[0] < span[1]):
+        if runs and start <= sum(runs[-1]):
+            first = runs[-1][0]
+            runs[-1] = (first, max(stop, sum(runs[-1])) - first)
+        else:
+            runs.append((start, stop - start))
     return runs

@@ -276,3 +276,53 @@ def test_over_tcp_nothing_is_unpickled() -> None:
             list(client.map(lambda n: {n}, [1]))
         with pytest.raises(KeyError):
             list(client.map(lambda n: {}[n], [1]))
+
+
+def test_a_job_that_is_posted_is_read_by_somebody_else(grid: Grid) -> None:
+    def root(x: int) -> float:
+        print("root of", x)
+        if x < 0:
+            raise ValueError(x)
+        return x**0.5
+
+    with Client(grid.address, timeout=20) as client:
+        spec, function = client.make_spec(root, count=3, timeout="5s", tier="batch")
+        dry = client.try_out(spec, function)
+        assert (dry.spec.limits.wall_ms, dry.workers_matching) == (5000, 1)
+        job = client.post(spec, function, [4, -1, 9])
+    with Client(grid.address, timeout=20) as client:
+        ended = list(client.ended(job.id))
+        assert [(each.index, each.value) for each in ended] == [(0, 2.0), (1, None), (2, 3.0)]
+        assert [type(each.error) for each in ended] == [type(None), ValueError, type(None)]
+        assert {each.index for each in client.ended(job.id, ordered=False)} == {0, 1, 2}
+        written = b"".join(row.stdout for row in client.follow_logs(job.id))
+        assert sorted(written.splitlines()) == [b"root of -1", b"root of 4", b"root of 9"]
+
+
+def test_a_posted_command_and_what_it_needs_from_the_store(client: Client) -> None:
+    from gristmill.wire.spec import Command, FileIn
+
+    ref = client.store_blob(b"salt\n")
+    assert client.fetch_blob(ref) == b"salt\n"
+    command = Command(["cat", "in/salt"], files_in=[FileIn("in/salt", ref.digest, ref.size_bytes)])
+    job = client.post(*client.make_spec(command, count=2), ["", ""])
+    assert [each.value.stdout for each in client.ended(job)] == [b"salt\n"] * 2
+
+
+def test_inputs_that_cannot_be_read_leave_no_job_behind(client: Client) -> None:
+    def inputs() -> Any:
+        yield from range(5_000)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        client.post(*client.make_spec(abs), inputs())
+    assert client.wait(client.jobs(1)[0].job, 20).state == "cancelled"
+
+
+def test_ranges_of_subtasks_are_cancelled(client: Client) -> None:
+    from gristmill.wire.spec import Command
+
+    spec, _ = client.make_spec(Command(["sleep", "30"]), count=1_000_000)
+    job = client.post(spec, b"", range(1_000_000))
+    client.cancel(job, [range(2, 1_000_000), 0, 1])
+    assert client.wait(job, 20).cancelled == 1_000_000

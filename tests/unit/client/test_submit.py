@@ -154,3 +154,16 @@ def test_functions_are_remembered_only_while_they_cannot_have_changed(
     short = remembered.of(lengths)
     grown.append(2)
     assert remembered.of(lengths) != short
+
+
+def test_indices_and_ranges_become_the_fewest_runs() -> None:
+    from gristmill.client.questions import _runs
+
+    assert _runs([5, range(7, 100), 4, range(90, 110), range(0, 4, 2)]) == [
+        (0, 1),
+        (2, 1),
+        (4, 2),
+        (7, 103),
+    ]
+    assert _runs([3, 3, range(9, 9)]) == [(3, 1)]
+    assert _runs([range(10**12)]) == [(0, 10**12)]

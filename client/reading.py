@@ -2,17 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gristmill.client.command import CommandOutput
+from gristmill.client.decode import ResultReader
 from gristmill.client.errors import GridError
+from gristmill.client.link import Link
 from gristmill.client.map import JobEnd, JobFeed
-from gristmill.wire.client import JobStatus, Results
-from gristmill.wire.failure import LogEntry, unpack_logs
+from gristmill.wire.client import LogRow, Results
+from gristmill.wire.failure import unpack_logs
 from gristmill.wire.ids import JobId, format_job
-
-if TYPE_CHECKING:
-    from gristmill.client import Client
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,20 +22,13 @@ class Ended:
     error: BaseException | None
 
 
-def results_of(client: "Client", status: JobStatus) -> Iterator[Ended]:
+def ended(link: Link, job: JobId, reader: ResultReader) -> Iterator[Ended]:
     """Final subtasks in the order in which they were committed, those to come included.
 
     Raises:
         GridError: the results are gone, or the broker is.
     """
-    convert = None
-    if status.kind == "command":
-
-        def convert(value: Any) -> CommandOutput:
-            return CommandOutput(value, client._fetch_blob)
-
-    reader = client._reader(convert)
-    for result, frames in _raw(client, status.job):
+    for result, frames in _raw(link, job):
         for piece in reader.read(result, frames):
             for offset, value in enumerate(piece.values):
                 yield Ended(piece.first + offset, value, piece.errors.get(offset))
@@ -56,15 +47,23 @@ def in_order(results: Iterator[Ended]) -> Iterator[Ended]:
         yield early[index]
 
 
-def logs_of(client: "Client", job: JobId) -> Iterator[tuple[int, int, LogEntry]]:
-    """(first index, attempt, entry) of what subtasks wrote, as their results come."""
-    for result, frames in _raw(client, job):
+def logs_of(link: Link, job: JobId) -> Iterator[LogRow]:
+    """What subtasks wrote, as their results come; long output as its digest in the store."""
+    for result, frames in _raw(link, job):
         for entry in unpack_logs(frames[3]):
-            yield result.head.first + entry.offset, result.attempt, entry
+            yield LogRow(
+                result.head.first + entry.offset,
+                entry.count,
+                result.attempt,
+                entry.stdout,
+                entry.stderr,
+                entry.stdout_digest,
+                entry.stderr_digest,
+                entry.is_cut,
+            )
 
 
-def _raw(client: "Client", job: JobId) -> Iterator[tuple[Results, list[bytes]]]:
-    link = client._link
+def _raw(link: Link, job: JobId) -> Iterator[tuple[Results, list[bytes]]]:
     feed = JobFeed(lambda _: None)
     link.watch(job, 0, feed)
     try:

@@ -1,23 +1,20 @@
 """A submission that is left behind: every input on disk, nobody waiting for the results.
 
 ``Client.map`` and ``Client.run`` feed inputs as results come back, because they read them.
-``gristmill submit`` uploads everything and goes; its memory is bounded by the commits of inputs.
+``Client.post`` uploads everything and goes; its memory is bounded by the commits of inputs.
 """
 
-import os
 import threading
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from gristmill.client.encode import Parcels
 from gristmill.client.errors import GridError
-from gristmill.client.link import Sink, decode_body
+from gristmill.client.link import Link, Sink
 from gristmill.wire import client as wire
 from gristmill.wire.ids import JobId
 from gristmill.wire.spec import JobSpec
-
-if TYPE_CHECKING:
-    from gristmill.client import Client
+from gristmill.wire.values import BlobRef
 
 UNCOMMITTED_BYTES = 32 << 20  #: of parcels on their way to the broker's disk
 _WAKE_S = 1.0
@@ -85,9 +82,14 @@ class Upload(Sink):
 
 
 def post(
-    client: "Client", spec: JobSpec, function: bytes, inputs: Iterable[Any], submission: bytes
-) -> tuple[JobId, int]:
-    """Submit a job with all of its inputs; (job, how many) once everything is on disk.
+    link: Link,
+    store_blob: Callable[[bytes], BlobRef],
+    spec: JobSpec,
+    function: bytes,
+    inputs: Iterable[Any],
+    submission: bytes,
+) -> JobId:
+    """Submit a job with all of its inputs; the job, once everything is on disk.
 
     When this is interrupted (Ctrl-C, an input that cannot be read) the job is cancelled: nobody
     asked for a part of it.
@@ -95,10 +97,9 @@ def post(
     Raises:
         GridError: the submission or an input was refused.
     """
-    link = client._link
     upload = Upload()
     number = link.open_job(wire.Submit(b"", 0, submission, spec), function, upload)
-    parcels = Parcels(inputs, None, client._store_blob)
+    parcels = Parcels(inputs, None, store_blob)
     sent = 0
     waiting: list[tuple[int, int]] = []  # (inputs up to here, bytes of the parcel)
     try:
@@ -117,11 +118,4 @@ def post(
             link.end_upload(number)
             link.ask(wire.Cancel(b"", 0, upload.job, []))
         raise
-    return job, sent
-
-
-def try_out(client: "Client", spec: JobSpec, function: bytes) -> wire.DryRun:
-    """What a submission would do; nothing is created."""
-    message = wire.Submit(b"", 0, os.urandom(16), spec, True)
-    answer: wire.DryRun = decode_body(client._link.ask(message, [function]), wire.DryRun)
-    return answer
+    return job
