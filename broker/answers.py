@@ -13,7 +13,7 @@ import msgspec
 from gristmill.broker import past
 from gristmill.broker.core.cards import find_status, subtask_rows, worker_row
 from gristmill.broker.core.state import State
-from gristmill.broker.core.why import why
+from gristmill.broker.core.why import ended_text, why
 from gristmill.broker.delivery import Delivery, Flow
 from gristmill.broker.grants import Grants
 from gristmill.broker.ledger_link import LedgerLink
@@ -202,8 +202,7 @@ class Answers:
         def then(found: past.PastJob) -> None:
             status = found.status
             assert status is not None
-            text = status.reason or f"the job is {status.state}"
-            answer = WhyAnswer(message.job, status.state, text, [])
+            answer = WhyAnswer(message.job, status.state, ended_text(status), [])
             self._say(session, message.request, answer)
 
         self._past(session, message, then)
@@ -365,5 +364,11 @@ class Answers:
             known = code if code in CODES else "INTERNAL"
             self._refuse(session, message.request, RemoteError(known, text), message.job)
 
-        ref = f"{self._broker}/{message.job}" if message.job else ""
-        self._ledger.ask(tenant, message.about, by, ref, self._clock()[0], reply)
+        def ask(_: Any = None) -> None:
+            ref = f"{self._broker}/{message.job}" if message.job else ""
+            self._ledger.ask(tenant, message.about, by, ref, self._clock()[0], reply)
+
+        if message.job and self._live(session, message.job) is None:
+            self._past(session, message, ask)  # the ledger knows no jobs, only their holds
+        else:
+            ask()

@@ -141,5 +141,8 @@ def test_questions_about_money_are_relayed(grid):
     assert [account.name for account in balance.accounts] == ["local"]
     assert client.ask("usage", list[wc.UsageRow], text="node")[0].key == "node"
     broker = client.ask("grid")["broker"]
-    assert client.ask("usage", list[wc.UsageRow], job=7)[0].key == f"{broker}/7"
+    job = client.submit().job
+    assert client.ask("usage", list[wc.UsageRow], job=job)[0].key == f"{broker}/{job}"
+    unknown = client.ask("usage", job=99)
+    assert (unknown.code, unknown.message.partition(" of ")[0]) == ("UNKNOWN_JOB", "no job j99")
     assert client.ask("usage", text="moon").code == "MALFORMED"
