@@ -10,13 +10,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gristmill.broker.core.tenants import Requirement
-from gristmill.wire.client import Reason, WhyAnswer
+from gristmill.wire.client import JobStatus, Reason, WhyAnswer
+from gristmill.wire.ids import format_job
 from gristmill.wire.units import format_bytes, format_credits
 
 if TYPE_CHECKING:
     from gristmill.broker.core.jobs import Job
     from gristmill.broker.core.state import State
     from gristmill.broker.core.workers import Profile
+
+ERROR_CHARACTERS_MAX = 200  #: of each error's first line
 
 
 def _labels_text(labels: tuple[tuple[str, str], ...]) -> str:
@@ -152,6 +155,38 @@ def reason_of(state: State, job: Job) -> str:
     return "waiting for a free slot"
 
 
+def ended_text(card: JobStatus) -> str:
+    """How a job ended, in words: counts, the reason if it has one, and its first errors."""
+    total = card.done + card.failed + card.cancelled
+    counts = [
+        f"{number:,} {word}"
+        for number, word in (
+            (card.failed, "failed"),
+            (card.cancelled, "cancelled"),
+            (card.done, "done"),
+        )
+        if number
+    ]
+    if not total:
+        text = "it had no subtasks"
+    elif card.done == total:
+        text = f"all of its {total:,} subtasks are done" if total > 1 else "its subtask is done"
+    else:
+        text = f"of {total:,} subtasks {', '.join(counts)}"
+    reason = card.reason.removeprefix("CANCELLED: ")  # codes that say what the state says
+    if reason not in ("", "CANCELLED", "JOB_FAILED"):
+        text = f"{reason}; {text}"
+    errors = [_error_text(card.job, *error) for error in card.errors]
+    return "; ".join([text, *errors])
+
+
+def _error_text(job: int, word: str, message: str, count: int, first: int) -> str:
+    line = message.strip().partition("\n")[0][:ERROR_CHARACTERS_MAX]
+    told = f"{word}: {line}" if line else word
+    often = f"{count:,} times, first" if count > 1 else "at"
+    return f"{told} ({often} {format_job(job)}/{first})"
+
+
 def why(state: State, number: int) -> WhyAnswer | None:
     """The full answer for a job in memory; None for a job that is not."""
     job = state.jobs.get(number)
@@ -160,7 +195,7 @@ def why(state: State, number: int) -> WhyAnswer | None:
         if finished is None:
             return None
         card = finished.status
-        return WhyAnswer(number, card.state, card.reason or f"it is {card.state}", [])
+        return WhyAnswer(number, card.state, ended_text(card), [])
     reasons = []
     spec = job.spec
     of = len(state.workers)

@@ -69,7 +69,8 @@ def check_answers(client, job):
         (6, b"out 6"),
     ]
     why = client.ask("why", wc.WhyAnswer, job=job)
-    assert why.job == job and why.state == "failed" and why.summary
+    assert why.job == job and why.state == "failed"
+    assert why.summary.startswith("of 10 subtasks 2 failed, 8 done; exit: exit 7 (at j")
 
 
 def test_a_finished_job_before_and_after_a_restart(grid):

@@ -9,6 +9,7 @@ from gristmill.broker.core import events as ev
 from gristmill.broker.core.cards import find_status, job_status, subtask_rows, worker_row
 from gristmill.broker.core.state import Config
 from gristmill.broker.core.why import why
+from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import Limits
 
 
@@ -172,10 +173,37 @@ def test_why_says_when_all_is_busy_or_claimed(core: Core) -> None:
     assert running is not None and running.summary.startswith("it is running")
 
 
+def test_why_of_an_ended_job_is_words_for_people(core: Core) -> None:
+    core.join()
+    core.job(4)
+    while core.state.jobs:
+        lease = leases(core)[0]
+        (first, count), *_ = lease.runs
+        column = bytes(Outcome.OK if n == 1 else Outcome.TIME for n in range(first, first + count))
+        core.result(1, lease, first, count, column)
+    answer = why(core.state, 1)
+    assert answer is not None and answer.state == "failed"
+    assert answer.summary.startswith("of 4 subtasks 3 failed, 1 done; time")
+    assert "(3 times, first j1/0)" in answer.summary and "JOB_FAILED" not in answer.summary
+
+    core.submit(count=3)
+    core.do(ev.CancelAsked(1, 1, "t", 2, []))
+    answer = why(core.state, 2)
+    assert answer is not None
+    assert answer.state == "cancelled"
+    assert answer.summary == "cancelled by its tenant; of 3 subtasks 3 cancelled"
+
+
 def test_why_of_final_and_unknown_jobs(core: Core) -> None:
+    core.join()
     core.submit(count=0)
     answer = why(core.state, 1)
-    assert answer is not None and answer.summary == "it is done"
+    assert answer is not None and answer.summary == "it had no subtasks"
+    core.job(2)
+    for lease in leases(core):
+        core.result(1, lease, *lease.runs[0])
+    answer = why(core.state, 2)
+    assert answer is not None and answer.summary == "all of its 2 subtasks are done"
     assert why(core.state, 9) is None and find_status(core.state, 9, 0) is None
 
 
