@@ -87,6 +87,7 @@ class Link:
         self._uploads: dict[int, Sink] = {}
         self._jobs: dict[int, Sink] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []  # a heap
+        self._wake_lock = threading.Lock()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.DEALER)
@@ -127,9 +128,11 @@ class Link:
     def wake(self) -> None:
         """Have the thread look at what ``feed_later`` left for it."""
         if self._is_asleep:
-            self._is_asleep = False
-            os.eventfd_write(self._wake_fd, 1)
-        elif self._is_dead:
+            with self._wake_lock:  # the thread may have ended since, and closed the descriptor
+                if self._is_asleep:
+                    self._is_asleep = False
+                    os.eventfd_write(self._wake_fd, 1)
+        if self._is_dead:
             self._run_commands()
 
     def feed(self, event: on.AnyEvent) -> None:
@@ -255,8 +258,9 @@ class Link:
         finally:
             # From here on a command meets a closed core, which fails whatever it asks for.
             self._is_stopping = True
-            self._is_dead = True
-            self._is_asleep = False
+            with self._wake_lock:
+                self._is_dead = True
+                self._is_asleep = False
             self._run_commands()
             self._drop_sockets()
 
