@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -92,6 +93,24 @@ class Attacked:
 
     def __getitem__(self, what: str) -> dict[str, Any]:
         return next(line for line in self.lines if line["what"] == what)
+
+
+@pytest.fixture
+def stand_in(scratch: Path) -> Callable[[str, str], str]:
+    """Makes a program of a name and some Python, to stand in nsjail's place; gives its path."""
+
+    def make(name: str, code: str) -> str:
+        path = scratch / name
+        # The path of a Python may have a space, a first line may not: sh reads the second line as
+        # a command and never comes to the third; for Python they are one string.
+        path.write_text(
+            f"#!/bin/sh\n'''exec' '{sys.executable}' -IS \"$0\" \"$@\"\n' '''\n"
+            f"import os, signal, sys\n{code}\n"
+        )
+        path.chmod(0o755)
+        return str(path)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -128,11 +128,14 @@ def test_a_big_file_by_a_child_that_takes_the_signal_is_told_as_a_shell_would(be
     assert "SIGXFSZ" in got.result.verdict.detail
 
 
-def test_nothing_of_the_host_can_be_read(best_host, attack, scratch):
+def test_nothing_of_the_host_can_be_read(best_host, attack, python, scratch):
     secret = scratch / "secret"
     secret.write_text("s3cret")
     got = attack(best_host, "read_outside", str(secret))
-    assert {line["what"]: line["errno"] for line in got.lines if not line["errno"]} == {}
+    read = {line["what"]: line["got"] for line in got.lines if not line["errno"]}
+    # A Python below /home is mounted at its own path: the way to it is there, and nothing beside.
+    homes = {bind.target.split("/")[2] for bind in python.binds if bind.target[:6] == "/home/"}
+    assert read == ({"/home": str(sorted(homes))} if homes else {})
     assert got["/etc/shadow"]["errno"] == errno.ENOENT
 
 
@@ -283,8 +286,10 @@ def test_signals_are_as_at_the_start_of_a_session(best_host, attack):
     got = attack(best_host, "signals")["signals"]["got"]
     assert int(got["SigBlk"], 16) == 0
     ignored_by_python = {13, 25}  # SIGPIPE, SIGXFSZ: the attacked interpreter's own doing
+    # What posix_spawn of glibc starts (make does) ignores libc's own two, which no program can set.
+    ignored_by_libc = {32, 33}
     ignored = {number for number in range(1, 65) if int(got["SigIgn"], 16) >> (number - 1) & 1}
-    assert ignored <= ignored_by_python
+    assert ignored <= ignored_by_python | ignored_by_libc
 
 
 def test_a_daemon_does_not_outlive_its_jail(best_host, attack):

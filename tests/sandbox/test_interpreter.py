@@ -261,7 +261,7 @@ def test_what_is_not_a_python_is_named(tmp_path):
 
 def test_a_wrapper_script_gives_the_real_python(tmp_path):
     shim = tmp_path / "python"
-    shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    shim.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
     shim.chmod(0o755)
     assert find_interpreter(str(shim)).executable == sys.executable
 

@@ -224,17 +224,10 @@ def test_closing_a_host_removes_its_groups_and_stage(able, scratch, deep):
         host.start(deep)
 
 
-def test_a_missed_end_is_seen_when_nsjail_is_made_to_look_again(bare_host, scratch, monkeypatch):
+def test_a_missed_end_is_seen_when_nsjail_is_made_to_look_again(bare_host, stand_in, monkeypatch):
     """nsjail can pause after its child has ended. This stand-in pauses until a stray SIGCHLD."""
-    sleepy = scratch / "sleepy"
-    sleepy.write_text(
-        f"#!{sys.executable} -IS\n"
-        "import os, signal\n"
-        "signal.signal(signal.SIGCHLD, lambda *_: os._exit(7))\n"
-        "signal.pause()\n"
-    )
-    sleepy.chmod(0o755)
-    monkeypatch.setattr(bare_host, "nsjail", str(sleepy))
+    code = "signal.signal(signal.SIGCHLD, lambda *_: os._exit(7)); signal.pause()"
+    monkeypatch.setattr(bare_host, "nsjail", stand_in("sleepy", code))
     jail = bare_host.start(JailSpec(argv=("true",)))
     assert os.waitstatus_to_exitcode(ending_of(jail).wait_status) == 7
     jail.close()

@@ -1,19 +1,10 @@
 """The probe finds what is there, and says what is not with what to type."""
 
-import sys
-
 import pytest
 
 from gristmill.sandbox import probe as probing
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.probe import probe, probe_host, remedy_of
-
-
-def stand_in(path, code):
-    """A program in nsjail's place; descriptor 200 is the log."""
-    path.write_text(f"#!{sys.executable} -IS\nimport os, sys\n{code}\n")
-    path.chmod(0o755)
-    return str(path)
 
 
 def test_an_able_host_passes_every_check(host):
@@ -35,23 +26,23 @@ def test_without_cgroups_rlimits_are_named(bare_host):
     assert report.limits["cpu_quota_ms_per_s"] == "nobody"
 
 
-def test_a_jail_that_does_not_start_is_unable_with_the_cause(bare_host, scratch, monkeypatch):
+def test_a_jail_that_does_not_start_is_unable_with_the_cause(bare_host, stand_in, monkeypatch):
     code = "os.write(200, b'[F][x][1] mount() failed: denied\\n'); os._exit(255)"
-    monkeypatch.setattr(bare_host, "nsjail", stand_in(scratch / "broken", code))
+    monkeypatch.setattr(bare_host, "nsjail", stand_in("broken", code))
     report = probe_host(bare_host)
     assert not report.is_able
     assert "mount() failed: denied" in report.reasons[0]
     assert report.remedies
 
 
-def test_a_jail_that_does_not_hold_is_unable(bare_host, scratch, monkeypatch):
+def test_a_jail_that_does_not_hold_is_unable(bare_host, stand_in, monkeypatch):
     """A stand-in that runs the command with no jail at all: the look from inside must tell."""
     code = (
         "command = sys.argv[sys.argv.index('--') + 1:]; "
         "os.spawnv(os.P_WAIT, command[0], command); "
         "os.write(200, b'[I][x] pid=9 ([STANDALONE MODE]) exited with status: 0,\\n')"
     )
-    monkeypatch.setattr(bare_host, "nsjail", stand_in(scratch / "open-door", code))
+    monkeypatch.setattr(bare_host, "nsjail", stand_in("open-door", code))
     report = probe_host(bare_host)
     assert not report.is_able
     failed = {check.name for check in report.checks if not check.is_ok}
