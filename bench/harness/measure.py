@@ -45,11 +45,11 @@ def _parents() -> dict[int, list[tuple[int, int, str]]]:
 
 def _role(line: str, parent: str) -> str:
     """Who a process is, by its command line and its parent's role."""
+    if parent in ("worker", "jails"):
+        return "worker" if "spawner.py" in line else "jails"
     for word in ("gristmill.broker", "gristmill.ledger", "gristmill.store", "gristmill.worker"):
         if word in line:
             return word.removeprefix("gristmill.")
-    if parent == "worker":
-        return "worker" if "spawner.py" in line else "jails"
     return parent or "other"
 
 
