@@ -57,11 +57,15 @@ def lease_items(job: Job, serving: int, concurrency_left: int) -> int:
     1, 2, 4, ... until the measured wall time per subtask puts a lease at ``LEASE_TARGET_US`` of
     work; guided shrinking towards the end: half of an even share of what remains for each of
     ``serving`` slots. While inputs are still coming the even share itself, since more will come.
+    Until the first subtask is done, leases do not grow beyond what ``failures_max`` allows to fail.
     """
     if job.est_us:
         size = min(job.ramp, max(1, int(LEASE_TARGET_US / job.est_us)), LEASE_ITEMS_MAX)
     else:
         size = 1
+    most = job.spec.failures_max
+    if most and not job.done:  # it may be a job that only fails: no more at stake than pauses it
+        size = min(size, max(1, most - (job.failed - job.failed_at_resume) - job.leased))
     remaining = job.ready.count
     if job.count >= 0:
         remaining += job.count - job.uploaded

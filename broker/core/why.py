@@ -204,7 +204,9 @@ def why(state: State, number: int) -> WhyAnswer | None:
         asked = f"a hold of {format_credits(spec.cap_ucredits)} credits"
         reasons.append(Reason("hold", asked, nearest, of, of, "wait, or see the ledger process"))
     if job.is_paused:
-        reasons.append(Reason("paused", "to run", job.pause_reason, of, of, "resume the job"))
+        name = format_job(number)
+        change = f"gristmill resume {name}, or gristmill cancel {name}"
+        reasons.append(Reason("paused", "to run", job.pause_reason, of, of, change))
     if spec.concurrency_max and job.leased >= spec.concurrency_max:
         reasons.append(
             Reason(

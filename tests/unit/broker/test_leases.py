@@ -249,6 +249,29 @@ def test_failures_max_pauses_and_resume_goes_on(core: Core) -> None:
     assert len(grants(effects)) == 2
 
 
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_leases_of_a_job_that_only_fails_do_not_grow(core: Core, most: int) -> None:
+    core.join()
+    core.job(200, failures_max=most)
+    for _ in range(4):  # and after a resume no more than before
+        before = core.state.jobs[1].failed
+        while held := leases(core):
+            (first, count), *_ = held[0].runs
+            core.now += 5
+            core.result(1, held[0], first, count, Outcome.ERROR)
+        job = core.state.jobs[1]
+        assert job.state == "paused"
+        # One slot has two leases: the second one may be out when the first one's failures count.
+        assert job.failed - before <= most + 1
+        core.do(ev.ResumeAsked(1, 1, "t", 1))
+
+
+def test_leases_grow_once_a_subtask_is_done(core: Core) -> None:
+    core.join()
+    lease = big_lease(core, failures_max=2)
+    assert sum(count for _, count in lease.runs) >= 8
+
+
 # ---------------------------------------------------------------- returned, recalled
 
 
