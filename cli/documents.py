@@ -144,6 +144,13 @@ class Cancelled(Document, frozen=True, tag="gristmill/cancel/1"):
     asked: list[str]
 
 
+class Steered(Document, frozen=True, tag="gristmill/steer/1"):
+    """What was asked to ``pause`` or to ``resume``; a job that has ended stays as it is."""
+
+    verb: str
+    asked: list[str]
+
+
 class Why(Document, frozen=True, tag="gristmill/why/1"):
     """Why a job is not running, or that it is."""
 
@@ -213,6 +220,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     SubtaskResult,
     LogLine,
     Cancelled,
+    Steered,
     Why,
     Usage,
     Balance,

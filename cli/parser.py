@@ -114,6 +114,8 @@ def build() -> Parser:
         _result,
         _logs,
         _cancel,
+        _pause,
+        _resume,
         _why,
         _usage,
         _balance,
@@ -423,6 +425,24 @@ def _cancel(verbs: Verbs) -> None:
     parser.add_argument(
         "jobs", metavar="JOB[/INDEX]", nargs="+", help="j17, j17/3, or several: j17/3-9,12"
     )
+
+
+def _pause(verbs: Verbs) -> None:
+    parser = _verb(
+        verbs, "pause", "steer", "Hand out no more subtasks of jobs; what runs goes on to its end"
+    )
+    parser.add_argument("jobs", metavar="JOB", nargs="+", help="a job, such as j17")
+
+
+def _resume(verbs: Verbs) -> None:
+    parser = _verb(
+        verbs,
+        "resume",
+        "steer",
+        "Hand out subtasks of paused jobs again",
+        more="A job that --failures-max paused may fail as often again before it pauses again.",
+    )
+    parser.add_argument("jobs", metavar="JOB", nargs="+", help="a job, such as j17")
 
 
 def _why(verbs: Verbs) -> None:

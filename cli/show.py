@@ -146,7 +146,9 @@ def next_command(job: JobStatus) -> str:
     name = format_job(job.job)
     if job.state in ("running", "decomposing"):
         return f"gristmill wait {name}"
-    if job.state in ("accepted", "paused"):
+    if job.state == "paused":
+        return f"gristmill resume {name}, gristmill cancel {name}"
+    if job.state == "accepted":
         return f"gristmill why {name}"
     if job.failed:
         first = f"/{job.errors[0][3]}" if job.errors else ""

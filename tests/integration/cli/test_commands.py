@@ -1,6 +1,7 @@
 """Every verb against a real grid: what it prints, what it exits with."""
 
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -235,6 +236,51 @@ def test_cancel_reads_every_argument_before_it_acts(run: Run) -> None:
     assert run("cancel", name).code == 0
 
 
+def test_pause_and_resume(run: Run) -> None:
+    name = run("submit", "--array", "0-99%1", "--", "sleep", "0.01").out.split()[0]
+    paused = run("pause", name, "--json")
+    assert paused.document == {"schema": "gristmill/steer/1", "verb": "pause", "asked": [name]}
+    (card,) = run("status", name, "--json").document["jobs"]
+    assert (card["state"], card["reason"]) == ("paused", "paused by its tenant")
+    assert f"gristmill resume {name}" in run("status", name).out
+    assert run("resume", name, "nonsense").code == 2
+    assert run("status", name, "--json").document["jobs"][0]["state"] == "paused"
+    resumed = run("resume", name)
+    assert (resumed.code, f"next: gristmill wait {name}" in resumed.err) == (0, True)
+    assert run("wait", name).code == 0
+
+
+@pytest.mark.parametrize("tier", ["batch", "job"])
+def test_a_job_that_only_fails_is_paused_and_says_so(
+    run: Run, tmp_path: pathlib.Path, tier: str
+) -> None:
+    (tmp_path / "work.py").write_text("def work(x):\n    raise ValueError('no good')\n")
+    name = run(
+        *("submit", "--tier", tier, "--array", "0-199", "--failures-max", "2", "--retries", "0"),
+        *("--python", f"{tmp_path / 'work.py'}:work"),
+    ).out.split()[0]
+    card = until_paused(run, name)
+    assert 2 <= card["failed"] < 2 + 4, "two slots with two leases each, of one subtask"
+    assert "failures_max is 2" in card["reason"]
+    (reason,) = run("why", name, "--json").document["reasons"]
+    assert reason["change"] == f"gristmill resume {name}, or gristmill cancel {name}"
+    run("resume", name)
+    again = until_paused(run, name, card["failed"] + 2)
+    assert again["failed"] < card["failed"] + 2 + 4
+    assert run("cancel", name).code == 0
+    assert run("wait", name).code == 1
+
+
+def until_paused(run: Run, name: str, failed: int = 1) -> Any:
+    """Its card when nothing of it runs any more."""
+    deadline = time.monotonic() + 20
+    while True:
+        (card,) = run("status", name, "--json").document["jobs"]
+        if card["state"] == "paused" and not card["leased"] and card["failed"] >= failed:
+            return card
+        assert time.monotonic() < deadline, card
+
+
 def test_why_names_the_constraint(run: Run) -> None:
     name = run("submit", "--memory", "4T", "--", "true").out.split()[0]
     answer = run("why", name, "--json").document
@@ -302,6 +348,8 @@ def test_doctor_sees_the_grid(run: Run) -> None:
         ("logs", "j999999"),
         ("why", "j999999"),
         ("cancel", "j999999"),
+        ("pause", "j999999"),
+        ("resume", "j999999"),
         ("usage", "j999999"),
     ],
     ids=lambda arguments: arguments[0],

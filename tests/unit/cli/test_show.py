@@ -120,7 +120,7 @@ def test_the_card_of_a_failed_job_has_three_errors_and_the_next_command(terminal
     [
         ({}, "gristmill wait j17"),
         ({"state": "accepted"}, "gristmill why j17"),
-        ({"state": "paused"}, "gristmill why j17"),
+        ({"state": "paused"}, "gristmill resume j17, gristmill cancel j17"),
         ({"state": "done"}, "gristmill result j17"),
         ({"state": "cancelled", "done": 0}, "gristmill usage j17"),
         ({"state": "failed", "failed": 1}, "gristmill logs j17, "),
