@@ -80,8 +80,12 @@ class JobFeed(Sink):
 
 
 def tell_reason(status: JobStatus, told: str, warn: Callable[[str], None]) -> str:
-    """Says what a job waits for unless that was told; returns what was told last."""
-    if not status.reason or status.leased or status.reason == told:
+    """Says what a job waits for unless that was told; returns what was told last.
+
+    A job that waits for our own inputs has nothing to say.
+    """
+    is_ours = not status.waiting and not status.ready
+    if not status.reason or status.leased or is_ours or status.reason == told:
         return told
     name = format_job(status.job)
     warn(f"{name} waits: {status.reason}; see 'gristmill why {name}'")
