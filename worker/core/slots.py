@@ -135,20 +135,20 @@ def on_jail_ended(state: State, event: on.JailEnded, now_ms: int) -> Effects:
     slot = state.slots[event.slot]
     if slot.jail != event.jail or slot.phase == "empty":
         return []
-    cause, was_starting = slot.kill_cause, slot.phase == "starting"
+    cause, job = slot.kill_cause, slot.job
     slot.phase, slot.jail, slot.job, slot.kill_cause = "empty", 0, 0, None
     slot.is_used = False
     slot.ghosts.clear()
     slot.started = (0, -1)
     effects: Effects = []
     if event.outcome == Outcome.SETUP and cause in (None, "start"):
-        effects += _on_setup_failed(state, slot, event, now_ms)
+        effects += _on_setup_failed(state, slot, job, event, now_ms)
     elif cause == "drain":
         for lease in slot.leases:
             _give_back(state, lease, lease.remaining, "drained")
         slot.leases.clear()
     elif cause not in ("retire", "lapse"):
-        _blame(state, slot, event, was_starting)
+        _blame(state, slot, job, event)
     for lease in list(slot.leases):
         lease.is_fed = False
         if lease.cause:  # it was on its way back when its slot went
@@ -384,21 +384,27 @@ def _forget_closed(state: State) -> Effects:
     return [do.CloseJob(number) for number in gone]
 
 
-def _on_setup_failed(state: State, slot: Slot, event: on.JailEnded, now_ms: int) -> Effects:
+def _on_setup_failed(
+    state: State, slot: Slot, job: int, event: on.JailEnded, now_ms: int
+) -> Effects:
     state.setup_failures += 1
     detail = event.failure.message
-    for lease in slot.leases:
+    for lease in [lease for lease in slot.leases if lease.grant.job == job]:
         _give_back(state, lease, lease.remaining, "set-up", detail)
-    slot.leases.clear()
+        slot.leases.remove(lease)
     if state.setup_failures < SETUP_TRIES_MAX:
         return [do.Tell(f"slot {slot.number}: a jail did not start: {detail}")]
     reason = f"{state.setup_failures} jails in a row did not start: {detail}"
     return begin_drain(state, on.DrainAsked(reason, exit_code=78), now_ms)
 
 
-def _blame(state: State, slot: Slot, event: on.JailEnded, was_starting: bool) -> None:
-    """One subtask gets the verdict: the one that ran, else the first that would have."""
-    fed = [lease for lease in slot.leases if lease.is_fed] or slot.leases[:1]
+def _blame(state: State, slot: Slot, job: int, event: on.JailEnded) -> None:
+    """One subtask gets the verdict: the one that ran, else the first that would have.
+
+    Of the jail's own job: its leases may have gone while it started, and another job's come.
+    """
+    own = [lease for lease in slot.leases if lease.grant.job == job]
+    fed = [lease for lease in own if lease.is_fed] or own[:1]
     victim = next((lease for lease in fed if lease.lease_id == event.lease_id), None)
     index = event.index
     if victim is None or index < 0 or not runs.has(victim.remaining, index):

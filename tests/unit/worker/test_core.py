@@ -405,6 +405,22 @@ def test_a_jail_that_dies_of_itself_before_anything_started_costs_the_first() ->
     )
 
 
+@pytest.mark.parametrize("outcome", [Outcome.OOM, Outcome.SETUP])
+def test_a_jail_that_dies_at_its_start_costs_its_own_job_only(outcome: Outcome) -> None:
+    rig = Rig().join()
+    rig.open()
+    rig.open(job=2)
+    rig.give(0, 4)  # StartJail for job 1, which is then cancelled
+    rig.orders(recall=[1])
+    rig.give(0, 2, job=2)
+    assert told(rig.turn()) == ([], [Returned(1, [(0, 4)], "recalled")], [])
+
+    effects = rig.died(outcome)
+
+    assert [each for each in effects if not isinstance(each, do.Tell)] == [do.StartJail(0, 2, 2)]
+    assert told(rig.turn()) == ([], [], [])
+
+
 def test_jails_that_cannot_be_set_up_end_the_worker_with_the_kernels_reason() -> None:
     rig = Rig().join()
     rig.open()
