@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -249,15 +250,21 @@ def _place_v1(mounts: list[Mount], own: Mapping[str, str], is_root: bool) -> Pla
             None,
         )
         if at is None:
-            made = mount.point / NAME
             return Place(
                 0,
                 reason=f"cgroup v1 tree {mount.point} is not writable by uid {os.geteuid()}",
-                remedy=f"as root: mkdir -p {made} && chown -R {os.geteuid()} {made} "
-                f"(and for {', '.join(CONTROLLERS_V1)} alike)",
+                remedy=_remedy_v1(mounts),
             )
         directories[name] = at
     return Place(1, directories, has_cpu_quota=True)
+
+
+def _remedy_v1(mounts: list[Mount]) -> str:
+    """One line to paste that makes our directory in every tree."""
+    found = [_mount_of(mounts, name) for name in CONTROLLERS_V1]
+    made = {str(mount.point / NAME): None for mount in found if mount is not None}
+    words = shlex.join(made)
+    return f"sudo mkdir -p {words} && sudo chown -R {os.geteuid()} {words}"
 
 
 def _mount_of(mounts: list[Mount], controller: str) -> Mount | None:

@@ -110,7 +110,16 @@ def test_a_user_is_told_what_to_make(tmp_path):
     place = find_place(text, "4:memory:/x\n0::/\n", False, lambda _: False)
     assert place.version == 0
     assert "not writable" in place.reason
-    assert f"chown -R {os.geteuid()}" in place.remedy
+    trees = " ".join(f"{tmp_path}/absent/{name}/gristmill" for name in ("memory", "pids", "cpu"))
+    trees = trees.replace("/cpu/", "/cpu,cpuacct/")
+    assert place.remedy == f"sudo mkdir -p {trees} && sudo chown -R {os.geteuid()} {trees}"
+
+
+def test_the_remedy_can_be_pasted_and_then_helps(tmp_path):
+    text = HYBRID.replace("/sys/fs/cgroup", str(tmp_path / "trees"))
+    remedy = find_place(text, "0::/\n", False, lambda _: False).remedy
+    subprocess.run(["sh", "-ec", remedy.replace("sudo ", "")], check=True)
+    assert find_place(text, "0::/\n", False, lambda _: False).version == 1
 
 
 def test_a_user_uses_a_directory_made_for_it(tmp_path):
