@@ -60,6 +60,22 @@ def proportional_bytes(pid: int) -> int:
     return kibibytes * 1024
 
 
+def _scratch_bytes(pid: int) -> int:
+    """What lies in the /tmp of the jail below an nsjail, seen from outside; 0 where it cannot be.
+
+    The jail's /tmp is a file system of its own: one that is our own /tmp is no jail's.
+    """
+    for child in children_of(pid)[:1]:
+        try:
+            scratch = f"/proc/{child}/root/tmp"
+            if os.stat(scratch).st_dev != os.stat("/tmp").st_dev:
+                found = os.statvfs(scratch)
+                return (found.f_blocks - found.f_bfree) * found.f_frsize
+        except OSError:
+            return 0
+    return 0
+
+
 class Sampler:
     """Readings of one jail by its nsjail pid; cpu and peak never go down."""
 
@@ -88,9 +104,9 @@ class Sampler:
         return self.reading()
 
     def usage(self) -> Usage:
-        """Present use; scratch is not seen from here."""
+        """Present use."""
         self.sample()
-        return Usage(self._cpu_us, self._resident_bytes, 0, self._pids)
+        return Usage(self._cpu_us, self._resident_bytes, _scratch_bytes(self._pid), self._pids)
 
     def raise_to(self, cpu_us: int, peak_bytes: int) -> None:
         """Take in what wait4 said at the end, where it is more."""

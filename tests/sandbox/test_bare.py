@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import os
 import select
 
 from gristmill.sandbox.limits import MEBIBYTE
+from gristmill.sandbox.spec import JailSpec
 from gristmill.sandbox.verdict import outcome_of_errno
 from gristmill.wire.outcome import Outcome
 
@@ -68,3 +70,20 @@ def test_a_daemon_does_not_outlive_its_jail(bare_host, attack):
 def test_a_full_disk_is_fs(bare_host, attack):
     got = attack(bare_host, "disk_fill")
     assert got["fill"]["errno"] == errno.ENOSPC
+
+
+def test_present_use_is_seen_from_outside(bare_host):
+    inside, feed = os.pipe()
+    answer, outside = os.pipe()
+    script = "head -c 5242880 /dev/zero >/tmp/x; echo there; read line"
+    jail = bare_host.start(JailSpec(argv=("sh", "-c", script), stdin=inside, stdout=outside))
+    os.close(inside)
+    os.close(outside)
+    assert os.read(answer, 100) == b"there\n"
+    usage = jail.usage()
+    os.close(feed)
+    os.close(answer)
+    jail.close()
+    assert 5 * MEBIBYTE <= usage.disk_bytes < 6 * MEBIBYTE
+    assert usage.memory_bytes > 0
+    assert usage.pids >= 2, "nsjail and the shell"
