@@ -4,6 +4,7 @@ from gristmill.sandbox.verdict import Deed
 from gristmill.wire.failure import Failure, LogEntry, pack_logs
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec
+from gristmill.wire.units import format_bytes
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
 from gristmill.worker.port import Port
@@ -11,6 +12,8 @@ from gristmill.worker.process import Facts
 from gristmill.worker.starter import subtask_limits
 
 LOG_TAIL_BYTES = 4_096  #: of each stream, kept of a process that was ended
+#: That an interpreter maps at its start, with room: a limit below may be why one does not start.
+ADDRESSES_MIN = 64 << 20
 _DEEDS: dict[do.KillCause, Deed] = {
     "time": Deed.TIMED_OUT,
     "cpu": Deed.CPU_SPENT,
@@ -45,6 +48,13 @@ def ending_of(
     if outcome is Outcome.SETUP and not port.is_ready and spec.environment:
         # a Python that somebody named does not work here: the host is not to blame
         return on.JobUnready(port.slot, port.jail, int(outcome), failure.message)
+    if outcome is Outcome.SETUP and port.cause is None and _is_cramped(port, spec):
+        limit = spec.limits.memory_bytes
+        message = (
+            f"{failure.message}; its memory limit of {format_bytes(limit)} counts addresses here "
+            f"(no cgroup); try a memory limit of {format_bytes(ADDRESSES_MIN)}"
+        )
+        return on.JobUnready(port.slot, port.jail, int(Outcome.OOM), message)
     return on.JailEnded(
         port.slot,
         port.jail,
@@ -58,6 +68,12 @@ def ending_of(
         metering=port.process.metering,
         logs=_tail(stdout, stderr, output_bytes),
     )
+
+
+def _is_cramped(port: Port, spec: JobSpec) -> bool:
+    """The job, not the host, left the interpreter too little to start in."""
+    is_by_rlimit = port.process.is_jailed and port.process.metering != "cgroup"
+    return is_by_rlimit and not port.is_ready and spec.limits.memory_bytes < ADDRESSES_MIN
 
 
 def never_started(effect: do.KillJail) -> on.JailEnded:

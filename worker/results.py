@@ -124,7 +124,7 @@ def draft_result(
         codec=done.codec,
     )
     if done.notes and port.process.is_jailed:
-        _name_walls(draft, port.process.reading())
+        _name_walls(draft, port.process.reading(), spec)
     if done.is_killed and done.count == 1:
         _blame_kernel(draft, port, spec)
     if not is_forked:
@@ -164,8 +164,11 @@ def _billed(meter: Meter) -> int:
     return sum(meter.outcome.count(number) for number in _BILLED)
 
 
-def _name_walls(draft: Draft, reading: Reading) -> None:
-    """An OSError in a jail may be one of its walls: FS, NET, SYSCALL, PIDS, OOM."""
+def _name_walls(draft: Draft, reading: Reading, spec: JobSpec) -> None:
+    """An OSError in a jail may be one of its walls: FS, NET, SYSCALL, PIDS, OOM.
+
+    Memory that is refused, as without a cgroup, is an exception that names no limit: we do.
+    """
     meter = draft.meter
     outcome = bytearray(meter.outcome or bytes([meter.uniform]) * meter.count)
     for note in draft.done.notes:
@@ -174,7 +177,22 @@ def _name_walls(draft: Draft, reading: Reading) -> None:
     frame = pack_meter(meter.count, outcome, meter.wall_us, meter.cpu_us, meter.peak_kib)
     draft.meter = unpack_meter(frame, meter.count)
     values, _, failures, logs = draft.frames
+    if Outcome.OOM in outcome:
+        failures = _with_memory_limit(failures, outcome, draft.peak_kib, spec.limits.memory_bytes)
     draft.frames = (values, frame, failures, logs)
+
+
+def _with_memory_limit(
+    failures: bytes, outcome: bytearray, peak_kib: int, memory_bytes: int
+) -> bytes:
+    entries = []
+    for at, failure in unpack_failures(failures):
+        if 0 <= at < len(outcome) and outcome[at] == Outcome.OOM:
+            failure = msgspec.structs.replace(
+                failure, limit=memory_bytes, peak=peak_kib << 10, suggested=memory_bytes * 2
+            )
+        entries.append((at, failure))
+    return pack_failures(entries)
 
 
 def _blame_kernel(draft: Draft, port: Port, spec: JobSpec) -> None:
