@@ -1,9 +1,10 @@
 """``gristmill submit --from``: one request, split into subtasks by a decomposer in a jail."""
 
 import argparse
+import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,9 @@ def _submit(
     else:
         command, take = with_names(command_of(args, client), request[0])
         inputs = map(take, request)
-        if args.decomposer == "glob" and args.stdin:
-            inputs = map(contents_of, request)  # a jail sees no files of ours: their contents go
+        if args.decomposer == "glob":  # a jail sees no files of ours: each goes with its subtask
+            files = files_of(request.ids, Path(arguments_of("glob", args.param).get("root", ".")))
+            inputs = (body for _, body in files) if args.stdin else files
         spec, body = client.make_spec(command, **origin, **options)
     if args.dry_run:
         return show_dry_run(client.try_out(spec, body), len(request), terminal)
@@ -126,18 +128,23 @@ def with_names(command: Command, first: Any) -> tuple[Command, Callable[[Any], A
     return numbered, lambda value: [str(value[name]) for name in names]
 
 
-def contents_of(path: str) -> bytes:
-    """A file of ours, for the standard input of its subtask.
+def files_of(names: Iterable[str], root: Path) -> Iterator[tuple[str, bytes]]:
+    """(path below ``root``, content) of files of ours, each read when its subtask is sent.
+
+    The names come back from a jail: none of them leads out of the folder that was asked about.
 
     Raises:
-        RemoteError: ``INVALID_SPEC``: it cannot be read.
+        RemoteError: ``INVALID_SPEC``: one cannot be read.
     """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise RemoteError(
-            "INVALID_SPEC", f"{path}: {error.strerror}", "check the pattern"
-        ) from None
+    for name in names:
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise RemoteError("INVALID_SPEC", f"glob found {name!r}, which is not below {root}")
+        try:
+            yield name, (root / name).read_bytes()
+        except OSError as error:
+            raise RemoteError(
+                "INVALID_SPEC", f"{root / name}: {error.strerror}", "check the pattern"
+            ) from None
 
 
 def _run_suite(

@@ -119,6 +119,7 @@ def command_of(args: argparse.Namespace, client: "Client") -> Command:
         args.command,
         env=environment_of(args.env, os.environ),
         is_stdin=args.stdin,
+        is_file=args.decomposer == "glob",
         files_in=bodies,
         files_out=args.file_out,
         ok_exit_codes=args.ok_exit or (0,),

@@ -90,6 +90,7 @@ def make_command(
     *,
     env: Mapping[str, str] | None,
     is_stdin: bool,
+    is_file: bool = False,
     files_in: list[tuple[str, bytes, bool]],
     files_out: Iterable[str],
     ok_exit_codes: Iterable[int],
@@ -100,7 +101,7 @@ def make_command(
     return Command(
         argv=[os.fspath(part) for part in argv],
         env=dict(env or {}),
-        stdin="value" if is_stdin else "none",
+        stdin="value" if is_stdin else "file" if is_file else "none",
         files_in=[FileIn(name, digest_of(body), len(body), x) for name, body, x in files_in],
         files_out=list(files_out),
         ok_exit_codes=tuple(ok_exit_codes),

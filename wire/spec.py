@@ -59,14 +59,15 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subtask's index.
 
     ``stdin``: ``none``, ``value`` (the input is the standard input: argv is used as it is, and only
-    ``{index}`` stands for something in ``env`` and ``files_out``).
+    ``{index}`` stands for something in ``env`` and ``files_out``), ``file`` (the input is a path
+    and bytes, which become a file in the working directory; ``{}`` stands for the path).
     ``files_out``: glob patterns collected from the working directory after exit.
     The value of a subtask is a ``CommandResult`` as a MessagePack map.
     """
 
     argv: list[str]
     env: dict[str, str] = {}
-    stdin: Literal["none", "value"] = "none"
+    stdin: Literal["none", "value", "file"] = "none"
     files_in: list[FileIn] = []
     files_out: list[str] = []
     ok_exit_codes: tuple[int, ...] = (0,)

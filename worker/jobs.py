@@ -101,6 +101,7 @@ class JobRoom:
             argv=command.argv,
             env=command.env,
             is_stdin_value=command.stdin == "value",
+            is_file_value=command.stdin == "file",
             files_in=[
                 protocol.FilePlace(str(number), file.path)
                 for number, file in enumerate(command.files_in)

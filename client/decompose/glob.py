@@ -12,7 +12,9 @@ class Glob:
     Arguments: ``pattern`` (or a list), as in ``**/*.py``; ``root``, by default the working
     folder; ``absolute``: inputs are full paths, True by default. The id is the path below root.
 
-    The names are listed where the client is; which of them match is decided in the jail.
+    The names are listed where the client is; which of them match is decided in the jail. A jail
+    sees none of these files: ``gristmill submit --from glob`` sends each with its subtask, and a
+    program sends contents, as in ``client.map(fn, map(read, found))``.
     """
 
     name = "glob"

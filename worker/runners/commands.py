@@ -127,6 +127,7 @@ class CommandRunner:
 
     def __init__(self, setting: protocol.Setting) -> None:
         self._setting = setting
+        self._written: tuple[str, os.stat_result] | None = None
         self._base = {name: text for name, text in os.environ.items() if name != "LC_CTYPE"}
 
     def plan(self, value: Any, feed: protocol.Feed, index: int) -> Plan:
@@ -136,6 +137,7 @@ class CommandRunner:
             CannotTravelError: the input does not fit the command.
         """
         setting = self._setting
+        self._written = None
         stdin = None
         if setting.is_stdin_value:
             stdin = _bytes_of(value)
@@ -144,7 +146,7 @@ class CommandRunner:
             def fill(text: str) -> str:
                 return text.replace("{index}", str(index))
         else:
-            parts = parts_of(value)
+            parts = [self._write_input(value)] if setting.is_file_value else parts_of(value)
             argv = [substitute(word, parts, index) for word in setting.argv]
 
             def fill(text: str) -> str:
@@ -162,6 +164,26 @@ class CommandRunner:
         self._link_inputs()
         self._patterns = [fill(pattern) for pattern in setting.files_out]
         return Plan(argv, {**self._base, **own, **env}, stdin)
+
+    def _write_input(self, value: Any) -> str:
+        """The input as a file in the work folder; its path there."""
+        if not (isinstance(value, list | tuple) and list(map(type, value)) == [str, bytes]):
+            raise CannotTravelError(f"the command takes a path and bytes, not {value!r:.80}")
+        name, body = value
+        if not name or name.startswith("/") or {"..", "."} & set(name.split("/")) or "\0" in name:
+            raise CannotTravelError(f"{name!r:.80} is no path below the working directory")
+        path = os.path.join(self._setting.work_dir, name)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "xb") as file:
+                file.write(body)
+            self._written = path, os.stat(path)
+        except OSError as error:
+            raise CannotTravelError(
+                f"the input file {name!r:.80} of {len(body)} bytes cannot be written: "
+                f"{error.strerror}; ask for more scratch"
+            ) from None
+        return str(name)
 
     def _link_inputs(self) -> None:
         for file in self._setting.files_in:
@@ -197,6 +219,11 @@ class CommandRunner:
         return len(taken.files), list(taken.refused[:FILES_MAX])
 
     def _unlink_inputs(self) -> None:
+        if self._written is not None:
+            path, before = self._written
+            with contextlib.suppress(OSError):
+                if _facts(os.lstat(path)) == _facts(before):
+                    os.unlink(path)
         for file in self._setting.files_in:
             path = os.path.join(self._setting.work_dir, file.path)
             try:
@@ -206,6 +233,10 @@ class CommandRunner:
             if is_ours:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+
+
+def _facts(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _bytes_of(value: Any) -> bytes:

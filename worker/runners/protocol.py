@@ -77,6 +77,7 @@ class Setting(msgspec.Struct, array_like=True, frozen=True, tag=1):
     files_in: list[FilePlace] = []
     files_out: list[str] = []
     ok_exit_codes: tuple[int, ...] = (0,)
+    is_file_value: bool = False
 
 
 def with_command(setting: Setting, **command: Any) -> Setting:

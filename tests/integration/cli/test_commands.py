@@ -190,6 +190,18 @@ def test_contents_of_files_that_match(run: Run, tmp_path: pathlib.Path) -> None:
     assert run("result", name).out.strip() == "5"
 
 
+def test_files_that_match_are_there_for_the_command(run: Run, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text("12345")
+    (tmp_path / "deep" / "b.txt").write_bytes(b"x" * 100_000)
+    name = submit(
+        run,
+        *("--from", "glob", "--param", f"root={tmp_path}", "--param", "pattern=**/*.txt"),
+        *("--", "wc", "-c", "{}"),
+    )
+    assert run("result", name).out == "5 a.txt\n100000 deep/b.txt\n"
+
+
 @pytest.mark.slow
 def test_a_test_suite_has_one_verdict(run: Run, tmp_path: pathlib.Path) -> None:
     tree = tmp_path / "tree"
@@ -260,13 +272,14 @@ def test_a_job_that_only_fails_is_paused_and_says_so(
         *("--python", f"{tmp_path / 'work.py'}:work"),
     ).out.split()[0]
     card = until_paused(run, name)
-    assert 2 <= card["failed"] < 2 + 4, "two slots with two leases each, of one subtask"
+    most = 2 + 5  # one may still fail, two slots have two leases each, and one lease has two
+    assert 2 <= card["failed"] <= most
     assert "failures_max is 2" in card["reason"]
     (reason,) = run("why", name, "--json").document["reasons"]
     assert reason["change"] == f"gristmill resume {name}, or gristmill cancel {name}"
     run("resume", name)
     again = until_paused(run, name, card["failed"] + 2)
-    assert again["failed"] < card["failed"] + 2 + 4
+    assert again["failed"] <= card["failed"] + most
     assert run("cancel", name).code == 0
     assert run("wait", name).code == 1
 

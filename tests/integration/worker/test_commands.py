@@ -46,6 +46,44 @@ def test_standard_input_is_the_value(pair: Any) -> None:
     assert pair.peer.values()[0]["stdout"].strip() == b"50000"
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_file_is_the_value(pair: Any, tier: str) -> None:
+    command = Command(["wc", "-c", "{}"], env={"AT": "{}"}, stdin="file")
+    inputs = [
+        ("deep/a.txt", b"12345"),
+        ("b c.txt", b""),
+        ("a" * 300, b"x"),
+        ("deep", b"n" * 99_000),
+    ]
+
+    pair.run_command(command, inputs, tier=tier)
+
+    outcomes = pair.peer.outcomes()
+    assert outcomes[2] is Outcome.ERROR and "cannot be written" in pair.peer.failures()[2].message
+    said = {index: value["stdout"] for index, value in pair.peer.values().items()}
+    assert said == {0: b"5 deep/a.txt\n", 1: b"0 b c.txt\n", 3: b"99000 deep\n"}
+
+
+def test_a_file_of_a_bad_name_is_refused(pair: Any) -> None:
+    command = Command(["cat", "{}"], stdin="file")
+    bad = [
+        ("/etc/x", b""),
+        ("../x", b""),
+        ("a/../../x", b""),
+        ("", b""),
+        ("a\0", b""),
+        ("a/.", b""),
+    ]
+
+    pair.run_command(command, bad, tier="job")
+
+    assert pair.peer.outcomes() == dict.fromkeys(range(6), Outcome.ERROR)
+    assert all("no path below" in failure.message for failure in pair.peer.failures().values())
+    pair.peer.forget()
+    pair.run_command(command, ["text"], tier="job")
+    assert "a path and bytes" in pair.peer.failures()[0].message
+
+
 def test_a_command_that_is_not_there_is_named(pair: Any) -> None:
     pair.run_command(Command(["no-such-command", "{}"]), ["x"], tier="job")
 
@@ -163,6 +201,18 @@ def test_a_command_with_standard_input_names_its_files_by_index(stored_pair: Any
         ["1.txt"],
     ]
     assert peer.values()[0]["stdout"] == b"{index} {} {0}\n", "argv is used as it is"
+
+
+def test_an_input_file_is_no_output_unless_it_was_changed(stored_pair: Any) -> None:
+    script = 'test "$1" = a.csv || echo more >> "$1"; echo new > new.csv'
+    command = Command(["sh", "-c", script, "sh", "{}"], stdin="file", files_out=["*.csv"])
+
+    stored_pair.run_command(command, [("a.csv", b"1"), ("b.csv", b"2")], tier="job")
+
+    peer = stored_pair.peer
+    assert peer.outcomes() == {0: Outcome.OK, 1: Outcome.OK}, peer.failures()
+    assert set(peer.values()[0]["files"]) == {"new.csv"}
+    assert set(peer.values()[1]["files"]) == {"b.csv", "new.csv"}
 
 
 def test_a_link_as_output_file_is_refused(stored_pair: Any) -> None:

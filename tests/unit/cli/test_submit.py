@@ -174,3 +174,16 @@ def test_every_option_of_a_job_reaches_its_spec() -> None:
         *("pids_max", "tier", "labels", "environment", "name", "retries", "failures_max"),
         *("completion", "priority", "cap_ucredits", "keep", "concurrency_max"),
     }
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "a/../../secret"])
+def test_a_jail_that_names_other_files_gets_none(tmp_path: pathlib.Path, name: str) -> None:
+    (tmp_path / "secret").write_text("private")
+    root = tmp_path / "tree"
+    root.mkdir()
+    (root / "a").write_text("1")
+    with pytest.raises(RemoteError, match="not below"):
+        list(decomposed.files_of(["a", name], root))
+    assert list(decomposed.files_of(["a"], root)) == [("a", b"1")]
+    with pytest.raises(RemoteError, match="No such file"):
+        list(decomposed.files_of(["b"], root))
