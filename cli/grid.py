@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gristmill.cli.places import Claim, make_private
+from gristmill.cli.places import Claim, make_private, remove_abandoned
 from gristmill.cli.process import Process, ProcessEndedError, wait_readable
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.socket import check_listen_address
@@ -101,7 +101,9 @@ class Grid:
         """A grid whose state and sockets are in a new folder that goes with it.
 
         When the body of its ``with`` raises, the tails of all logs are printed to stderr first.
+        What earlier ones left that were killed is removed.
         """
+        remove_abandoned(Path(tempfile.gettempdir()))
         folder = Path(tempfile.mkdtemp(prefix="gristmill-"))
         grid = cls(folder / "state", folder / "run", **options)
         grid._temporary = folder
@@ -288,6 +290,7 @@ class Grid:
             "address": self.address,
             "state": str(self.state),
             "run": str(self.run),
+            "is_temporary": self._temporary is not None,
             "children": {
                 each.name: [each.pid, each.ticks]
                 for each in self._processes.values()

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import stat
 import time
@@ -134,6 +135,41 @@ class Claim:
         except ValueError:
             return {}  # its writer died while it wrote
         return record if isinstance(record, dict) else {}
+
+
+def remove_abandoned(parent: Path) -> list[Path]:
+    """Remove folders of temporary grids that ended without clean-up (SIGKILL); what was removed.
+
+    Only what says of itself that it was temporary, is ours, is held by nobody, and whose last
+    process is gone. An empty record is left alone: its grid may be about to lock it.
+    """
+    removed = []
+    for folder in sorted(parent.glob("gristmill-*")):
+        try:
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                continue
+            fd = os.open(folder / "run" / RECORD, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            if os.fstat(fd).st_size and _is_abandoned(fd):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
+        finally:
+            os.close(fd)
+    return removed
+
+
+def _is_abandoned(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        record = json.loads(os.pread(fd, 1 << 16, 0))
+        children = record["children"].values()
+        is_temporary = record["is_temporary"] is True
+        return is_temporary and all(start_ticks(pid) != ticks for pid, ticks in children)
+    except (BlockingIOError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _unlink_sockets(folder: Path) -> None:

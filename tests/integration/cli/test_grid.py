@@ -3,6 +3,10 @@
 import os
 import pathlib
 import signal
+import subprocess
+import sys
+import tempfile
+import time
 
 import pytest
 
@@ -99,3 +103,33 @@ def test_a_path_that_is_too_long_for_a_socket_is_told() -> None:
     with pytest.raises(Exception, match="choose a shorter folder") as caught:
         grid.start()
     assert "107" in str(caught.value)
+
+
+def test_what_a_killed_temporary_grid_left_goes_with_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = (
+        "import sys\n"
+        "from gristmill.cli.grid import Grid\n"
+        "with Grid.temporary(workers=0) as grid:\n"
+        "    print(grid.state.parent, *map(grid.pid, grid.names), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="gt-") as parent:  # short: sockets are in it
+        monkeypatch.setenv("TMPDIR", parent)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        with child:
+            assert child.stdout is not None
+            folder, *pids = child.stdout.readline().decode().split()
+            child.kill()
+        deadline = time.monotonic() + 20
+        while any(start_ticks(int(pid)) for pid in pids):
+            assert time.monotonic() < deadline, "its processes end with it"
+            time.sleep(0.02)
+        assert pathlib.Path(folder).exists()
+        with Grid.temporary(workers=0) as grid:
+            assert not pathlib.Path(folder).exists()
+            assert grid.state.exists()

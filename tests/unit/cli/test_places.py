@@ -127,3 +127,32 @@ def test_start_ticks_of_nobody_is_zero() -> None:
     assert places.start_ticks(pid) == 0  # a zombie is as good as gone
     gone.wait()
     assert places.start_ticks(pid) == 0
+
+
+def test_only_what_a_killed_temporary_grid_left_is_removed(tmp_path: pathlib.Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = {"is_temporary": True, "children": {"broker": [gone.pid, 1]}}
+    alive = {"broker": [os.getpid(), places.start_ticks(os.getpid())]}
+    records = {
+        "gristmill-dead": json.dumps(dead),
+        "gristmill-somebodys": json.dumps({**dead, "is_temporary": False}),
+        "gristmill-old": json.dumps({"children": {}}),
+        "gristmill-ending": json.dumps({**dead, "children": alive}),
+        "gristmill-held": json.dumps(dead),
+        "gristmill-begins": "",
+        "gristmill-torn": '{"is_temporary": true, "children": {"broker": [1, 1]}',
+        "other-dead": json.dumps(dead),
+    }
+    for name, record in records.items():
+        (tmp_path / name / "run").mkdir(parents=True)
+        (tmp_path / name / "run" / places.RECORD).write_text(record)
+        (tmp_path / name / "state").mkdir()
+    (tmp_path / "gristmill-empty").mkdir()
+    (tmp_path / "gristmill-file").write_text("")
+    (tmp_path / "gristmill-link").symlink_to(tmp_path / "other-dead")
+    before = {path.name for path in tmp_path.iterdir()}
+    with open(tmp_path / "gristmill-held" / "run" / places.RECORD) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert places.remove_abandoned(tmp_path) == [tmp_path / "gristmill-dead"]
+    assert {path.name for path in tmp_path.iterdir()} == before - {"gristmill-dead"}
