@@ -75,7 +75,15 @@ def test_a05_a_worker_cut_off_stops_its_own_jails(own_grid: Callable[..., Grid])
         stream = client.map(nap, [300.0])
         runner = threaded(lambda: list(stream))
         worker = grid.pid("worker-0")
-        napping = until("the nap runs", lambda: jailed(worker))
+
+        def running() -> list[object]:
+            readings = [row.reading for row in client.workers() if row.reading]
+            return [slot for one in readings for slot in one.slots if slot.subtask >= 0]
+
+        # Not just any jail: spares are up before a job is, and with nothing leased none lapses.
+        until("the nap runs", running)
+        napping = jailed(worker)
+        assert napping
         grid.signal("broker", signal.SIGSTOP)  # the worker hears nothing any more
         until("it stopped its jail", lambda: not any(map(is_alive, napping)), 30)
         grid.signal("broker", signal.SIGCONT)
