@@ -174,9 +174,7 @@ def logs(connection: apsw.Connection, job: int, first: int, limit: int) -> list[
     return rows[:limit]
 
 
-def manifest(
-    connection: apsw.Connection, job: int, after: int, limit: int
-) -> list[ManifestRow]:
+def manifest(connection: apsw.Connection, job: int, after: int, limit: int) -> list[ManifestRow]:
     """Published results after this sequence number, each with the digest of its values."""
     rows: list[ManifestRow] = []
     for row in connection.execute(
