@@ -24,9 +24,9 @@ RESULTS = ROOT / "bench" / "results"
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-def _parents() -> dict[int, list[tuple[int, int, str]]]:
-    """By parent pid: (pid, cpu in ticks with reaped children, command line) of every process."""
-    found: dict[int, list[tuple[int, int, str]]] = {}
+def _parents() -> dict[int, list[tuple[int, int, int, str]]]:
+    """By parent pid: (pid, own cpu, cpu of reaped children, command line); cpu in ticks."""
+    found: dict[int, list[tuple[int, int, int, str]]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -38,8 +38,8 @@ def _parents() -> dict[int, list[tuple[int, int, str]]]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         fields = text.rpartition(b")")[2].split()
-        ticks = sum(int(field) for field in fields[11:15])
-        found.setdefault(int(fields[1]), []).append((int(name), ticks, line))
+        own, reaped = int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
+        found.setdefault(int(fields[1]), []).append((int(name), own, reaped, line))
     return found
 
 
@@ -63,9 +63,11 @@ def cpu_us_by_role(root: int | None = None) -> dict[str, int]:
     queue = [(root or os.getpid(), "")]
     while queue:
         pid, parent = queue.pop()
-        for child, ticks, line in parents.get(pid, []):
+        for child, own, reaped, line in parents.get(pid, []):
             role = _role(line, parent)
-            total[role] = total.get(role, 0) + ticks * TICK_US
+            total[role] = total.get(role, 0) + own * TICK_US
+            heir = "jails" if role == "worker" else role  # jails that ended
+            total[heir] = total.get(heir, 0) + reaped * TICK_US
             queue.append((child, role))
     return total
 
