@@ -1,4 +1,5 @@
 import pathlib
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from importlib import metadata
 from typing import Any
@@ -9,6 +10,12 @@ from gristmill.client import Client, DecomposeError, TimeLimit
 from gristmill.client.decompose import check_list, find_decomposer, request_digest
 from gristmill.client.decompose.suite import aggregate, make_test_runner, pack_tree
 from gristmill.wire import limits
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a split unpacks goes with the jail; outside of one, with the test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def split(name: str, **arguments: Any) -> list[list[Any]]:
