@@ -194,8 +194,9 @@ def socket_families():
 
 def read_outside(*secrets):
     for path in (
-        "/etc/shadow", os.path.join("/root", ".profile"), "/home", "/var/log", "/sys/kernel", "/sys/fs/cgroup",
-        "/proc/1/root/etc/shadow", "/proc/kcore", "/dev/vda", "/dev/mem", "/dev/kmsg", *secrets,
+        "/etc/shadow", os.path.join("/root", ".profile"), "/home", "/var/log",
+        "/sys/kernel", "/sys/fs/cgroup", "/proc/1/root/etc/shadow", "/proc/kcore",
+        "/dev/vda", "/dev/mem", "/dev/kmsg", *secrets,
     ):  # fmt: skip
         attempt(path, lambda p=path: os.listdir(p) if os.path.isdir(p) else open(p, "rb").read(64))
 
