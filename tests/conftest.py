@@ -2,12 +2,22 @@
 
 import os
 import pathlib
+import signal
 from collections import defaultdict
 from collections.abc import Generator
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    """Whoever starts a job in the background ignores SIGINT for it, and for all that it starts.
+
+    Tests of Ctrl-C need what a terminal gives: a handler here is the default for a child.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
