@@ -125,7 +125,9 @@ def test_a15_a_cap_is_never_passed(own_grid: Callable[..., Grid]) -> None:
         assert client.status(poor.job).reason.startswith("INSUFFICIENT_CREDITS")
 
 
-def test_a18_each_file_has_one_writer_and_secrets_are_private(grid: Grid, client: Client) -> None:
+def test_a18_each_file_has_one_writer_and_secrets_are_private(
+    grid: Grid, client: Client, tmp_path: pathlib.Path
+) -> None:
     assert list(client.map(double, [1, 2])) == [2, 4]
     ledger = next((grid.state / "ledger").glob("*.db"))
     held = {
@@ -138,7 +140,12 @@ def test_a18_each_file_has_one_writer_and_secrets_are_private(grid: Grid, client
     }
     for name, files in held.items():
         assert (str(ledger) in files) == (name == "ledger"), f"{name} holds the ledger's file"
-    with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as db, pytest.raises(sqlite3.Error):
-        db.execute("UPDATE transfer SET amount = 1")
+    until("something was posted", lambda: billed(client) > 0)
+    copy = sqlite3.connect(tmp_path / "copy.db")  # where nothing but the ledger's own rules holds
+    sqlite3.connect(f"file:{ledger}?mode=ro", uri=True).backup(copy)
+    assert copy.execute("SELECT count(*) FROM transfer").fetchone()[0] > 0
+    for statement in ("UPDATE transfer SET amount = 1", "DELETE FROM transfer"):
+        with pytest.raises(sqlite3.IntegrityError):
+            copy.execute(statement)
     for key in grid.state.rglob("*.key"):
         assert key.stat().st_mode & 0o077 == 0, key
