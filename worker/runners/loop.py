@@ -1,7 +1,7 @@
 """Tier ``batch`` (and ``trusted``): subtasks one after another in this very process.
 
-The fastest way there is, about half a microsecond a subtask around the call; what it gives up is in
-DESIGN.md: a tenant's subtasks see one another's globals, and a limit that is passed ends the jail.
+The fastest way there is, about half a microsecond a subtask around the call; what it gives up: a
+tenant's subtasks see one another's globals, and a limit that is passed ends the jail.
 """
 
 import sys
