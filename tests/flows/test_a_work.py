@@ -277,12 +277,14 @@ def test_a14_what_a_paused_worker_held_runs_elsewhere_and_is_billed_once(
         until("leased", lambda: client.status(job.job).leased == 1)
         frozen = grid.pid("worker-0")
         send([frozen, *descendants(frozen)], signal.SIGSTOP)
-        grid.add_worker("worker-late")
-        status = until(
-            "done elsewhere",
-            lambda: client.status(job.job).state == "done" and client.status(job.job),
-        )
-        send([*descendants(frozen), frozen], signal.SIGCONT)
+        try:
+            grid.add_worker("worker-late")
+            status = until(
+                "done elsewhere",
+                lambda: client.status(job.job).state == "done" and client.status(job.job),
+            )
+        finally:
+            send([*descendants(frozen), frozen], signal.SIGCONT)
         runner()
         row = client.subtasks(job.job)[0]
         assert (row.attempt, row.state, status.done) == (2, "done", 1)
