@@ -1,13 +1,15 @@
 # Every target runs from a fresh clone, as root or as a plain user: `make demo` is a good first one.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench flows docs sim clean
+.PHONY: help setup demo test lint bench flows docs sim chaos release-check clean
 
 # More options for the test runner: make test PYTEST="-x -k lease"
 PYTEST =
 WORKERS = 2
+# Seeds of the simulator, FIRST:END; empty is what `make test` runs.
+SEEDS =
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 setup: .venv/.stamp ## make .venv with the grid, its tests and its examples
 
@@ -42,8 +44,16 @@ flows: .venv/.stamp ## write docs/flows.md from tests/flows/
 docs: flows ## write the pages that are made from code
 	.venv/bin/python -P tests/tidy/errors_page.py
 
-sim: .venv/.stamp ## the cores on virtual time under faults
-	.venv/bin/pytest tests/sim $(PYTEST)
+sim: .venv/.stamp ## the cores on virtual time under faults: make sim SEEDS=0:10000
+	GRISTMILL_SEEDS="$(SEEDS)" .venv/bin/pytest tests/sim $(PYTEST)
+
+chaos: .venv/.stamp ## real processes killed, stopped, starved and lied to
+	.venv/bin/pytest tests/chaos $(PYTEST)
+
+release-check: .venv/.stamp ## the simulator and the faults at release size: an hour
+	@mkdir -p out && rm -f out/reliability.jsonl
+	GRISTMILL_SIZE=release GRISTMILL_FIGURES="$(CURDIR)/out/reliability.jsonl" \
+		.venv/bin/pytest tests/sim tests/chaos $(PYTEST)
 
 clean: ## remove what the other targets made
 	rm -rf .venv build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \

@@ -1,10 +1,13 @@
-"""What holds for every suite: minutes per suite, tests that need root, no silent skip in CI."""
+"""What holds for every suite: minutes per suite, sizes, figures, tests that need root, no silent
+skip in CI."""
 
+import datetime
+import json
 import os
 import pathlib
 import signal
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 
@@ -18,6 +21,32 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def sized() -> Callable[[int, int], int]:
+    """``sized(ci, release)``: how often a test of chance is repeated.
+
+    The second under ``GRISTMILL_SIZE=release``, which ``make release-check`` sets.
+    """
+    is_release = os.environ.get("GRISTMILL_SIZE") == "release"
+    return lambda ci, release: release if is_release else ci
+
+
+@pytest.fixture
+def figures(
+    record_property: Callable[[str, object], None],
+) -> Callable[..., None]:
+    """``figures(kills=50, lost=0)``: what a test counted, printed at the end of the run.
+
+    ``GRISTMILL_FIGURES=FILE`` also appends them there, one JSON line for each test.
+    """
+
+    def note(**counted: float | str) -> None:
+        for name, value in counted.items():
+            record_property(name, value)
+
+    return note
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +80,37 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+def _tell_figures(terminalreporter: pytest.TerminalReporter) -> None:
+    told = []
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call" and report.user_properties:
+                told.append(report)
+    if not told:
+        return
+    terminalreporter.write_sep("=", "figures")
+    path = os.environ.get("GRISTMILL_FIGURES")
+    for report in sorted(told, key=lambda report: report.nodeid):
+        counted = dict(report.user_properties)
+        text = ", ".join(
+            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+            for name, value in counted.items()
+        )
+        terminalreporter.write_line(f"{report.nodeid.removeprefix('tests/')}: {text}")
+        if path:
+            line = {
+                "test": report.nodeid,
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "outcome": report.outcome,
+                "seconds": round(report.duration, 2),
+                "figures": counted,
+            }
+            with open(path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _tell_figures(terminalreporter)
     seconds: defaultdict[str, float] = defaultdict(float)
     counts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for outcome, reports in terminalreporter.stats.items():
