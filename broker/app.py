@@ -72,7 +72,7 @@ class Broker:
         self._paused_ms = 0
         self._lost: list[tuple[object, str]] = []
         self.journal = Journal(settings.state, self._wake, metrics)
-        self.reader = Reader(self.journal.path, self._wake)
+        self.reader = Reader(self.journal.path, self._wake, self.journal.vfs)
         config = Config(
             broker=self.journal.broker,
             report_ms=settings.worker_report_ms,

@@ -58,17 +58,25 @@ class Journal:
         folder: the state folder, there and ours.
         wake: called from the committer's thread when a group is on disk or failed.
         metrics: where groups and rows are counted.
+        vfs: name of the SQLite VFS, None for the system's own; proofs of durability give theirs.
 
     ``committed``: number of the last group on disk. ``broker``: this broker's id, made at the first
     start. ``incarnation``: number of this start, from 1.
     """
 
-    def __init__(self, folder: pathlib.Path, wake: Callable[[], None], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        wake: Callable[[], None],
+        metrics: Metrics,
+        vfs: str | None = None,
+    ) -> None:
         self.path = folder / JOURNAL_NAME
+        self.vfs = vfs
         self._lock = _lock(folder / "broker.lock")
         self._metrics = metrics
         self._wake = wake
-        self._connection = open_or_set_aside(self.path)
+        self._connection = open_or_set_aside(self.path, vfs)
         self.broker, self.incarnation = _begin_incarnation(self._connection)
         self.committed = 0
         self.is_full = False
@@ -258,10 +266,10 @@ def free_bytes(folder: pathlib.Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def open_or_set_aside(path: pathlib.Path) -> apsw.Connection:
+def open_or_set_aside(path: pathlib.Path, vfs: str | None = None) -> apsw.Connection:
     """The journal's connection; a file that SQLite cannot open at all is moved aside first."""
     try:
-        return _open(path)
+        return _open(path, vfs)
     except (apsw.NotADBError, apsw.CorruptError) as error:
         aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
         for suffix in ("", "-wal", "-shm"):
@@ -273,11 +281,11 @@ def open_or_set_aside(path: pathlib.Path) -> apsw.Connection:
             "'sqlite3 %s .recover' may save rows",
             path, error, aside, aside,
         )  # fmt: skip
-        return _open(path)
+        return _open(path, vfs)
 
 
-def _open(path: pathlib.Path) -> apsw.Connection:
-    connection = apsw.Connection(str(path))
+def _open(path: pathlib.Path, vfs: str | None) -> apsw.Connection:
+    connection = apsw.Connection(str(path), vfs=vfs)
     connection.set_busy_timeout(10_000)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")

@@ -24,8 +24,10 @@ QUESTIONS_MAX = 10_000  #: waiting at a time; past it people's questions are ref
 class Reader:
     """See the module's text. ``wake`` is called from the reader's thread after each answer."""
 
-    def __init__(self, path: pathlib.Path, wake: Callable[[], None]) -> None:
-        self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    def __init__(
+        self, path: pathlib.Path, wake: Callable[[], None], vfs: str | None = None
+    ) -> None:
+        self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
         self._connection.set_busy_timeout(10_000)
         self._connection.execute("PRAGMA query_only=1")
         self._path = path

@@ -91,7 +91,9 @@ class _Replay:
         self._journal = journal
         self._now_utc_ms = now_utc_ms
         self._metrics = metrics
-        self._connection = apsw.Connection(str(journal.path), flags=apsw.SQLITE_OPEN_READONLY)
+        self._connection = apsw.Connection(
+            str(journal.path), flags=apsw.SQLITE_OPEN_READONLY, vfs=journal.vfs
+        )
         self._connection.set_busy_timeout(10_000)
         self.live: list[LiveJob] = []
         self.seen = 0

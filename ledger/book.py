@@ -33,12 +33,13 @@ class Book:
 
     Args:
         folder: has ``ledger.db``; made with mode 0700 if it is missing.
+        vfs: name of the SQLite VFS, None for the system's own; proofs of durability give theirs.
 
     Raises:
         RemoteError: ``INVALID_SPEC`` when another process has it open, or a newer release made it.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, vfs: str | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / "ledger.db"
         self._lock = os.open(folder / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -52,7 +53,7 @@ class Book:
                 "end it first, or give this one another --state",
             ) from None
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self.db = apsw.Connection(str(self.path))
+        self.db = apsw.Connection(str(self.path), vfs=vfs)
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
         self.db.execute("PRAGMA foreign_keys=ON")

@@ -191,3 +191,32 @@ def test_the_reader_answers_in_order_and_tells_damage(opened: Opened) -> None:
         apsw.Connection(str(opened.journal.path), flags=apsw.SQLITE_OPEN_READONLY).execute(
             "DELETE FROM meta"
         )
+
+
+class _CountingFile(apsw.VFSFile):
+    writes = 0
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        _CountingFile.writes += 1
+        super().xWrite(data, offset)
+
+
+class _CountingVfs(apsw.VFS):
+    def __init__(self) -> None:
+        super().__init__("counting", "")
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+        return _CountingFile("", name, flags)
+
+
+def test_every_connection_goes_through_the_vfs_that_was_named(tmp_path: pathlib.Path) -> None:
+    vfs = _CountingVfs()
+    journal = Journal(tmp_path, lambda: None, Metrics(), vfs="counting")
+    begun = _CountingFile.writes
+    assert begun
+    journal.record("events", EVENT, (1, 0, "name", "{}"), 2)
+    journal.close()
+    assert _CountingFile.writes > begun
+    reader = Reader(journal.path, lambda: None, vfs="counting")
+    reader.close()
+    vfs.unregister()
