@@ -114,6 +114,7 @@ class Execution:
             do.KeepSuperseded: self._keep_superseded,
             do.RecordEvent: self._record_event,
             do.RecordState: self._record_state,
+            do.AmendCard: self._amend_card,
             do.AddToOutbox: self._add_to_outbox,
             do.FreeJob: self._free_job,
             do.AcceptJob: self._accept_job,
@@ -246,6 +247,10 @@ class Execution:
             effect.job, status.state, status.done, status.failed, status.cancelled,
             status.reason.partition(":")[0][:40],
         )  # fmt: skip
+
+    def _amend_card(self, effect: do.AmendCard) -> None:
+        row = records.card_row(effect.tenant, effect.status)
+        self._journal.record("job_states", schema.AMEND_CARD, row, len(row[0]) + 64)
 
     def _add_to_outbox(self, effect: do.AddToOutbox) -> None:
         self._outbox.add(effect.entry)

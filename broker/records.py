@@ -110,6 +110,12 @@ def state_row(tenant: str, status: JobStatus, retention_s: int) -> Row:
     )  # fmt: skip
 
 
+def card_row(tenant: str, status: JobStatus) -> Row:
+    """(status, crc, job) of ``AMEND_CARD``: all else of the row stays."""
+    body = _encode(status)
+    return body, crc_of(status.job, tenant, body), status.job
+
+
 STATE_COLUMNS = "job, tenant, status, crc"
 
 

@@ -105,6 +105,7 @@ VOID_RESULT = (
     " WHERE job = ? AND sequence = ?"
 )
 SET_META = "INSERT OR REPLACE INTO meta VALUES(?,?)"
+AMEND_CARD = "UPDATE job_states SET status = ?, crc = ? WHERE job = ?"
 CLEAR_EXPIRY = "UPDATE job_states SET expires_ms = 0 WHERE job = ?"
 
 # Chores: each runs by one chunk at a time until it changes nothing.

@@ -9,6 +9,7 @@ A Host may be used from any thread, one call at a time per Host (a lock sees to 
 
 import contextlib
 import json
+import mmap
 import os
 import socket
 import stat
@@ -41,9 +42,14 @@ from gristmill.sandbox.delegation import (
 )
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.jail import Jail
+from gristmill.sandbox.page import make_shared_page
+from gristmill.sandbox.procfs import is_stopped
 from gristmill.sandbox.spec import INSIDE_ID, JailSpec
 
-REPLY_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 10.0  #: an interpreter starts within this
+#: A spawner that says nothing for this long does not get on. The worker's loop waits meanwhile, so
+#: it is below a lease's ttl.
+REPLY_TIMEOUT_S = 2.0
 _STAGE = "gristmillstage"
 _LENGTH = struct.Struct("!I")
 
@@ -93,6 +99,9 @@ class Host:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._jails: list[Jail] = []
+        self._is_silent = False
+        self._until_fd = make_shared_page("until", mmap.PAGESIZE)
+        self._until = memoryview(mmap.mmap(self._until_fd, mmap.PAGESIZE)).cast("Q")
         self._write_files()
         self.place = self._find_ground() if has_cgroups else Place(0, reason="switched off")
         self._start_spawner()
@@ -127,10 +136,35 @@ class Host:
             self._aliases[path] = str(link)
         return self._aliases[path]
 
+    def run_until(self, until_ms: int) -> None:
+        """Jails that still run at this time of CLOCK_MONOTONIC are ended, even if we stand still.
+
+        0 is no limit. May be called as often as one likes: it writes a word of shared memory.
+        """
+        self._until[0] = until_ms
+
     @property
     def is_alive(self) -> bool:
-        """False when the spawner has died: every jail died with it; make a new Host."""
-        return self._process is not None and self._process.poll() is None
+        """False when the spawner has died, or was asked and said nothing: ``replace_spawner``."""
+        return self._process is not None and self._process.poll() is None and not self._is_silent
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the spawner stands still by a signal: no jail starts, no end is told."""
+        return self._process is not None and is_stopped(self._process.pid)
+
+    def replace_spawner(self) -> None:
+        """End the spawner, and with it every jail, for certain; start a new one.
+
+        The jails' ``poll`` then gives an ``Ending`` without a wait status.
+
+        Raises:
+            SandboxError: the new one does not start.
+        """
+        with self._lock:
+            self._end_spawner()
+            self._start_spawner()
+            self._is_silent = False
 
     def close(self) -> None:
         """End every jail, remove every cgroup and mount. Idempotent."""
@@ -144,12 +178,12 @@ class Host:
                 self._socket.close()
                 self._socket = None
             if self._process is not None:
-                try:
-                    self._process.wait(REPLY_TIMEOUT_S)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-                    self._process.wait()
-                self._process = None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(READY_TIMEOUT_S)
+                self._end_spawner()
+            if self._until_fd >= 0:
+                os.close(self._until_fd)
+                self._until_fd = -1
             if self._ground is not None:
                 self._ground.close()
             if self._stage is not None:
@@ -160,6 +194,15 @@ class Host:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _end_spawner(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
     def _write_files(self) -> None:
         if ":" in str(self.state_dir):
@@ -195,16 +238,17 @@ class Host:
             "owner": os.getpid(),
             "groups": self._ground.roots if self._ground else [],
             "place": self._stage,
+            "until": self._until_fd,
         }
         ours, theirs = socket.socketpair()
-        ours.settimeout(REPLY_TIMEOUT_S)
+        ours.settimeout(READY_TIMEOUT_S)
         self._socket = ours
         script = str(Path(__file__).with_name("spawner.py"))
         command = [sys.executable, "-I", "-S", "-B", script, str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
                 [*command, json.dumps(config)],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self._until_fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the worker alone
@@ -216,6 +260,7 @@ class Host:
         except SandboxError:
             self.close()
             raise
+        ours.settimeout(REPLY_TIMEOUT_S)
 
     def _start(self, spec: JailSpec) -> Jail:
         argv = build_argv(
@@ -306,6 +351,7 @@ class Host:
                     break
                 payload += part
         except OSError as error:
+            self._is_silent = True  # a late answer would be taken for the next one
             raise SandboxError(f"the process that starts jails does not answer: {error}") from error
         if not payload:
             raise SandboxError("the process that starts jails ended")

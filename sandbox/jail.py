@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from gristmill.sandbox.cgroup import Group, Reading, Usage
 from gristmill.sandbox.limits import Limits
-from gristmill.sandbox.procfs import Sampler, children_of, proportional_bytes
+from gristmill.sandbox.procfs import Sampler, children_of, is_stopped, proportional_bytes
 from gristmill.sandbox.verdict import Deed, LogFacts, Verdict, judge, parse_log
 
 LOG_BYTES_MAX = 64 << 10
@@ -34,6 +34,7 @@ class Ending:
         log: nsjail's own words.
         wall_ms: from ``Host.start`` to the first ``poll`` that saw the end.
         read_bytes, written_bytes: block device traffic of waited-for processes (wait4).
+        is_lapsed: the spawner ended it because ``Host.run_until`` had passed.
     """
 
     wait_status: int | None
@@ -42,6 +43,7 @@ class Ending:
     wall_ms: float
     read_bytes: int = 0
     written_bytes: int = 0
+    is_lapsed: bool = False
 
 
 class Jail:
@@ -68,6 +70,7 @@ class Jail:
         self._leave_group = leave_group
         self._sampler = Sampler(pid)
         self._record = b""
+        self._inner: int | None = None
         os.set_blocking(end_fd, False)
 
     def fileno(self) -> int:
@@ -106,6 +109,14 @@ class Jail:
         if self._sampler.reading().memory_peak_bytes <= self.limits.memory_bytes:
             return False
         return proportional_bytes(self.pid) > self.limits.memory_bytes
+
+    def is_stopped(self) -> bool:
+        """Whether nsjail or process 1 of the jail stands still: neither gets on by itself."""
+        if self.ending is not None:
+            return False
+        if self._inner is None:
+            self._inner = next(iter(children_of(self.pid)), None)
+        return is_stopped(self.pid) or (self._inner is not None and is_stopped(self._inner))
 
     def usage(self) -> Usage:
         """What it uses at this moment; nothing after the end."""
@@ -199,4 +210,5 @@ class Jail:
             wall_ms=(time.monotonic() - self.started_at) * 1000,
             read_bytes=record.get("read_bytes", 0),
             written_bytes=record.get("written_bytes", 0),
+            is_lapsed=record.get("is_lapsed", False),
         )

@@ -22,6 +22,15 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still by a signal or a debugger; False when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def tree_of(pid: int) -> Iterator[int]:
     """A process and everything below it, parents first.
 

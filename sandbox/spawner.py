@@ -9,6 +9,9 @@ Run as ``python -I -S spawner.py FD CONFIG`` by host.py; standard library only. 
   at a reachable place (``stage``), unseen by the rest of the host.
 - It is the subreaper of its jails: what a killed nsjail leaves behind becomes its child and is
   killed. When its owner dies, even by SIGKILL, it kills every jail, removes cgroups and scratch.
+- It keeps the owner's word when the owner stands still (SIGSTOP, a debugger, a machine that swaps):
+  a shared page says until when jails may run (ms of CLOCK_MONOTONIC, 0 for no limit); past it they
+  are killed, and their records say ``is_lapsed``.
 - ``ru_maxrss`` is never below the forking process's own size; this one is small.
 
 Protocol, on a stream socket: a 4-byte big-endian length and a JSON object, descriptors by
@@ -21,6 +24,7 @@ import array
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import resource
 import select
@@ -104,16 +108,20 @@ def children_of(pid: int) -> list[int]:
 
 
 class _Jail:
-    __slots__ = ("end", "nudge_at", "nudge_pause")
+    __slots__ = ("end", "is_lapsed", "nudge_at", "nudge_pause")
 
     def __init__(self, end: int) -> None:
         self.end = end
+        self.is_lapsed = False
         self.nudge_pause = NUDGE_FIRST_S
         self.nudge_at = time.monotonic() + NUDGE_FIRST_S
 
 
 class Spawner:
-    """The loop and its jails. ``config``: owner pid, place to stage at, directories to remove."""
+    """The loop and its jails.
+
+    ``config``: owner pid, place to stage at, directories to remove, descriptor of the shared page.
+    """
 
     def __init__(self, control: socket.socket, config: dict[str, Any]) -> None:
         self.control = control
@@ -124,6 +132,7 @@ class Spawner:
         self.orphans: set[int] = set()
         self.staged: dict[str, str] = {}
         self.owner = os.pidfd_open(int(config["owner"]))
+        self.until = memoryview(mmap.mmap(int(config["until"]), 0, prot=mmap.PROT_READ)).cast("Q")
         self.pid = os.getpid()
         _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
         if self.place is not None:
@@ -147,6 +156,7 @@ class Spawner:
                 self._drain_wake()
             self._reap()
             self._nudge()
+            self._lapse()
             if self.owner in ready:
                 break
             if self.control.fileno() in ready and not self._serve():
@@ -159,6 +169,8 @@ class Spawner:
         if not self.jails:
             return None
         soonest = min(jail.nudge_at for jail in self.jails.values())
+        if self.until[0] and not all(jail.is_lapsed for jail in self.jails.values()):
+            soonest = min(soonest, self.until[0] / 1000)
         return max(0, int((soonest - time.monotonic()) * 1000) + 1)
 
     def _drain_wake(self) -> None:
@@ -283,7 +295,7 @@ class Spawner:
             self.orphans.discard(pid)
             jail = self.jails.pop(pid, None)
             if jail is not None:
-                self.ended.append((jail.end, _record(status, usage)))
+                self.ended.append((jail.end, _record(status, usage, jail.is_lapsed)))
         if not self.ended:
             return
         # What a dead nsjail left is our child by now: no jail has ended before that is gone too.
@@ -308,6 +320,18 @@ class Spawner:
                 os.kill(pid, signal.SIGCHLD)
                 jail.nudge_pause = min(jail.nudge_pause * 2, NUDGE_LAST_S)
                 jail.nudge_at = now + jail.nudge_pause
+
+    def _lapse(self) -> None:
+        """The owner's right to run is over, and it did not end its jails by itself."""
+        until_ms = self.until[0]
+        if not until_ms or time.monotonic() * 1000 < until_ms:
+            return
+        for pid, jail in self.jails.items():
+            if not jail.is_lapsed:
+                jail.is_lapsed = True
+                for inner in children_of(pid):
+                    _kill(inner)
+                _kill(pid)
 
     def _shut_down(self) -> None:
         deadline = time.monotonic() + 5
@@ -342,13 +366,14 @@ def _kill(pid: int) -> None:
         pass
 
 
-def _record(status: int, usage: resource.struct_rusage) -> bytes:
+def _record(status: int, usage: resource.struct_rusage, is_lapsed: bool) -> bytes:
     body = {
         "status": status,
         "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1_000_000),
         "rss_bytes": usage.ru_maxrss * 1024,
         "read_bytes": usage.ru_inblock * 512,
         "written_bytes": usage.ru_oublock * 512,
+        "is_lapsed": is_lapsed,
     }
     return json.dumps(body).encode() + b"\n"
 

@@ -63,7 +63,9 @@ class Agent:
         self._link = Link(self._context, settings.broker)
         self._exit: do.Exit | None = None
         self._signals: list[int] = []
+        self._was_asked = False
         self._is_ready_told = False
+        self._until_ms = 0
         self._on_open: Callable[[], None] = lambda: None
 
     def run(self, on_open: Callable[[], None]) -> int:
@@ -153,7 +155,8 @@ class Agent:
         self._errands.settle()
         while self._signals:
             name = signal.Signals(self._signals.pop(0)).name
-            self._tell(on.DrainAsked(f"{name} was received"))
+            self._tell(on.DrainAsked(f"{name} was received", is_hurried=self._was_asked))
+            self._was_asked = True
 
     def _tell_all(self) -> None:
         while events := self._yard.take_events():
@@ -161,7 +164,12 @@ class Agent:
                 self._tell(event)
 
     def _tell(self, event: on.Event) -> None:
-        for effect in step(self._state, event, now_ms()):
+        effects = step(self._state, event, now_ms())
+        state = self._state
+        if state.lapse_at_ms != self._until_ms:
+            self._until_ms = state.lapse_at_ms  # the spawner's turn comes after ours
+            self._yard.run_until(state.lapse_at_ms + state.lapse_margin_ms // 2)
+        for effect in effects:
             self._do(effect)
 
     def _do(self, effect: do.Effect) -> None:
@@ -180,6 +188,8 @@ class Agent:
                 self._yard.open_job(effect)
             case do.CloseJob():
                 self._yard.close_job(effect)
+            case do.ReplaceSpawner():
+                self._yard.replace_spawner()
             case do.SendHello() | do.SendGoodbye():
                 self._link.send(effect.message)
             case do.Tell():
@@ -202,8 +212,9 @@ class Agent:
             ]
             message = msgspec.structs.replace(message, results=signed)
         is_sent = self._link.send(message, [frame for each in effect.frames for frame in each])
-        if not is_sent and (message.results or message.returned):
-            self._tell(on.ReportDropped())
+        if not is_sent:
+            is_empty = not (message.results or message.returned)
+            self._tell(on.ReportDropped(message.number, is_empty))
 
     def _watch(self, fd: int, is_write: bool, call: Callable[[], None]) -> None:
         mask = select.EPOLLIN | (select.EPOLLOUT if is_write else 0)

@@ -106,6 +106,10 @@ def _verdict(port: Port, facts: Facts, stderr: bytes) -> tuple[Outcome, Failure]
         )
     if port.cause == "start":
         return Outcome.SETUP, Failure("its jail was not up in time")
+    if port.cause == "hung":
+        return Outcome.LOST, Failure("its slot no longer answered; its jail was ended")
+    if port.cause is None and port.process.is_lapsed():
+        return Outcome.LOST, Failure("its worker stood still past its right to run; jail ended")
     verdict = port.process.judge(facts)
     outcome, detail = verdict.outcome, verdict.detail
     if not port.is_ready and outcome is Outcome.EXIT:

@@ -10,7 +10,7 @@ from typing import Protocol
 from gristmill.sandbox.cgroup import Reading, Usage
 from gristmill.sandbox.jail import Jail
 from gristmill.sandbox.limits import Limits
-from gristmill.sandbox.procfs import Sampler
+from gristmill.sandbox.procfs import Sampler, is_stopped
 from gristmill.sandbox.verdict import Deed, LogFacts, Verdict, judge
 
 MeteringWord = str  #: ``cgroup``, ``proc`` or ``wait4``
@@ -37,6 +37,12 @@ class SlotProcess(Protocol):
 
     def is_over(self) -> bool:
         """Whether every process of it is gone."""
+
+    def is_stopped(self) -> bool:
+        """Whether it stands still by a signal (state T)."""
+
+    def is_lapsed(self) -> bool:
+        """After the end: it was ended in our stead, when our right to run was over."""
 
     def kill(self) -> None:
         """End it for certain; returns at once."""
@@ -77,6 +83,15 @@ class JailedProcess:
     def is_over(self) -> bool:
         """Whether every process of it is gone."""
         return self._jail.poll() is not None
+
+    def is_stopped(self) -> bool:
+        """Whether nsjail or process 1 of the jail stands still by a signal."""
+        return self._jail.is_stopped()
+
+    def is_lapsed(self) -> bool:
+        """After the end: the spawner ended it, since this agent stood still."""
+        ending = self._jail.ending
+        return ending is not None and ending.is_lapsed
 
     def kill(self) -> None:
         """End it for certain; returns at once."""
@@ -143,6 +158,14 @@ class OpenProcess:
             return False
         self._kill_group()
         return True
+
+    def is_stopped(self) -> bool:
+        """Whether it stands still by a signal."""
+        return is_stopped(self._child.pid)
+
+    def is_lapsed(self) -> bool:
+        """Nobody ends it in our stead; see docs/rfc/0001, known weaknesses."""
+        return False
 
     def kill(self) -> None:
         """End it for certain; returns at once."""

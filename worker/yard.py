@@ -205,15 +205,28 @@ class Yard:
         if occupant is not None:
             occupant.port.kill(effect.cause)
 
+    def replace_spawner(self) -> None:
+        """End what starts jails, and all jails; it may not come back: then no jail starts."""
+        assert self._host is not None
+        with contextlib.suppress(SandboxError):
+            self._host.replace_spawner()
+
+    def run_until(self, until_ms: int) -> None:
+        """Jails end then, even if this process stands still."""
+        if self._host is not None:
+            self._host.run_until(until_ms)
+
     def look(self) -> on.Looked:
         """Pages and meters of all running processes."""
         self.is_look_due = False
-        looks = []
+        looks, shipping = [], []
         for occupant in self._occupants.values():
             port = occupant.port
+            if occupant.is_over:
+                shipping.append((port.slot, port.jail))  # else it would be forgotten by now
             if occupant.is_over or not port.is_ready:
                 continue
-            self._see_run(occupant)
+            has_moved = self._see_run(occupant)
             run, cpu_us = occupant.run, port.process.cpu_us()
             looks.append(
                 on.Look(
@@ -224,9 +237,12 @@ class Yard:
                     cpu_us,
                     max(0, cpu_us - port.accounted_us),
                     port.output_bytes,
+                    not has_moved and port.process.is_stopped(),
                 )
             )
-        return on.Looked(tuple(looks))
+        return on.Looked(
+            tuple(looks), tuple(shipping), self._host is not None and self._host.is_stopped
+        )
 
     def expect(self, spec: JobSpec) -> None:
         """Keep spare jails for jobs like this one until others were seen."""
@@ -265,7 +281,10 @@ class Yard:
             return
         work_dir = self._state_dir / "open" / str(slot)
         try:
-            port = self._spares.take(room.spec, room.interpreter, room.inputs) or start_slot(
+            port = self._spares.take(room.spec, room.interpreter, room.inputs)
+            if port is None and self._host is not None and not self._host.is_alive:
+                self._host.replace_spawner()
+            port = port or start_slot(
                 slot, jail, room.spec, room.interpreter, room.inputs, self._host, work_dir
             )
         except (SandboxError, OSError) as error:
@@ -371,12 +390,14 @@ class Yard:
         occupant.is_over = True
         self._close_port(occupant)
 
-    def _see_run(self, occupant: _Occupant) -> None:
-        """What the page says runs, and since when we see it so."""
+    def _see_run(self, occupant: _Occupant) -> bool:
+        """What the page says runs, and since when we see it so; whether that is new."""
         run = occupant.port.page.started()
-        if run != occupant.run:
+        has_moved = run != occupant.run
+        if has_moved:
             occupant.run, occupant.run_since_ms = run, self._clock_ms()
             occupant.run_cpu_us = occupant.port.process.cpu_us()
+        return has_moved
 
     def _close_port(self, occupant: _Occupant) -> None:
         port = occupant.port

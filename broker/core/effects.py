@@ -86,6 +86,14 @@ class RecordEvent(Effect, frozen=True):
     now_ms: int
 
 
+class AmendCard(Effect, frozen=True):
+    """A final job's card says more than when it ended (a late result was superseded)."""
+
+    job: int
+    tenant: str
+    status: JobStatus
+
+
 class RecordState(Effect, frozen=True):
     """The job's state changed; ``status`` is its card.
 
@@ -244,6 +252,7 @@ AnyEffect = (
     | KeepSuperseded
     | RecordEvent
     | RecordState
+    | AmendCard
     | AddToOutbox
     | FreeJob
     | AcceptJob

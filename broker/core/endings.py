@@ -183,7 +183,7 @@ def end_rest(
     close_upload(state, job)
     for number in list(job.leases):
         lease = state.leases[number]
-        lease.is_stopped = True
+        lease.stopped_ms = lease.stopped_ms or now_ms
         effects.append(StopLease(lease.slot.worker.number, number, int(outcome)))
     state.changed[job.number] = None
     complete(state, job, now_ms, effects)
@@ -219,28 +219,28 @@ def cancel_runs(
     for number in list(job.leases):
         lease = state.leases[number]
         if intersect(lease.open, runs):
-            stop_unwanted(lease, effects)
+            stop_unwanted(lease, now_ms, effects)
     state.changed[job.number] = None
     complete(state, job, now_ms, effects)
 
 
-def stop_unwanted(lease: Lease, effects: list[AnyEffect]) -> None:
+def stop_unwanted(lease: Lease, now_ms: int, effects: list[AnyEffect]) -> None:
     """Stops a lease all of whose open runs are to be cancelled, or asks back what it can."""
     if lease.is_stopped:
         return
     number, worker = lease.number, lease.slot.worker.number
     if not subtract(lease.open, lease.job.cancelling):
-        lease.is_stopped = True
+        lease.stopped_ms = now_ms
         effects.append(StopLease(worker, number, int(Outcome.CANCELLED)))
     elif not lease.is_recalled:
         lease.is_recalled = True
         effects.append(RecallLease(worker, number))
 
 
-def stop_unwanted_rest(lease: Lease, effects: list[AnyEffect]) -> None:
+def stop_unwanted_rest(lease: Lease, now_ms: int, effects: list[AnyEffect]) -> None:
     """After part of a lease ended: what is left may now be wholly unwanted."""
     if intersect(lease.open, lease.job.cancelling):
-        stop_unwanted(lease, effects)
+        stop_unwanted(lease, now_ms, effects)
 
 
 def reach_cap(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> None:

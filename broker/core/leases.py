@@ -24,6 +24,7 @@ class Lease:
     ``started``: index last told as running, -1 for none. ``budget_ucredits``: what is left of
     ``granted_ucredits``; ``charged_us``: what its tenant's share was charged so far; ``used_us``:
     what it really took. ``is_all_the_money``: its budget was everything that the job had left.
+    ``stopped_ms``: when it was ordered to stop, 0 before; nothing later than that is billed.
     """
 
     number: int
@@ -43,7 +44,17 @@ class Lease:
     cpu_us: int = 0
     started: int = -1
     is_recalled: bool = False
-    is_stopped: bool = False
+    stopped_ms: int = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the worker was told to kill what runs of it."""
+        return self.stopped_ms > 0
+
+    def elapsed_ms(self, now_ms: int) -> int:
+        """Time that its worker may claim: since it was granted, up to when it was stopped."""
+        until_ms = min(now_ms, self.stopped_ms) if self.stopped_ms else now_ms
+        return until_ms - self.granted_ms + 1  # a started millisecond counts
 
     @property
     def is_head(self) -> bool:

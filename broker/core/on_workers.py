@@ -29,6 +29,7 @@ from gristmill.wire.worker import Returned, Run
 
 _RESCUED_SHARE = 8  #: a lease of rescued runs holds at most this fraction of the lost one
 _SHUN_DOUBLINGS_MAX = 6
+_TAKEN_MAX = 65_536  #: leases that were taken away, whose late results are still known as such
 
 Detail = dict[str, str | int | list[Run]]
 
@@ -170,7 +171,7 @@ def _take_back(
     if not lease.items:
         endings.close_lease(state, lease, now_ms)
     elif job.cancelling:
-        endings.stop_unwanted_rest(lease, effects)
+        endings.stop_unwanted_rest(lease, now_ms, effects)
     endings.complete(state, job, now_ms, effects)
 
 
@@ -246,6 +247,9 @@ def rescue(
     in its own.
     """
     job, open_runs = lease.job, list(lease.open)
+    state.taken[lease.number] = (job.number, lease.slot.worker.node)
+    while len(state.taken) > _TAKEN_MAX:
+        state.taken.popitem(last=False)
     if not open_runs:
         endings.close_lease(state, lease, now_ms)
         return

@@ -68,9 +68,10 @@ def billed_subtasks(count: int, uniform: int, outcome: bytes) -> tuple[int, bool
 def clamp_cpu(lease: Lease, cpu_us: int, now_ms: int) -> int:
     """The cpu that a result may claim: all of the lease, at most cpus × time since dispatch.
 
-    (cpus_milli × ms is microseconds of cpu; a started millisecond counts.)
+    Time ends when the lease was stopped (a cancel, say): what a jail still used until it was dead
+    is nobody's bill. (cpus_milli × ms is microseconds of cpu.)
     """
-    most = lease.job.spec.limits.cpus_milli * (now_ms - lease.granted_ms + 1)
+    most = lease.job.spec.limits.cpus_milli * lease.elapsed_ms(now_ms)
     return max(0, min(cpu_us, most - lease.cpu_us))
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from gristmill.broker.core import endings
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.columns import ATTEMPT_MAX, CANCELLED, DONE, FAILED
 from gristmill.broker.core.effects import (
     AddToOutbox,
+    AmendCard,
     AnyEffect,
     KeepResult,
     KeepSuperseded,
@@ -78,10 +81,18 @@ def _supersede(
     effects: list[AnyEffect],
 ) -> None:
     head = event.head
+    count = min(max(head.count, 0), LEASE_ITEMS_MAX)
     job = state.jobs.get(head.job)
-    if job is not None and worker.number in job.workers:
-        job.superseded += min(max(head.count, 0), LEASE_ITEMS_MAX)
+    was_its_own = state.taken.get(head.lease_id) == (head.job, worker.node)
+    if job is not None and (was_its_own or worker.number in job.workers):
+        job.superseded += count
         state.changed[job.number] = None
+    elif job is None and was_its_own and head.job in state.finished:
+        # The other attempt has ended the job meanwhile: its card says that there was one more.
+        finished = state.finished[head.job]
+        told = finished.status.superseded + count
+        finished.status = msgspec.structs.replace(finished.status, superseded=told)
+        effects.append(AmendCard(head.job, finished.tenant, finished.status))
     effects.append(
         KeepSuperseded(head.job, head.lease_id, head.first, head.count, worker.node, event.ref)
     )
@@ -89,6 +100,8 @@ def _supersede(
         "lease": head.lease_id,
         "node": worker.node,
         "cause": cause,
+        "runs": [(head.first, head.count)],
+        "cpu_us": head.cpu_us,
     }
     effects.append(RecordEvent(head.job, names.RESULT_REFUSED, detail, now_ms))
 
@@ -104,7 +117,7 @@ def _accept(
 ) -> None:
     head, meter, job = event.head, event.meter, lease.job
     first, count = head.first, head.count
-    wall_us = max(0, min(head.wall_us, (now_ms - lease.granted_ms + 1) * 1000))
+    wall_us = max(0, min(head.wall_us, lease.elapsed_ms(now_ms) * 1000))
     cpu_us = clamp_cpu(lease, head.cpu_us, now_ms)
     billed, is_billed, failed = billed_subtasks(count, meter.uniform, meter.outcome)
     amount = bill(lease, cpu_us, billed) if is_billed else 0
@@ -212,7 +225,7 @@ def _after(
         job.ramp = max(job.ramp, min(2 * lease.size, LEASE_ITEMS_MAX))
         endings.close_lease(state, lease, now_ms)
     elif job.cancelling:
-        endings.stop_unwanted_rest(lease, effects)
+        endings.stop_unwanted_rest(lease, now_ms, effects)
     if worker.shunned:
         worker.shunned.pop(job.number, None)
     most = job.spec.failures_max

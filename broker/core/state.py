@@ -66,7 +66,8 @@ class State:
 
     ``submissions``: (tenant, submission id) -> (job, digest of its content), for ever. ``by_seen``:
     workers, the one silent for longest first. ``recallable``: leases of which something has
-    probably not started, oldest first. ``dirty_workers``, ``dirty_requirements``: who gained room,
+    probably not started, oldest first. ``taken``: leases that were taken from a silent worker, to
+    (job, node), the oldest first. ``dirty_workers``, ``dirty_requirements``: who gained room,
     who gained work in this step.
     """
 
@@ -92,6 +93,7 @@ class State:
     idle_slots: int = 0
     leases: dict[int, Lease] = field(default_factory=dict)
     recallable: OrderedDict[int, Lease] = field(default_factory=OrderedDict)
+    taken: OrderedDict[int, tuple[int, str]] = field(default_factory=OrderedDict)
     dirty_workers: dict[int, None] = field(default_factory=dict)
     dirty_requirements: dict[RequirementKey, None] = field(default_factory=dict)
     changed: OrderedDict[int, None] = field(default_factory=OrderedDict)

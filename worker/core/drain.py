@@ -9,9 +9,15 @@ Effects = list[do.Effect]
 
 
 def begin_drain(state: State, event: on.DrainAsked, now_ms: int) -> Effects:
-    """No more leases from now on; ``step`` hands back what has not started. Idempotent."""
+    """No more leases from now on; ``step`` hands back what has not started. Idempotent.
+
+    A second request that is ``is_hurried`` ends the grace.
+    """
     if state.is_draining:
-        return []
+        if not event.is_hurried or state.drain_until_ms <= now_ms:
+            return []
+        state.drain_until_ms = now_ms
+        return [do.Tell(f"{event.reason} again: what still runs goes back now")]
     state.drain_reason = event.reason
     state.drain_until_ms = now_ms + state.setting.grace_ms
     state.exit_code = event.exit_code

@@ -7,9 +7,9 @@ from gristmill.wire.spec import Tariff
 from gristmill.wire.worker import Goodbye, Hello, JobOpening, ParcelHead, Report, Run
 
 #: Why a jail is killed. ``retire``: it is idle; ``lapse``: we may no longer run; the others name
-#: the limit that was passed, or who asked.
+#: the limit that was passed, or who asked; ``hung``: it no longer answers (slots.py says when).
 KillCause = Literal[
-    "retire", "lapse", "drain", "cancel", "budget", "time", "cpu", "output", "start", "lied"
+    "retire", "lapse", "drain", "cancel", "budget", "time", "cpu", "output", "start", "lied", "hung"
 ]
 
 
@@ -96,6 +96,14 @@ class KillJail:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ReplaceSpawner:
+    """The process that starts jails stands still: end it, all jails with it, and make a new one.
+
+    A ``JailEnded`` with outcome LOST follows for each.
+    """
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Tell:
     """A line for the person who runs this worker."""
 
@@ -120,6 +128,7 @@ Effect = (
     | FeedSlot
     | StopLeases
     | KillJail
+    | ReplaceSpawner
     | Tell
     | Exit
 )

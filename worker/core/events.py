@@ -136,6 +136,7 @@ class Look:
 
     ``cpu_us`` of the jail since its start; ``fresh_cpu_us``: of it, not yet in a result.
     ``output_bytes``: stdout and stderr of the running lease that no result has taken yet.
+    ``is_stopped``: its process stands still by a signal (state T of /proc).
     """
 
     slot: int
@@ -145,18 +146,31 @@ class Look:
     cpu_us: int = 0
     fresh_cpu_us: int = 0
     output_bytes: int = 0
+    is_stopped: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReportDropped:
-    """A report with results or returned runs could not be sent: there is no connection."""
+    """A report could not be sent: there is no connection.
+
+    ``is_empty``: it only renewed; else it had results or returned runs.
+    """
+
+    number: int
+    is_empty: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Looked:
-    """The agent looked at the pages and meters of all running jails."""
+    """The agent looked at the pages and meters of all running jails.
+
+    ``shipping``: (slot, jail) whose process is gone while its results are on the way to the store.
+    ``is_spawner_stopped``: the process that starts jails and tells their ends stands still.
+    """
 
     looks: tuple[Look, ...]
+    shipping: tuple[tuple[int, int], ...] = ()
+    is_spawner_stopped: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,10 +182,14 @@ class ReadingTaken:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DrainAsked:
-    """Finish what runs, take no more, end. ``exit_code`` is the process's, then."""
+    """Finish what runs, take no more, end. ``exit_code`` is the process's, then.
+
+    ``is_hurried``: somebody asked once more: what still runs then goes back at once.
+    """
 
     reason: str
     exit_code: int = 0
+    is_hurried: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

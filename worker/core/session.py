@@ -9,8 +9,10 @@ open      reports go, orders come                     REJOIN or silence -> greet
 ended     goodbye was said, or we were refused        -
 ========  ==========================================  ===================================
 
-Only an answer to a report extends our right to run, counted from when that report was *sent*: one
-ttl later every jail is killed, since by then the broker gives the leases to others.
+Only the answer to a *full* report extends our right to run, counted from when that report was
+*sent*: a ttl later, less a margin for the kill itself, every jail is ended, since then the broker
+gives the leases to others. It counts full reports only, and from when it *received* them: we are
+always the first to stop.
 """
 
 import msgspec
@@ -35,8 +37,8 @@ from gristmill.worker.core.state import (
 )
 
 Effects = list[do.Effect]
-#: reports whose answers may still come
-SENT_MAX = 4_096
+#: full reports whose answers may still come
+SENT_MAX = 64
 
 
 def on_began(state: State, event: on.Began, now_ms: int) -> Effects:
@@ -59,7 +61,8 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
         pending.is_sent = False
     state.sent.clear()
     state.report_at_ms = state.answered_ms = state.acked_at_ms = now_ms
-    state.lapse_at_ms = now_ms + message.ttl_ms
+    # the broker's clock began when it took the HELLO, which cannot have been before it was sent
+    state.lapse_at_ms = state.hello_sent_ms + state.ttl_ms - state.lapse_margin_ms
     effects: Effects = []
     for slot in state.slots:
         effects += slots.drop_leases(state, slot, message.stop, now_ms)
@@ -83,7 +86,7 @@ def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
     state.phase = "ended"
     spec = CODES.get(event.code)
     text = f"{event.code}: {event.message}" + (f"\n  -> {event.hint}" if event.hint else "")
-    return [*slots.kill_all(state, "lapse"), do.Exit(spec.exit_code if spec else 1, text)]
+    return [*slots.kill_all(state, "lapse", now_ms), do.Exit(spec.exit_code if spec else 1, text)]
 
 
 def on_orders_arrived(state: State, event: on.OrdersArrived, now_ms: int) -> Effects:
@@ -131,7 +134,8 @@ def on_drain_asked(state: State, event: on.DrainAsked, now_ms: int) -> Effects:
 
 def on_report_dropped(state: State, event: on.ReportDropped, now_ms: int) -> Effects:
     """A new session, then: its HELLO says what we hold, and results are sent again in it."""
-    if state.phase == "open":
+    state.sent.pop(event.number, None)
+    if state.phase == "open" and not event.is_empty:
         state.phase, state.hello_at_ms = "greeting", now_ms + HELLO_FIRST_MS
     return []
 
@@ -150,7 +154,7 @@ def on_time(state: State, now_ms: int) -> Effects:
         if now_ms >= state.hello_at_ms:
             effects += _say_hello(state, now_ms)
     if state.is_draining and 0 <= state.drain_until_ms <= now_ms:
-        effects += slots.kill_all(state, "drain")
+        effects += slots.kill_all(state, "drain", now_ms)
     if state.phase == "open":
         effects += _report(state, now_ms)
     return effects
@@ -163,12 +167,11 @@ def _held(state: State, lease_id: int) -> list[tuple[Slot, Lease]]:
 
 
 def _take_answer(state: State, answers: int, acked: int, now_ms: int) -> None:
-    sent_ms = state.sent.get(answers)
-    if sent_ms is not None:
+    if answers > 0:
         state.answered_ms = now_ms
-        state.lapse_at_ms = max(state.lapse_at_ms, sent_ms + state.ttl_ms)
-        for number in [number for number in state.sent if number <= answers]:
-            del state.sent[number]
+    for number in [number for number in state.sent if number <= answers]:
+        until_ms = state.sent.pop(number) + state.ttl_ms - state.lapse_margin_ms
+        state.lapse_at_ms = max(state.lapse_at_ms, until_ms)
     while state.results and state.results[0].is_sent and state.results[0].head.number <= acked:
         state.results.popleft()
         state.acked_at_ms = now_ms
@@ -192,7 +195,7 @@ def _lapse(state: State, now_ms: int) -> Effects:
     effects: Effects = []
     for slot in state.slots:
         slot.leases.clear()
-    effects += slots.kill_all(state, "lapse")
+    effects += slots.kill_all(state, "lapse", now_ms)
     state.returned.clear()
     state.phase, state.hello_at_ms = "greeting", now_ms
     if not state.has_told_silence:
@@ -219,6 +222,7 @@ def _say_hello(state: State, now_ms: int) -> Effects:
     pause = state.hello_pause_ms
     state.hello_at_ms = now_ms + pause + state.jitter % (pause + 1)
     state.hello_pause_ms = min(pause * 2, HELLO_LAST_MS)
+    state.hello_sent_ms = now_ms
     hello = msgspec.structs.replace(state.setting.hello, held=_all_held(state))
     return [do.SendHello(hello)]
 
@@ -251,14 +255,15 @@ def _report(state: State, now_ms: int) -> Effects:
             state.acked_at_ms = now_ms  # nothing was waiting before
         state.unsent -= len(batch)
     state.report_number += 1
-    state.sent[state.report_number] = now_ms
-    if len(state.sent) > SENT_MAX:
-        del state.sent[next(iter(state.sent))]
+    if is_full:
+        state.sent[state.report_number] = now_ms
+        if len(state.sent) > SENT_MAX:
+            del state.sent[next(iter(state.sent))]
     report = Report(
         session=state.session,
         number=state.report_number,
         is_full=is_full,
-        slots_alive=[slot.number for slot in state.slots if slot.leases],
+        slots_alive=[slot.number for slot in state.slots if slots.is_alive(state, slot, now_ms)],
         held=_all_held(state) if is_full else [],
         results=[pending.head for pending in batch],
         returned=state.returned,

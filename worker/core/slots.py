@@ -11,6 +11,23 @@ ending    killed, not yet gone                                   JailEnded -> em
 
 A jail serves one job. It ends when the next lease is of another job, when its job is closed, after
 one subtask in tier ``strict``, and when a limit is passed in it.
+
+A slot is renewed at the broker only while it is *seen alive* (``is_alive``):
+
+========  =============================================================  =======================
+phase     seen alive while                                               else
+========  =============================================================  =======================
+starting  its start is not older than ``START_MS_MAX``                   killed: ``start``
+ready     a look saw its process not stopped within half a ttl           killed: ``hung``
+ready     it began on what it was fed within ``TAKE_MS_MAX``             killed: ``hung``
+ready     its subtask is inside its wall limit and the slot's grace      killed: ``time``
+ending    it was killed not longer than ``END_MS_MAX`` ago               the lease expires
+any       its results are on the way to the store                        -
+========  =============================================================  =======================
+
+What a killed slot ran is told as LOST, unbilled, once its jail is gone; if it does not go, nothing
+is told, and the broker gives the lease away a ttl after the last report that named the slot. A
+spawner that stands still for half a ttl is replaced: all jails of this worker end with it.
 """
 
 from gristmill.wire.failure import Failure, pack_failures
@@ -24,8 +41,11 @@ from gristmill.worker.core import runs
 from gristmill.worker.core.drain import begin_drain
 from gristmill.worker.core.state import (
     BETWEEN_MS_MIN,
+    END_MS_MAX,
+    HUNG_SHARE,
     SETUP_TRIES_MAX,
     START_MS_MAX,
+    TAKE_MS_MAX,
     WALL_GRACE_MS,
     Cause,
     Frames4,
@@ -46,7 +66,7 @@ def on_jail_ready(state: State, event: on.JailReady, now_ms: int) -> Effects:
     slot = state.slots[event.slot]
     if slot.jail != event.jail or slot.phase != "starting":
         return []
-    slot.phase = "ready"
+    slot.phase, slot.seen_ms = "ready", now_ms
     state.setup_failures = 0
     _begin_run(slot, (0, -1, 0), now_ms, 0)
     return settle(state, slot, now_ms)
@@ -61,10 +81,10 @@ def on_result_arrived(state: State, event: on.ResultArrived, now_ms: int) -> Eff
     if lease is None:
         if event.lease_id in slot.ghosts or slot.phase == "ending":
             return []  # handed back while this was on its way: the broker gives it out again
-        return _lied(slot, f"a result of lease {event.lease_id}, which it does not have")
+        return _lied(slot, f"a result of lease {event.lease_id}, which it does not have", now_ms)
     left = runs.take(lease.remaining, event.first, event.count)
     if left is None or not lease.is_fed:
-        return _lied(slot, f"a result of {event.count} subtasks from {event.first}")
+        return _lied(slot, f"a result of {event.count} subtasks from {event.first}", now_ms)
     lease.remaining = left
     lease.done += event.count
     lease.cpu_us += event.cpu_us
@@ -85,11 +105,11 @@ def on_feed_ended(state: State, event: on.FeedEnded, now_ms: int) -> Effects:
     if slot.is_used:  # tier strict: this jail had its subtask
         if lease is not None:
             lease.is_fed = False
-        return _kill(slot, "retire")
+        return _kill(slot, "retire", now_ms)
     if lease is None:
         return settle(state, slot, now_ms)
     if not lease.cause:
-        return _lied(slot, f"the end of lease {event.lease_id} with subtasks left")
+        return _lied(slot, f"the end of lease {event.lease_id} with subtasks left", now_ms)
     _give_back(state, lease, lease.remaining, lease.cause)
     lease.remaining = []
     return _lease_over(state, slot, lease, now_ms)
@@ -100,7 +120,7 @@ def on_slot_lied(state: State, event: on.SlotLied, now_ms: int) -> Effects:
     slot = state.slots[event.slot]
     if slot.jail != event.jail or slot.phase not in ("starting", "ready"):
         return []
-    return _lied(slot, event.what)
+    return _lied(slot, event.what, now_ms)
 
 
 def on_input_failed(state: State, event: on.InputFailed, now_ms: int) -> Effects:
@@ -166,13 +186,25 @@ def on_looked(state: State, event: on.Looked, now_ms: int) -> Effects:
         slot = state.slots[look.slot]
         if slot.jail == look.jail and slot.phase == "ready":
             effects += _on_look(state, slot, look, now_ms)
+    for number, jail in event.shipping:
+        if state.slots[number].jail == jail:
+            state.slots[number].seen_ms = now_ms
+    if not event.is_spawner_stopped or state.spawner_seen_ms < 0:
+        state.spawner_seen_ms = now_ms
+    elif now_ms - state.spawner_seen_ms > state.ttl_ms // HUNG_SHARE:
+        state.spawner_seen_ms = now_ms
+        effects += [do.Tell("what starts jails stands still: replaced"), do.ReplaceSpawner()]
     for slot in state.slots:
         if slot.phase == "starting" and now_ms - slot.since_ms > START_MS_MAX:
-            effects += _kill(slot, "start")
+            effects += _kill(slot, "start", now_ms)
     return effects
 
 
 def _on_look(state: State, slot: Slot, look: on.Look, now_ms: int) -> Effects:
+    if not look.is_stopped:
+        slot.seen_ms = now_ms
+    elif now_ms - slot.seen_ms > state.ttl_ms // HUNG_SHARE:
+        return _hung(slot, "stands still", now_ms)
     running = _lease_of(slot, look.lease_id)
     slot.started = (look.lease_id, look.index)
     key = (look.lease_id, look.index, sum(lease.done for lease in slot.leases))
@@ -181,6 +213,9 @@ def _on_look(state: State, slot: Slot, look: on.Look, now_ms: int) -> Effects:
     effects = _cut(state, slot, look, now_ms)
     if slot.phase != "ready" or not any(lease.is_fed for lease in slot.leases):
         return effects
+    is_taken = running is not None or look.lease_id in slot.ghosts
+    if not is_taken and now_ms - slot.run_since_ms > TAKE_MS_MAX:
+        return effects + _hung(slot, "does not begin on its lease", now_ms)
     spec = state.jobs[slot.job].opening.spec
     limits = spec.limits
     wall_ms = limits.wall_ms
@@ -190,13 +225,13 @@ def _on_look(state: State, slot: Slot, look: on.Look, now_ms: int) -> Effects:
         wall_ms = max(wall_ms, BETWEEN_MS_MIN)
     cpu_ms = limits.cpu_ms or 4 * limits.wall_ms * max(1, -(-limits.cpus_milli // 1000))
     if now_ms - slot.run_since_ms > wall_ms:
-        return effects + _kill(slot, "time")
+        return effects + _kill(slot, "time", now_ms)
     if look.cpu_us - slot.run_cpu_us > cpu_ms * 1000:
-        return effects + _kill(slot, "cpu")
+        return effects + _kill(slot, "cpu", now_ms)
     if look.output_bytes > limits.output_bytes:
-        return effects + _kill(slot, "output")
+        return effects + _kill(slot, "output", now_ms)
     if running is not None and look.index >= 0 and _is_spent(state, running, look):
-        return effects + _kill(slot, "budget")
+        return effects + _kill(slot, "budget", now_ms)
     return effects
 
 
@@ -216,7 +251,7 @@ def _cut(state: State, slot: Slot, look: on.Look, now_ms: int) -> Effects:
             slot.leases.remove(lease)
         elif look.index >= 0 and runs.has(lease.remaining, look.index):
             if lease.stop_outcome >= 0:
-                return effects + _kill(slot, "cancel")
+                return effects + _kill(slot, "cancel", now_ms)
             lease.remaining, rest = runs.split_after(lease.remaining, look.index)
             if rest:
                 _give_back(state, lease, rest, lease.cause)
@@ -229,6 +264,27 @@ def _is_spent(state: State, lease: Lease, look: on.Look) -> bool:
     return cost > lease.grant.budget_ucredits
 
 
+def _hung(slot: Slot, how: str, now_ms: int) -> Effects:
+    return [
+        do.Tell(f"slot {slot.number}: its jail {how} for {now_ms - slot.seen_ms} ms; it is ended"),
+        *_kill(slot, "hung", now_ms),
+    ]
+
+
+def is_alive(state: State, slot: Slot, now_ms: int) -> bool:
+    """Whether a full report may renew the slot's leases; see the table of this module."""
+    if not slot.leases:
+        return False
+    if slot.phase == "empty":  # between two jails: the next one starts in this very turn
+        return True
+    allowed_ms = {
+        "starting": START_MS_MAX,
+        "ready": state.ttl_ms // HUNG_SHARE,
+        "ending": END_MS_MAX,
+    }[slot.phase]
+    return now_ms - slot.seen_ms <= allowed_ms
+
+
 # ---------------------------------------------------------------- to the slot
 
 
@@ -239,16 +295,18 @@ def settle(state: State, slot: Slot, now_ms: int) -> Effects:
     if not slot.leases:
         job = state.jobs.get(slot.job)
         if slot.phase == "ready" and (job is None or job.is_closed or state.is_draining):
-            return _kill(slot, "retire")
+            return _kill(slot, "retire", now_ms)
         return _forget_closed(state)
     lease = slot.leases[0]
     if slot.phase == "empty":
         slot.phase, slot.jail, slot.job = "starting", state.next_jail, lease.grant.job
-        slot.since_ms = now_ms
+        slot.since_ms = slot.seen_ms = now_ms
         state.next_jail += 1
         return [*_forget_closed(state), do.StartJail(slot.number, slot.jail, slot.job)]
     if lease.grant.job != slot.job:
-        return _kill(slot, "retire")
+        return _kill(slot, "retire", now_ms)
+    if not any(lease.is_fed for lease in slot.leases):
+        slot.run_since_ms = now_ms  # it was idle: its clocks begin with this feed
     if state.jobs[slot.job].opening.spec.tier == "strict":
         if slot.is_used:
             return []
@@ -287,7 +345,7 @@ def drop_leases(state: State, slot: Slot, lease_ids: list[int], now_ms: int) -> 
     for lease in slot.leases:
         lease.is_fed = False
     if slot.phase in ("starting", "ready"):
-        return _kill(slot, "lapse")
+        return _kill(slot, "lapse", now_ms)
     return settle(state, slot, now_ms)
 
 
@@ -303,12 +361,12 @@ def close_jobs(state: State, jobs: list[int], now_ms: int) -> Effects:
     return effects + _forget_closed(state)
 
 
-def kill_all(state: State, cause: do.KillCause) -> Effects:
+def kill_all(state: State, cause: do.KillCause, now_ms: int) -> Effects:
     """End every jail."""
     effects: Effects = []
     for slot in state.slots:
         if slot.phase in ("starting", "ready"):
-            effects += _kill(slot, cause)
+            effects += _kill(slot, cause, now_ms)
     return effects
 
 
@@ -348,16 +406,16 @@ def _feed(slot: Slot, lease: Lease, fed: tuple[Run, ...]) -> do.FeedSlot:
     )
 
 
-def _kill(slot: Slot, cause: do.KillCause) -> Effects:
+def _kill(slot: Slot, cause: do.KillCause, now_ms: int) -> Effects:
     if slot.phase not in ("starting", "ready"):
         return []
-    slot.phase, slot.kill_cause = "ending", cause
+    slot.phase, slot.kill_cause, slot.seen_ms = "ending", cause, now_ms
     return [do.KillJail(slot.number, slot.jail, cause)]
 
 
-def _lied(slot: Slot, what: str) -> Effects:
+def _lied(slot: Slot, what: str, now_ms: int) -> Effects:
     return [
-        *_kill(slot, "lied"),
+        *_kill(slot, "lied", now_ms),
         do.Tell(f"slot {slot.number}: its jail sent {what}; it is ended"),
     ]
 

@@ -33,6 +33,15 @@ HELLO_FIRST_MS, HELLO_LAST_MS = 200, 5_000
 NAME_PATIENCE_MS, NAME_RETRY_MS = 2 * TTL_MS, 500
 #: Results that no later answer acknowledges for this long: the session is begun again.
 STALL_MS = 15_000
+#: A lease that the slot was given and has not begun to work on for this long: importing what its
+#: function needs may take a while.
+TAKE_MS_MAX = 60_000
+#: A killed jail is gone within this, unless the kernel or what waits for it does not get on.
+END_MS_MAX = 5_000
+#: Our jails are ended this fraction of a ttl before the broker may give their leases away.
+LAPSE_SHARE = 16
+#: A process that stood still for this fraction of a ttl is hung.
+HUNG_SHARE = 2
 #: After the grace of a drain, how long results may still wait for their acks.
 LAST_ACKS_MS = 3_000
 
@@ -83,7 +92,8 @@ class Slot:
 
     ``run``: (lease, index, done) that was seen last, since ``run_since_ms``, when the jail had used
     ``run_cpu_us``. ``ghosts``: leases that were handed back while the slot still has them.
-    ``is_used``: a jail of tier ``strict`` that has had its one subtask.
+    ``is_used``: a jail of tier ``strict`` that has had its one subtask. ``seen_ms``: when the slot
+    was last seen in order, see ``slots.is_alive``.
     """
 
     number: int
@@ -94,6 +104,7 @@ class Slot:
     kill_cause: KillCause | None = None
     is_used: bool = False
     since_ms: int = 0
+    seen_ms: int = 0
     run: tuple[int, int, int] = (0, -1, 0)
     run_since_ms: int = 0
     run_cpu_us: int = 0
@@ -124,7 +135,11 @@ SessionPhase = Literal["none", "greeting", "open", "ended"]
 
 @dataclasses.dataclass(slots=True)
 class State:
-    """Everything; made by ``new_state``. ``lapse_at_ms``: until when our jails may run."""
+    """Everything; made by ``new_state``.
+
+    ``lapse_at_ms``: until when our jails may run. ``sent``: full reports that were not answered,
+    number to time. ``spawner_seen_ms``: when the process that starts jails was last seen moving.
+    """
 
     setting: Setting
     slots: list[Slot]
@@ -134,6 +149,7 @@ class State:
     report_ms: int = REPORT_MS
     ttl_ms: int = TTL_MS
     hello_at_ms: int = 0
+    hello_sent_ms: int = 0
     hello_pause_ms: int = HELLO_FIRST_MS
     jitter: int = 0
     report_number: int = 0
@@ -150,6 +166,7 @@ class State:
     reading: HostReading | None = None
     next_jail: int = 1
     setup_failures: int = 0
+    spawner_seen_ms: int = -1
     drain_reason: str = ""
     drain_until_ms: int = -1
     exit_code: int = 0
@@ -160,6 +177,11 @@ class State:
     def is_draining(self) -> bool:
         """No more leases, please."""
         return bool(self.drain_reason)
+
+    @property
+    def lapse_margin_ms(self) -> int:
+        """How long before the broker we give up our right to run: a kill takes a moment."""
+        return self.ttl_ms // LAPSE_SHARE
 
 
 def new_state(setting: Setting) -> State:

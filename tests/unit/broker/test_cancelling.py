@@ -5,6 +5,7 @@ from core_driver import CLIENT, Core, big_lease, grants, kinds, leases, only
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.spec import Limits, Tariff
 
 
 def test_a_job_of_which_nothing_runs_is_cancelled_at_once(core: Core) -> None:
@@ -166,3 +167,17 @@ def test_a_paused_job_can_be_cancelled(core: Core) -> None:
     core.job(10)
     core.do(ev.PauseAsked(CLIENT, 4, "t", 1))
     assert only(core.cancel(1), fx.TellStatus)[0].status.state == "cancelled"
+
+
+def test_nothing_later_than_the_cancel_is_billed(core: Core) -> None:
+    core.join()
+    core.job(1, limits=Limits(wall_ms=60_000))
+    (lease,) = leases(core)
+    core.now += 100
+    core.cancel(1)
+    core.now += 5_000  # until the jail was dead
+    effects = core.result(1, lease, 0, 1, Outcome.CANCELLED, wall_us=5_100_000, cpu_us=5_100_000)
+    (entry,) = [e.entry for e in only(effects, fx.AddToOutbox) if hasattr(e.entry, "cpu_us")]
+    assert entry.wall_us == entry.cpu_us == 101_000  # a started millisecond counts
+    assert entry.amount_ucredits == Tariff().price(101_000, 0)
+    assert core.state.finished[1].status.state == "cancelled"

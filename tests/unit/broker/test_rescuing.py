@@ -170,3 +170,47 @@ def test_the_report_interval_grows_with_the_fleet() -> None:
     assert (core.state.report_ms, core.state.ttl_ms) == (1_000, 3_500)
     core.state.workers.update({n: core.state.workers[1] for n in range(1_000, 2_979)})
     assert (core.state.report_ms, core.state.ttl_ms) == (4_000, 14_000)
+
+
+def test_a_late_result_is_told_on_the_card_of_a_job_that_goes_on(core: Core) -> None:
+    core.join(1)
+    core.job(2)
+    (lease,) = leases(core)[:1]
+    core.tick(4_000)  # silent
+    core.join(9, slots=1)
+    core.do(ev.WorkerJoined(10, "w1", "node1", 1, 1_000, 1 << 31, {}, ["job"], ["3.11"], "c", []))
+    spent = core.state.jobs[1].spent_ucredits
+    effects = core.result(10, lease, *lease.runs[0])
+    assert kinds(effects) == ["KeepSuperseded", "RecordEvent"]
+    assert core.state.jobs[1].superseded == lease.runs[0][1]
+    assert core.state.jobs[1].spent_ucredits == spent
+
+
+def test_a_late_result_is_told_on_the_card_of_a_job_that_has_ended(core: Core) -> None:
+    core.join(1)
+    core.job(1)
+    (lease,) = leases(core)
+    core.tick(4_000)
+    core.join(2)
+    (again,) = leases(core)
+    core.finish(2, again)
+    assert core.state.finished[1].status.superseded == 0
+    core.do(ev.WorkerJoined(3, "w1", "node1", 1, 1_000, 1 << 31, {}, ["job"], ["3.11"], "c", []))
+    effects = core.result(3, lease, *lease.runs[0])
+    assert kinds(effects) == ["AmendCard", "KeepSuperseded", "RecordEvent"]
+    status = core.state.finished[1].status
+    assert (status.state, status.done, status.superseded) == ("done", 1, 1)
+    assert effects[0] == fx.AmendCard(1, "t", status)
+
+
+def test_who_never_had_a_lease_adds_nothing_to_a_card(core: Core) -> None:
+    core.join(1)
+    core.job(1)
+    (lease,) = leases(core)
+    core.tick(4_000)
+    core.join(2)
+    (again,) = leases(core)
+    core.finish(2, again)
+    core.join(3)
+    assert kinds(core.result(3, lease, *lease.runs[0])) == ["KeepSuperseded", "RecordEvent"]
+    assert core.state.finished[1].status.superseded == 0

@@ -3,137 +3,17 @@
 from typing import Any
 
 import pytest
+from worker_rig import HELLO, MARGIN, REPORT, SESSION, TTL, Rig, told
 
-from gristmill.wire.failure import Failure, unpack_failures
-from gristmill.wire.meter import pack_meter, unpack_meter
+from gristmill.wire.failure import unpack_failures
+from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
-from gristmill.wire.spec import JobSpec, Limits, Tariff
-from gristmill.wire.worker import (
-    Goodbye,
-    Hello,
-    JobOpening,
-    LeaseGrant,
-    Orders,
-    ParcelHead,
-    Returned,
-    Welcome,
-)
+from gristmill.wire.spec import Limits, Tariff
+from gristmill.wire.worker import Goodbye, ParcelHead, Returned, Welcome
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
-from gristmill.worker.core.state import SETUP_TRIES_MAX, Setting, State, new_state
-from gristmill.worker.core.step import next_timer_ms, step
-
-HELLO = Hello(
-    1, "w", "ab" * 32, b"i" * 16, 2, 2_000, 1 << 30, 1 << 30, {}, ["job", "batch"], ["3.11"],
-    "cgroup", "0",
-)  # fmt: skip
-SESSION = b"s" * 16
-TTL, REPORT = 3_500, 1_000
-PLENTY = 1 << 50
-
-
-class Rig:
-    """A state with a clock; every step's effects are returned."""
-
-    def __init__(self, **setting: Any) -> None:
-        self.state: State = new_state(Setting(HELLO, **setting))
-        self.now = 1_000
-        self.lease = 0
-        self.answered = 0
-
-    def tell(self, event: on.Event) -> list[do.Effect]:
-        return step(self.state, event, self.now)
-
-    def turn(self, after_ms: int = 0) -> list[do.Effect]:
-        self.now += after_ms
-        return self.tell(on.TurnEnded())
-
-    def join(self, stop: tuple[int, ...] = ()) -> "Rig":
-        self.tell(on.Began())
-        self.turn()
-        self.tell(on.Welcomed(Welcome(SESSION, 1, "broker", REPORT, TTL, "", list(stop))))
-        self.turn()  # the first full report
-        return self
-
-    def orders(self, **fields: Any) -> list[do.Effect]:
-        openings = fields.get("openings", [])
-        leases = fields.get("leases", [])
-        message = Orders(
-            answers=fields.get("answers", 0),
-            acked=fields.get("acked", 0),
-            openings=openings,
-            leases=leases,
-            recall=fields.get("recall", []),
-            stop=fields.get("stop", []),
-            close=fields.get("close", []),
-            report_ms=REPORT,
-            ttl_ms=TTL,
-            is_drain=fields.get("is_drain", False),
-        )
-        event = on.OrdersArrived(
-            message,
-            tuple(b"function" for _ in openings),
-            tuple(tuple(b"parcel" for _ in lease.parcels) for lease in leases),
-        )
-        return self.tell(event)
-
-    def open(self, job: int = 1, **spec: Any) -> list[do.Effect]:
-        made = JobSpec(kind="function", function="0" * 64, **{"tier": "batch", **spec})
-        return self.orders(openings=[JobOpening(job, "t", made, Tariff(), "put", "get")])
-
-    def grant(
-        self, first: int, count: int, job: int = 1, slot: int = 0, budget: int = PLENTY
-    ) -> LeaseGrant:
-        self.lease += 1
-        return LeaseGrant(
-            self.lease, slot, job, 1, [(first, count)], budget, [ParcelHead(job, first, count, "q")]
-        )
-
-    def give(self, first: int, count: int, **more: Any) -> list[do.Effect]:
-        return self.orders(leases=[self.grant(first, count, **more)])
-
-    def running(self, count: int = 4, **spec: Any) -> "Rig":
-        """Slot 0 has jail 1 with lease 1 over ``0 .. count``."""
-        self.join()
-        self.open(**spec)
-        self.give(0, count)
-        self.tell(on.JailReady(0, 1))
-        return self
-
-    def result(
-        self, lease: int, first: int, count: int, slot: int = 0, jail: int = 1, cpu_us: int = 0
-    ) -> list[do.Effect]:
-        frames = (b"v", pack_meter(count), b"", b"")
-        return self.tell(
-            on.ResultArrived(
-                slot, jail, lease, first, count, "q", 5, cpu_us, 1, "cgroup", True, count, frames
-            )
-        )
-
-    def look(self, lease: int, index: int, jail: int = 1, **more: Any) -> list[do.Effect]:
-        return self.tell(on.Looked((on.Look(0, jail, lease, index, **more),)))
-
-    def died(self, outcome: Outcome, lease: int = 0, index: int = -1, jail: int = 1) -> Any:
-        return self.tell(
-            on.JailEnded(0, jail, int(outcome), Failure("why"), lease, index, cpu_us=7)
-        )
-
-
-def told(effects: list[do.Effect]) -> tuple[list[Any], list[Returned], list[Any]]:
-    """(results, returned, other effects) of a turn."""
-    results: list[Any] = []
-    returned: list[Returned] = []
-    other: list[Any] = []
-    for effect in effects:
-        if isinstance(effect, do.SendReport):
-            for head, frames in zip(effect.message.results, effect.frames, strict=True):
-                meter = unpack_meter(frames[1], head.count)
-                results.append((head.first, head.count, meter.outcome_at(0)))
-            returned += effect.message.returned
-        else:
-            other.append(effect)
-    return results, returned, other
-
+from gristmill.worker.core.state import SETUP_TRIES_MAX
+from gristmill.worker.core.step import next_timer_ms
 
 # ---------------------------------------------------------------- session
 
@@ -212,10 +92,34 @@ def test_an_ack_forgets_and_only_what_was_sent() -> None:
 
 def test_a_report_that_could_not_be_sent_begins_a_new_session() -> None:
     rig = Rig().running()
-    assert rig.tell(on.ReportDropped()) == []
+    assert rig.tell(on.ReportDropped(1)) == []
     assert rig.turn() == []
     (effect,) = rig.turn(1_000)
     assert isinstance(effect, do.SendHello)
+
+
+def test_a_renewal_that_could_not_be_sent_is_not_covered_by_a_later_answer() -> None:
+    rig = Rig().running()
+    (effect,) = rig.turn(REPORT)
+    assert isinstance(effect, do.SendReport) and effect.message.is_full
+    lapse = rig.state.lapse_at_ms
+    assert rig.tell(on.ReportDropped(effect.message.number, is_empty=True)) == []
+    assert rig.state.phase == "open"
+    rig.result(1, 0, 1)
+    (effect,) = rig.turn(10)
+    assert isinstance(effect, do.SendReport) and not effect.message.is_full
+    rig.orders(answers=effect.message.number)
+    assert rig.state.lapse_at_ms == lapse
+
+
+def test_the_answer_to_a_report_that_is_not_full_does_not_extend_the_right_to_run() -> None:
+    rig = Rig().running()
+    lapse = rig.state.lapse_at_ms
+    rig.result(1, 0, 1)
+    (effect,) = rig.turn(900)
+    assert isinstance(effect, do.SendReport) and not effect.message.is_full
+    rig.orders(answers=effect.message.number)
+    assert rig.state.lapse_at_ms == lapse, "the broker counts from the last full report"
 
 
 def test_the_right_to_run_counts_from_when_the_answered_report_was_sent() -> None:
@@ -225,7 +129,7 @@ def test_the_right_to_run_counts_from_when_the_answered_report_was_sent() -> Non
     sent = rig.now
     rig.now += 900
     rig.orders(answers=effect.message.number)
-    rig.now = sent + TTL - 1
+    rig.now = sent + TTL - MARGIN - 1
     assert not any(isinstance(each, do.KillJail) for each in rig.turn())
     effects = rig.turn(1)
     assert effects[0] == do.KillJail(0, 1, "lapse")
@@ -235,7 +139,7 @@ def test_the_right_to_run_counts_from_when_the_answered_report_was_sent() -> Non
 
 def test_orders_that_answer_nothing_do_not_extend_it() -> None:
     rig = Rig().running()
-    rig.now += TTL - 1
+    rig.now += TTL - MARGIN - 1
     rig.orders(answers=0)
     assert do.KillJail(0, 1, "lapse") in rig.turn(1)
 
@@ -549,3 +453,25 @@ def test_what_runs_past_the_grace_is_ended_and_returned() -> None:
     assert results == []
     assert Returned(1, [(0, 2)], "drained") in returned
     assert [type(effect) for effect in other] == [do.SendGoodbye, do.Exit]
+
+
+def test_a_second_request_ends_the_grace_and_one_of_the_broker_does_not() -> None:
+    rig = Rig(grace_ms=60_000).running()
+    rig.tell(on.DrainAsked("SIGTERM was received"))
+    rig.look(1, 1)
+    rig.orders(is_drain=True)
+    assert do.KillJail(0, 1, "drain") not in rig.turn(100)
+    assert rig.tell(on.DrainAsked("SIGTERM was received", is_hurried=True)) != []
+    assert do.KillJail(0, 1, "drain") in rig.turn()
+    assert rig.tell(on.DrainAsked("SIGTERM was received", is_hurried=True)) == []
+
+
+def test_a_stop_ends_what_a_drain_lets_run() -> None:
+    rig = Rig(grace_ms=60_000).running()
+    rig.tell(on.DrainAsked("SIGTERM"))
+    rig.look(1, 0)
+    assert told(rig.turn())[1] == [Returned(1, [(1, 3)], "drained")]
+    rig.orders(stop=[(1, int(Outcome.CANCELLED))])
+    assert rig.look(1, 0) == [do.KillJail(0, 1, "cancel")]
+    rig.died(Outcome.CANCELLED, 1, 0)
+    assert told(rig.turn())[0] == [(0, 1, Outcome.CANCELLED)]
