@@ -102,14 +102,17 @@ def judge(
     verdict = Verdict()
     orders = [order for each in lists for order in each]
     with opened(journal) as jobs, opened(ledger) as books:
-        for name, db in (("journal", jobs), ("ledger", books)):
-            told = [row[0] for row in db.execute("PRAGMA integrity_check(5)")]
-            if told != ["ok"]:
-                verdict.fault("damaged", f"{name}: {told}")
-        _judge_promises(jobs, orders, is_over, verdict)
-        expected = _judge_results(jobs, is_over, verdict)
-        _judge_bills(jobs, books, expected, is_over, verdict)
-        _judge_books(books, is_over, verdict)
+        try:
+            for name, db in (("journal", jobs), ("ledger", books)):
+                told = [row[0] for row in db.execute("PRAGMA integrity_check(5)")]
+                if told != ["ok"]:
+                    verdict.fault("damaged", f"{name}: {told}")
+            _judge_promises(jobs, orders, is_over, verdict)
+            expected = _judge_results(jobs, is_over, verdict)
+            _judge_bills(jobs, books, expected, is_over, verdict)
+            _judge_books(books, is_over, verdict)
+        except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
+            verdict.fault("damaged", f"the files cannot be read: {error!r}")
     if blobs is not None:
         _judge_blobs(blobs, orders, verdict)
     return verdict
