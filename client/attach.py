@@ -30,6 +30,7 @@ def attach(
             whole before any of its subtasks could.
     """
     feed = JobFeed(warn)
+    feed.job = job
     ordering = Ordering() if ordered and not after else None
     got = 0
     link.watch(job, after, feed)

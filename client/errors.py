@@ -32,7 +32,39 @@ class GridError(RemoteError):
 
 
 class BrokerUnavailable(GridError):  # noqa: N818 - reads as what is the matter
-    """The broker does not answer (``UNREACHABLE``, exit code 3)."""
+    """The broker does not answer (``UNREACHABLE``, exit code 3).
+
+    What was accepted goes on, or will when the broker is back. The way to it:
+
+    Attributes:
+        job: number of the job, 0 when nothing says that it was accepted.
+        index: of the call in that job, -1 for all of them.
+        call: what to call in Python, empty without a job.
+        command: what to type, empty without a job.
+    """
+
+    job, index, call, command = 0, -1, "", ""
+
+    def about(self, job: int, index: int = -1) -> "BrokerUnavailable":
+        """The same error with the way back to a job, or to one call of it."""
+        if not job:
+            hint = (
+                "nothing says that the job was accepted; make sure with the same key: "
+                "what was accepted is not made twice (docs/reliability.md)"
+            )
+            return BrokerUnavailable(self.code, self.message, hint)
+        name = format_job(job)
+        call, command = f'client.results("{name}")', f"gristmill result {name}"
+        told = f"{name} goes on; when the broker is back: {call}, or '{command}'"
+        if index >= 0:
+            call, command = f'client.ended("{name}")', f"gristmill result {name}/{index}"
+            told = (
+                f"{name}/{index} goes on; when the broker is back: {call} gives each value with "
+                f"its index, '{command}' this one"
+            )
+        error = BrokerUnavailable(self.code, self.message, told)
+        error.job, error.index, error.call, error.command = job, index, call, command
+        return error
 
 
 class UnpicklableError(GridError, TypeError):

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from gristmill.client.core.uploads import is_forced_end
 from gristmill.client.decode import ResultReader
 from gristmill.client.encode import pack
 from gristmill.client.errors import GridError, JobFailed, UnpicklableError, grid_error
+from gristmill.client.legs import Legs
 from gristmill.client.link import Link, Sink
-from gristmill.client.map import PATIENCE_S, tell_reason
+from gristmill.client.map import PATIENCE_S, tell_reason, with_way_back
 from gristmill.wire import limits
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
@@ -28,22 +30,27 @@ class Future(concurrent.futures.Future[Any]):
     knows its job and index.
     """
 
-    def __init__(self, group: "CoalescedJob", index: int) -> None:
+    def __init__(self, group: "CoalescedJob", position: int) -> None:
         super().__init__()
         self._group = group
-        self.index = index
+        self._position = position
 
     @property
     def job(self) -> int:
         """Number of the job, 0 until the broker accepted it."""
-        return self._group.job
+        return self._group.legs.find(self._position)[0]
+
+    @property
+    def index(self) -> int:
+        """Of the call in its job."""
+        return self._group.legs.find(self._position)[1]
 
     def cancel(self) -> bool:
         """Cancel the call, even when it runs; False when it has ended."""
         if not super().cancel():
             return False
         self.set_running_or_notify_cancel()  # wakes concurrent.futures.wait, as_completed
-        self._group.cancel(self.index)
+        self._group.cancel(self._position)
         return True
 
     def __repr__(self) -> str:
@@ -71,7 +78,7 @@ class CoalescedJob(Sink):
         warn: Callable[[str], None],
         rest_s: float = limits.COALESCED_JOB_REST_MS / 1000,
     ) -> None:
-        self.job = 0
+        self.legs = Legs()
         self.is_closed = False  #: takes no more calls
         self._link = link
         self._message = message
@@ -96,6 +103,8 @@ class CoalescedJob(Sink):
         self._late: deque[tuple[Results, list[bytes]]] = deque()
         self._is_reading = False
         self._end: GridError | None = None
+        self._is_uploading = False
+        self._held: GridError | None = None  # the end of a job whose upload may go on in another
         self._drained = threading.Event()
 
     # ------------------------------------------------------------ callers' threads
@@ -107,7 +116,7 @@ class CoalescedJob(Sink):
                 return None
             future = Future(self, self._next)
             self._next += 1
-            self._futures[future.index] = future
+            self._futures[self._next - 1] = future
             self._waiting.append(arguments)
             if self._is_scheduled:
                 return future  # the link is busy: it takes this one along
@@ -115,9 +124,9 @@ class CoalescedJob(Sink):
         self._link.do(self._send)
         return future
 
-    def cancel(self, index: int) -> None:
+    def cancel(self, position: int) -> None:
         """Ask the broker to cancel one call."""
-        self._link.do(lambda: self._cancel(index))
+        self._link.do(lambda: self._cancel(position))
 
     def close(self) -> None:
         """Take no more calls; those that were made go on."""
@@ -133,6 +142,11 @@ class CoalescedJob(Sink):
             _fail(future, reason)
         self._futures.clear()
 
+    @property
+    def job(self) -> int:
+        """Number of the job that takes calls now, 0 until it is accepted."""
+        return self.legs.newest
+
     def wait_closed(self, seconds: float) -> None:
         """Wait until the broker has counted every call of a closed job, or the time is over."""
         self._drained.wait(seconds)
@@ -146,7 +160,9 @@ class CoalescedJob(Sink):
 
     def _send(self) -> None:
         if not self._upload:
-            self._upload = self._link.open_job(self._message, self._function, self)
+            self._upload = self._link.open_job(
+                self._message, self._function, self, may_continue=True
+            )
             self._watch_rest()
             self._link.after(PATIENCE_S, self._watch_waiting)
         while not self._is_storing:
@@ -216,13 +232,14 @@ class CoalescedJob(Sink):
             self._cancel(index)
         self._send()
 
-    def _cancel(self, index: int) -> None:
-        self._futures.pop(index, None)
-        if self.job:
-            message = Cancel(b"", 0, self.job, [(index, 1)])
+    def _cancel(self, position: int) -> None:
+        self._futures.pop(position, None)
+        job, index = self.legs.find(position)
+        if job:
+            message = Cancel(b"", 0, job, [(index, 1)])
             self._link.request(message, lambda answer, error: None)
         else:
-            self._cancelled.append(index)
+            self._cancelled.append(position)
 
     def _end_upload(self) -> None:
         with self._lock:
@@ -256,18 +273,29 @@ class CoalescedJob(Sink):
 
     def on_accepted(self, job: int) -> None:
         """The job has an id: send what was cancelled meanwhile."""
-        self.job = job
+        self.legs.accepted(job)
+        self._is_uploading = True
         cancelled, self._cancelled = self._cancelled, []
-        for index in cancelled:
-            self._cancel(index)
+        for position in cancelled:
+            self._cancel(position)
+
+    def on_continued(self, job: int, base: int) -> None:
+        """Calls from this one on are in another job; cancelled ones are cancelled there, too."""
+        self._held = None
+        self.legs.continued(base)
+        self._cancelled += [n for n in range(base, self._packed) if n not in self._futures]
 
     def on_upload_failed(self, error: GridError) -> None:
         """No call can get its value here."""
+        self._is_uploading = False
         self._finish(error)
 
     def on_upload_closed(self) -> None:
         """Every call is counted."""
+        self._is_uploading = False
         self._drained.set()
+        if self._held is not None:
+            self._finish(self._held)
 
     def on_results_failed(self, error: GridError) -> None:
         """No values come."""
@@ -276,16 +304,22 @@ class CoalescedJob(Sink):
     def on_status(self, status: JobStatus, is_final: bool) -> None:
         """Why it waits, and the end; calls without a value by then have none."""
         self._status = status
-        if is_final:
-            reason = status.reason or "no reason given"
-            name = format_job(status.job)
-            self._finish(
-                JobFailed(
-                    "CANCELLED" if status.state == "cancelled" else "JOB_FAILED",
-                    f"{name} is {status.state}: {reason}",
-                    f"see 'gristmill status {name}'",
-                )
-            )
+        if not is_final:
+            return
+        name = format_job(status.job)
+        error = JobFailed(
+            "CANCELLED" if status.state == "cancelled" else "JOB_FAILED",
+            f"{name} is {status.state}: {status.reason or 'no reason given'}",
+            f"see 'gristmill status {name}'",
+        )
+        begin, end = self.legs.span(status.job)
+        if end is not None:  # an earlier job of these calls
+            for position in [n for n in self._futures if begin <= n < end]:
+                _fail(self._futures.pop(position), error)
+        elif self._is_uploading and not is_forced_end(status):
+            self._held = error  # calls that it has not got go on in another job
+        else:
+            self._finish(error)
 
     def on_result(self, result: Results, frames: list[bytes]) -> None:
         """Values for some futures; those in the store are fetched in the background."""
@@ -312,21 +346,22 @@ class CoalescedJob(Sink):
 
     def _read(self, result: Results, frames: list[bytes]) -> None:
         self._link.taken(result, sum(map(len, frames)))
-        futures = self._futures
+        futures, base = self._futures, self.legs.base(result.job)
         try:
             pieces = self._reader.read(result, frames)
         except GridError as error:
-            for index in range(result.head.first, result.head.first + result.head.count):
+            first = base + result.head.first
+            for index in range(first, first + result.head.count):
                 if future := futures.pop(index, None):
                     _fail(future, error)
             return
         for piece in pieces:
-            for index, value in enumerate(piece.values, piece.first):
-                future = futures.pop(index, None)
+            for offset, value in enumerate(piece.values):
+                future = futures.pop(base + piece.first + offset, None)
                 if future is None:
                     continue
-                if piece.errors and index - piece.first in piece.errors:
-                    _fail(future, piece.errors[index - piece.first])
+                if piece.errors and offset in piece.errors:
+                    _fail(future, piece.errors[offset])
                 else:
                     try:
                         future.set_result(value)
@@ -340,8 +375,8 @@ class CoalescedJob(Sink):
             self._end = error
             return
         futures, self._futures = self._futures, {}
-        for future in futures.values():
-            _fail(future, error)
+        for position, future in futures.items():
+            _fail(future, with_way_back(error, *self.legs.find(position)))
 
 
 def _fail(future: Future, error: BaseException) -> None:

@@ -44,6 +44,9 @@ class Sink:
     def on_moved(self, committed: int, unsent: int) -> None:
         """Inputs went to disk."""
 
+    def on_continued(self, job: int, base: int) -> None:
+        """The job was closed at ``base`` inputs of this upload; a new one takes the rest."""
+
     def on_upload_closed(self) -> None:
         """Every input is counted."""
 
@@ -66,7 +69,7 @@ class Link:
     Args:
         address: of the broker's front.
         hello: who we are.
-        timeout_s: silence after which a request fails with ``BrokerUnavailable``.
+        timeout_s: silence after which all that waits fails with ``BrokerUnavailable``.
         warn: tells a person one line.
     """
 
@@ -181,11 +184,16 @@ class Link:
         assert self.welcome is not None
         return self.welcome
 
-    def open_job(self, message: Submit, function: bytes, sink: Sink) -> int:
-        """Submit a job and subscribe to it; returns the number of its upload."""
+    def open_job(
+        self, message: Submit, function: bytes, sink: Sink, *, may_continue: bool = False
+    ) -> int:
+        """Submit a job and subscribe to it; returns the number of its upload.
+
+        ``may_continue``: the sink reads several jobs if it must, see ``Sink.on_continued``.
+        """
         upload = next(self._numbers)
         self._uploads[upload] = sink
-        self.feed(on.JobRequested(upload, message, function))
+        self.feed(on.JobRequested(upload, message, function, may_continue))
         return upload
 
     def send_parcel(self, upload: int, count: int, codec: str, frame: bytes) -> None:
@@ -349,6 +357,12 @@ class Link:
             case out.JobAccepted():
                 self._jobs[effect.job] = self._uploads[effect.upload]
                 self._uploads[effect.upload].on_accepted(effect.job)
+            case out.UploadContinued():
+                self._warn(
+                    f"j{effect.job} was closed at {effect.base} inputs because this client was "
+                    "silent for too long; a new job takes the rest"
+                )
+                self._uploads[effect.upload].on_continued(effect.job, effect.base)
             case out.UploadClosed():
                 self._uploads.pop(effect.upload).on_upload_closed()
             case out.UploadFailed():
@@ -362,8 +376,8 @@ class Link:
             case out.BrokerSilent():
                 self._warn(
                     f"the broker at {self.address} has not answered for "
-                    f"{effect.silent_ms / 1000:.3g} s; waiting: what was accepted goes on, and "
-                    "results resume when it is back"
+                    f"{effect.silent_ms / 1000:.3g} s; waiting {effect.left_ms / 1000:.3g} s more: "
+                    "what was accepted goes on, and results resume when it is back"
                 )
             case out.BrokerBack():
                 self._warn(f"the broker at {self.address} is back")

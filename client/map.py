@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from gristmill.client.core.uploads import is_forced_end
 from gristmill.client.decode import Piece, ResultReader
 from gristmill.client.encode import Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, JobFailed
+from gristmill.client.legs import Legs
 from gristmill.client.link import Link, Sink
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
@@ -25,6 +27,7 @@ ITEMS_IN_FLIGHT = 1_000_000
 _PARCELS_PER_TURN = 8  #: sent between two looks at what came back
 DROPPED_S = 0.2  #: from the loss of the iterator to the job's cancel
 _END_S = 5.0  #: after the last value, the job's end is waited for so long
+HELD_END_S = 10.0  #: a job that ended before its upload did has nothing more to give after this
 PATIENCE_S = 2.0  #: a reader that has waited for so long wants to know why
 
 
@@ -44,18 +47,41 @@ class JobFeed(Sink):
         self.status: JobStatus | None = None
         self.is_final = False
         self.accepted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.legs = Legs()
+        self._is_uploading = False
+        self._held: JobStatus | None = None
         self._warn = warn
         self._told = ""
 
     def on_accepted(self, job: int) -> None:
         """The job has an id."""
         self.job = job
+        self.legs.accepted(job)
+        self._is_uploading = True
         self.accepted.put(None)
+
+    def on_continued(self, job: int, base: int) -> None:
+        """Its end is not ours."""
+        self._held = None
+        self.legs.continued(base)
+
+    def on_upload_closed(self) -> None:
+        """Every input is counted: the end of the job is the end."""
+        self._is_uploading = False
+        self.let_end()
+
+    def let_end(self) -> None:
+        """Tell an end that was held back because inputs might go on in another job."""
+        held, self._held = self._held, None
+        if held is not None:
+            self.is_final = True
+            self.queue.put(JobEnd(held, None))
 
     def on_upload_failed(self, error: GridError) -> None:
         """Nothing more goes in: the reader raises it."""
+        self._is_uploading = False
         self.accepted.put(None)
-        self.queue.put(JobEnd(self.status, error))
+        self.queue.put(JobEnd(self.status, with_way_back(error, self.job)))
 
     def on_result(self, result: Results, frames: list[bytes]) -> None:
         """One result."""
@@ -64,9 +90,14 @@ class JobFeed(Sink):
     def on_status(self, status: JobStatus, is_final: bool) -> None:
         """Counts changed."""
         self.status = status
-        if is_final:
-            self.is_final = True
-            self.queue.put(JobEnd(status, None))
+        if not is_final:
+            return
+        is_forced = is_forced_end(status)
+        if self.legs.jobs and status.job != self.legs.newest and not is_forced:
+            return  # an earlier job of this upload
+        self._held = status
+        if is_forced or not self._is_uploading:
+            self.let_end()
 
     def tell_reason(self) -> None:
         """A reader has waited for a while: say once what the job waits for."""
@@ -76,7 +107,12 @@ class JobFeed(Sink):
 
     def on_results_failed(self, error: GridError) -> None:
         """No results come."""
-        self.queue.put(JobEnd(self.status, error))
+        self.queue.put(JobEnd(self.status, with_way_back(error, self.job)))
+
+
+def with_way_back(error: GridError, job: int, index: int = -1) -> GridError:
+    """A dead broker's error says how to come back to the job; others are as they are."""
+    return error.about(job, index) if isinstance(error, BrokerUnavailable) else error
 
 
 def tell_reason(status: JobStatus, told: str, warn: Callable[[str], None]) -> str:
@@ -156,6 +192,7 @@ class Stream:
         self._sent_bytes = 0
         self._sent_parcels = 0
         self._got_bytes = 0
+        self._idle_s = 0.0
         self._is_closed = False
         self._is_over = False
         self._is_running = False
@@ -213,7 +250,9 @@ class Stream:
 
     def _submit(self) -> None:
         if not self._upload:
-            self._upload = self._link.open_job(self._message, self._function, self.feed)
+            self._upload = self._link.open_job(
+                self._message, self._function, self.feed, may_continue=True
+            )
 
     def _abandon(self, is_cancelled: bool) -> None:
         self._is_over = True
@@ -221,9 +260,10 @@ class Stream:
             return
         self._end_upload()
         if self.feed.job:
-            if is_cancelled and not self.feed.is_final:
-                self._link.request(Cancel(b"", 0, self.feed.job, []), lambda answer, error: None)
-            self._link.unwatch(self.feed.job)
+            for job in self.feed.legs.jobs:
+                if is_cancelled and not self.feed.is_final:
+                    self._link.request(Cancel(b"", 0, job, []), lambda answer, error: None)
+                self._link.unwatch(job)
 
     def _end_upload(self) -> None:
         if not self._is_closed:
@@ -265,7 +305,11 @@ class Stream:
                 return
         if entry is None:
             self.feed.tell_reason()
+            self._idle_s += PATIENCE_S
+            if self._idle_s >= HELD_END_S:
+                self._link.do(self.feed.let_end)
             return
+        self._idle_s = 0.0
         if isinstance(entry, JobEnd):
             self._raise_end(entry)
             return
@@ -330,7 +374,9 @@ class Stream:
         size_bytes = sum(map(len, frames))
         self._link.taken(result, size_bytes)
         self._got_bytes += size_bytes
-        for piece in self._reader.read(result, frames):
+        base = self.feed.legs.base(result.job)
+        for found in self._reader.read(result, frames):
+            piece = found._replace(first=found.first + base) if base else found
             self.got_items += len(piece.values)
             if self._ordering is None:
                 yield from self._hand_out(piece)

@@ -65,6 +65,7 @@ def logs_of(link: Link, job: JobId) -> Iterator[LogRow]:
 
 def _raw(link: Link, job: JobId) -> Iterator[tuple[Results, list[bytes]]]:
     feed = JobFeed(lambda _: None)
+    feed.job = job
     link.watch(job, 0, feed)
     try:
         while True:

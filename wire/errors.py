@@ -70,12 +70,21 @@ CODES: dict[str, ErrorSpec] = _table(
         "send parcels in order; repeat one only with the same content",
     ),
     (
+        "UPLOAD_CLOSED",
+        "the job takes no more inputs: it has ended, or its client was silent for longer than a "
+        "session lasts",
+        False,
+        409,
+        EXIT_FAILED,
+        "read what it has with 'gristmill result JOB' and submit the rest as a new job",
+    ),
+    (
         "SUBMISSION_CONFLICT",
-        "the same submission id came with another content",
+        "the same submission id came with another content; the first difference is named",
         False,
         409,
         EXIT_USAGE,
-        "make a new submission id for a new request",
+        "take a new key for a new request, or repeat the old one as it was",
     ),
     (
         "UNPICKLABLE",

@@ -51,6 +51,24 @@ def content_digest(spec: JobSpec) -> bytes:
     return hashlib.blake2b(_encode(spec), digest_size=16).digest()
 
 
+def conflict_text(job: int, old: JobSpec | None, new: JobSpec) -> str:
+    """Why a submission id cannot be used again: the first field that differs, if it is known."""
+    text = f"this submission id, or key, is job j{job} with another content"
+    difference = "" if old is None else _first_difference(old, new, "")
+    return f"{text}: {difference}" if difference else text
+
+
+def _first_difference(old: msgspec.Struct, new: msgspec.Struct, path: str) -> str:
+    for name in old.__struct_fields__:
+        there, here = getattr(old, name), getattr(new, name)
+        if there == here:
+            continue
+        if isinstance(there, msgspec.Struct) and isinstance(here, msgspec.Struct):
+            return _first_difference(there, here, f"{path}{name}.")
+        return f"{path}{name} was {there!r:.80} and is {here!r:.80} now"
+    return ""
+
+
 def _refuse(
     effects: list[AnyEffect],
     client: int,
@@ -93,22 +111,29 @@ def _replay(
     number, digest = known
     client, request = event.client, event.request
     if digest != content_digest(event.spec):
-        message = f"submission id {event.submission.hex()} is job j{number} with another content"
+        job = state.jobs.get(number)
+        message = conflict_text(number, job.spec if job is not None else None, event.spec)
         _refuse(effects, client, request, "SUBMISSION_CONFLICT", message, number)
         return
     job = state.jobs.get(number)
     allowed = 0
     if job is not None:
         allowed = job.bytes_allowed
-        if not job.is_closed:
-            old = state.uploads.get(job.client)
-            if old is not None:
-                old.pop(number, None)
-                if not old:
-                    del state.uploads[job.client]
-            job.client = client
-            state.uploads.setdefault(client, {})[number] = None
+        _claim(state, job, client)
     effects.append(AcceptJob(client, request, number, True, allowed))
+
+
+def _claim(state: State, job: Job, client: int) -> None:
+    """This client uploads the job from now on: it ends with this one's session."""
+    if job.is_closed or job.client == client:
+        return
+    old = state.uploads.get(job.client)
+    if old is not None:
+        old.pop(job.number, None)
+        if not old:
+            del state.uploads[job.client]
+    job.client = client
+    state.uploads.setdefault(client, {})[job.number] = None
 
 
 def _refusal(state: State, event: JobSubmitted, requirement: Requirement) -> tuple[str, str] | None:
@@ -203,9 +228,14 @@ def on_parcel_arrived(
     """Inputs: their subtasks are ready at once. One sent again is acknowledged again."""
     job = _job_of(state, event.tenant, event.job)
     if job is None:
-        if not _is_final_of(state, event.tenant, event.job):
+        if _is_final_of(state, event.tenant, event.job):
+            # Silence would leave a client waiting that does not know how much the job had.
+            message = f"job j{event.job} has ended: it takes no inputs"
+            _refuse(effects, event.client, 0, "UPLOAD_CLOSED", message, event.job)
+        else:
             _unknown(effects, event.client, 0, event.job)
         return
+    _claim(state, job, event.client)
     first, count, end = event.first, event.count, event.first + event.count
     if job.parcels.is_same(first, count, event.codec):
         effects.append(AllowInput(job.number, job.committed, job.bytes_allowed))
@@ -244,9 +274,12 @@ def _parcel_fault(state: State, job: Job, event: ParcelArrived) -> tuple[str, st
         )
     if job.ending is not None:
         return None
+    if job.is_closed and first >= job.uploaded:
+        return "UPLOAD_CLOSED", (
+            f"a parcel at {first}; the upload of job j{job.number} was closed at {job.uploaded}"
+        )
     if first != job.uploaded or job.is_closed:
-        tail = " and its upload is closed" if job.is_closed else ""
-        return "PARCEL_ORDER", f"a parcel at {first}; job j{job.number} is at {job.uploaded}{tail}"
+        return "PARCEL_ORDER", f"a parcel at {first}; job j{job.number} is at {job.uploaded}"
     if end > (job.count if job.count >= 0 else limits.SUBTASKS_MAX):
         most = job.count if job.count >= 0 else limits.SUBTASKS_MAX
         return "PARCEL_ORDER", f"a parcel to {end}; job j{job.number} has {most} subtasks"

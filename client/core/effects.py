@@ -25,9 +25,13 @@ class Welcomed(Effect, frozen=True):
 
 
 class BrokerSilent(Effect, frozen=True):
-    """Nothing was heard for ``silent_ms`` while something is wanted; told once a silence."""
+    """Nothing was heard for ``silent_ms`` while something is wanted; told once a silence.
+
+    After ``left_ms`` more, all that waits fails.
+    """
 
     silent_ms: int
+    left_ms: int
 
 
 class BrokerBack(Effect, frozen=True):
@@ -63,6 +67,17 @@ class UploadMoved(Effect, frozen=True):
     upload: int
     committed: int
     unsent: int
+
+
+class UploadContinued(Effect, frozen=True):
+    """The job of an upload was closed at ``base`` inputs (of all its jobs).
+
+    A new job takes the rest: its ``JobAccepted`` follows.
+    """
+
+    upload: int
+    job: int
+    base: int
 
 
 class UploadClosed(Effect, frozen=True):
@@ -112,6 +127,7 @@ AnyEffect = (
     | RequestFailed
     | JobAccepted
     | UploadMoved
+    | UploadContinued
     | UploadClosed
     | UploadFailed
     | ResultArrived

@@ -32,11 +32,16 @@ class Requested(Event, frozen=True):
 
 
 class JobRequested(Event, frozen=True):
-    """Submit a job and open its upload, and at once a subscription to its results."""
+    """Submit a job and open its upload, and at once a subscription to its results.
+
+    ``may_continue``: when the broker closed the job because we were silent for too long, what it
+    has not got goes on in a new job.
+    """
 
     upload: int
     message: Submit
     function: bytes
+    may_continue: bool = False
 
 
 class ParcelReady(Event, frozen=True):

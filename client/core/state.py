@@ -5,16 +5,18 @@ from collections import deque
 from typing import Any, Literal
 
 from gristmill.wire import limits
-from gristmill.wire.client import Hello
+from gristmill.wire.client import Hello, Submit
 
 RESEND_MS = 1_000  #: first pause before a request is said again; it doubles to RESEND_MS_MAX
 RESEND_MS_MAX = 8_000
 GREET_MS = 250  #: between HELLOs that nobody answers
 STALL_MS = 3_000  #: parcels without an acknowledgement for this long are said again
+TELL_SHARE = 3  #: after this part of the patience a silence is told, after all of it given up
+LATE_MS = 500  #: a turn later than this was not ours to take: we were stopped, or starved
 SILENCES = 3  #: pings without any word from the broker: greet again
 NEVER = 1 << 62
 
-RequestKind = Literal["app", "submit", "close", "subscribe"]
+RequestKind = Literal["app", "submit", "claim", "count", "close", "subscribe"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,11 +50,17 @@ class Upload:
     """The inputs of one job on their way.
 
     ``parcels`` are those not acknowledged, in order; ``parcels[:sent]`` went out in this session.
-    ``sent_bytes`` and ``bytes_allowed`` are cumulative since the job began.
+    ``sent_bytes`` and ``bytes_allowed`` are cumulative since the job began. ``base``: inputs
+    in earlier jobs of the same upload (see ``uploads.on_cut``); indices, ``count`` and
+    ``committed`` are those of the present job.
     """
 
     number: int
+    message: Submit
+    function: bytes
+    may_continue: bool = False
     job: int = 0
+    base: int = 0
     count: int = 0
     committed: int = 0
     bytes_allowed: int = 0
@@ -92,7 +100,8 @@ class Subscription:
 class State:
     """The client's side of one dialogue.
 
-    ``phase``: ``greeting`` until a Welcome, then ``open``; ``refused`` when the broker will not
+    ``timeout_ms``: silence after which everything that waits is given up. ``phase``:
+    ``greeting`` until a Welcome, then ``open``; ``refused`` when the broker will not
     have us (then ``refusal`` says why), ``closed`` after the goodbye.
     """
 
@@ -105,6 +114,7 @@ class State:
     is_linked: bool = False
     ping_ms: int = limits.CLIENT_PING_MS
     heard_ms: int = 0
+    wanted_ms: int = 0  #: since when something waits
     said_ms: int = 0
     greeted_ms: int = -GREET_MS
     is_silence_told: bool = False

@@ -16,8 +16,16 @@ results   by the broker  Credit.acked; a gap: SUBSCRIBE after the last got  the 
 
 A new Welcome says everything again at once: requests in the order they were made, then
 subscriptions after the last sequence that was got, then parcels not yet acknowledged.
+
+A broker that says nothing for ``timeout_ms`` is given up: every request, upload and subscription
+fails with ``UNREACHABLE``, and whoever waits for them can act. From then on we are another client
+(a new id, made of the old one): the session that we leave ends by its own silence, and with it the
+uploads that nobody finishes. Only silence that we could have heard counts: time in which this
+process was stopped does not.
 ``next_ms`` of the state is when ``TimePassed`` is due.
 """
+
+import hashlib
 
 import msgspec
 
@@ -25,7 +33,14 @@ from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
 from gristmill.client.core import results, uploads
 from gristmill.client.core.requests import ask, say_again
-from gristmill.client.core.state import GREET_MS, NEVER, SILENCES, State
+from gristmill.client.core.state import (
+    GREET_MS,
+    LATE_MS,
+    NEVER,
+    SILENCES,
+    TELL_SHARE,
+    State,
+)
 from gristmill.wire import client as wire
 
 #: events that start no timer sooner than the ping that is due anyway
@@ -37,6 +52,8 @@ _FINAL_REFUSALS = frozenset({"UNAUTHORISED", "FORBIDDEN", "PROTOCOL", "NAME_TAKE
 def step(state: State, event: on.AnyEvent, now_ms: int) -> list[out.AnyEffect]:
     """What follows from one event; total and deterministic."""
     todo: list[out.AnyEffect] = []
+    if now_ms - state.next_ms >= LATE_MS and state.next_ms:
+        state.heard_ms = min(now_ms, state.heard_ms + now_ms - state.next_ms)
     match event:
         case on.Received():
             _on_received(state, event.message, event.frames, now_ms, todo)
@@ -121,6 +138,7 @@ def _on_welcome(
     uploads.rewind_all(state, now_ms)
     for number in list(state.requests):
         say_again(state, number, now_ms, todo)
+    uploads.claim_all(state, now_ms, todo)
     results.subscribe_again(state, now_ms, todo)
     for upload in list(state.uploads.values()):
         uploads.pump(state, upload, now_ms, todo)
@@ -134,6 +152,8 @@ def _on_answer(state: State, answer: wire.Answer, now_ms: int, todo: list[out.An
         uploads.on_closed(state, pending.key, todo)
     elif pending.kind == "subscribe":
         results.on_subscribed(state, pending.key)
+    elif pending.kind == "count":
+        uploads.on_counted(state, pending.key, answer, now_ms, todo)
     else:
         todo.append(out.Answered(pending.key, answer))
 
@@ -146,6 +166,8 @@ def _on_accepted(
         return
     if pending.kind == "submit":
         uploads.on_accepted(state, pending.key, accepted, now_ms, todo)
+    elif pending.kind == "claim":
+        uploads.on_claimed(state, pending.key, accepted, now_ms, todo)
     else:
         todo.append(out.Answered(pending.key, accepted))
 
@@ -172,7 +194,9 @@ def _on_refused(
         todo.append(out.RequestFailed(pending.key, code, message, hint))
     elif pending.kind == "subscribe":
         results.on_refused(state, pending.key, code, message, hint, todo)
-    elif pending.kind == "close" and code == "PARCEL_ORDER":
+    elif pending.kind == "claim":
+        pass  # its parcels will hear why, if it matters
+    elif pending.kind == "close" and code in ("PARCEL_ORDER", "UPLOAD_CLOSED"):
         uploads.on_parcel_refused(
             state, msgspec.structs.replace(refused, job=pending.message.job), now_ms, todo
         )
@@ -240,16 +264,32 @@ def _resend(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
 
 
 def _notice_silence(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
-    """Who waits for results of a dead broker must be told, once."""
+    """Who waits for a dead broker is told, and a while later given their own again."""
     is_wanted = any(not subscription.is_final for subscription in state.subscriptions.values())
-    if not (is_wanted or state.uploads) or state.is_silence_told:
+    if not (is_wanted or state.uploads):
+        state.wanted_ms = now_ms
         return NEVER
-    silent_ms = now_ms - state.heard_ms
+    since_ms = max(state.heard_ms, state.wanted_ms)
+    silent_ms = now_ms - since_ms
     if silent_ms >= state.timeout_ms:
-        state.is_silence_told = True
-        todo.append(out.BrokerSilent(silent_ms))
+        _give_up(state, silent_ms, now_ms, todo)
         return NEVER
-    return state.heard_ms + state.timeout_ms
+    tell_ms = state.timeout_ms // TELL_SHARE
+    if silent_ms >= tell_ms and not state.is_silence_told:
+        state.is_silence_told = True
+        todo.append(out.BrokerSilent(silent_ms, state.timeout_ms - silent_ms))
+    return since_ms + (state.timeout_ms if state.is_silence_told else tell_ms)
+
+
+def _give_up(state: State, silent_ms: int, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """Everything that waits fails; the session is left, see the module's text."""
+    message = f"the broker has not answered for {silent_ms / 1000:.3g} s"
+    _fail_everything(state, "UNREACHABLE", message, "", todo)
+    client = hashlib.sha256(b"after " + state.hello.client).digest()[:16]
+    state.hello = msgspec.structs.replace(state.hello, client=client)
+    state.phase = "greeting"
+    state.session = b""
+    state.heard_ms = now_ms  # what is asked from now on has patience of its own
 
 
 def _fail_everything(

@@ -1,4 +1,13 @@
-"""Uploads: parcels in order under credit, kept until the broker has them on disk."""
+"""Uploads: parcels in order under credit, kept until the broker has them on disk.
+
+A client that was silent for longer than a session lasts (stopped, asleep, cut off) finds its
+open-ended job closed where it was, or ended. It learns that from the refusal of its next parcel,
+asks how many inputs the job has, and submits a new job for those behind.
+"""
+
+import hashlib
+
+import msgspec
 
 from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
@@ -12,7 +21,9 @@ def on_job_requested(
     state: State, event: on.JobRequested, now_ms: int, todo: list[out.AnyEffect]
 ) -> None:
     """A new job: its upload waits for the acceptance."""
-    state.uploads[event.upload] = Upload(event.upload, moved_ms=now_ms)
+    state.uploads[event.upload] = Upload(
+        event.upload, event.message, event.function, event.may_continue, moved_ms=now_ms
+    )
     ask(state, "submit", event.upload, event.message, [event.function], now_ms, todo)
 
 
@@ -27,6 +38,80 @@ def on_accepted(
     todo.append(out.JobAccepted(number, accepted.job))
     results.subscribe(state, accepted.job, 0, now_ms, todo)
     pump(state, upload, now_ms, todo)
+
+
+def claim_all(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """A new session says which uploads it goes on with, or the broker would close them."""
+    for upload in state.uploads.values():
+        is_asked = any(
+            pending.kind in ("claim", "count", "submit") and pending.key == upload.number
+            for pending in state.requests.values()
+        )
+        if upload.job and not is_asked:
+            ask(state, "claim", upload.number, upload.message, [upload.function], now_ms, todo)
+
+
+def on_claimed(
+    state: State, number: int, accepted: wire.Accepted, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """The upload is ours again."""
+    upload = state.uploads.get(number)
+    if upload is not None and upload.job == accepted.job:
+        upload.bytes_allowed = max(upload.bytes_allowed, accepted.bytes_allowed)
+        pump(state, upload, now_ms, todo)
+
+
+def on_cut(
+    state: State, upload: Upload, refused: wire.Refused, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """The broker takes no more inputs for this job: how many has it?"""
+    if not upload.may_continue:
+        fail(state, upload.number, refused.code, refused.message, refused.hint, todo)
+    elif not any(p.kind == "count" and p.key == upload.number for p in state.requests.values()):
+        ask(state, "count", upload.number, wire.Ask(b"", 0, "job", upload.job), [], now_ms, todo)
+
+
+def on_counted(
+    state: State, number: int, answer: wire.Answer, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """A job that was closed while we were away: what it has not got goes on in a new one.
+
+    One that was cancelled, or stopped at its cap, or that has enough by its completion rule, does
+    not: its end says why.
+    """
+    upload = state.uploads.get(number)
+    if upload is None:
+        return
+    status = msgspec.msgpack.decode(answer.body, type=wire.JobStatus)
+    while upload.parcels and upload.parcels[0].first < status.count:
+        upload.acked_bytes += len(upload.parcels.popleft().frame)
+    is_over = is_forced_end(status) or upload.message.spec.completion != "all"
+    if is_over or (upload.is_ended and not upload.parcels):
+        on_closed(state, number, todo)
+        return
+    del state.upload_of_job[upload.job]
+    todo.append(out.UploadContinued(number, upload.job, upload.base + status.count))
+    submission = hashlib.sha256(b"after " + upload.message.submission).digest()[:16]
+    upload.message = msgspec.structs.replace(upload.message, submission=submission)
+    for parcel in upload.parcels:
+        parcel.first -= status.count
+    upload.base += status.count
+    upload.count -= status.count
+    upload.job = upload.committed = upload.bytes_allowed = upload.stalls = 0
+    upload.acked_bytes = upload.sent_bytes = upload.sent = 0
+    upload.is_closing = False
+    for request in [
+        n for n, p in state.requests.items() if p.kind in ("close", "claim") and p.key == number
+    ]:
+        del state.requests[request]
+    ask(state, "submit", number, upload.message, [upload.function], now_ms, todo)
+
+
+def is_forced_end(status: wire.JobStatus) -> bool:
+    """Whether a job ended before its subtasks did: cancelled, stopped at its cap, refused."""
+    if status.state == "cancelled":
+        return True
+    return status.state == "failed" and status.reason.partition(":")[0] != "JOB_FAILED"
 
 
 def on_parcel_ready(
@@ -66,7 +151,8 @@ def on_input_credit(
         upload.moved_ms = now_ms
         upload.stalls = 0
     pump(state, upload, now_ms, todo)
-    todo.append(out.UploadMoved(upload.number, upload.committed, len(upload.parcels) - upload.sent))
+    committed = upload.base + upload.committed
+    todo.append(out.UploadMoved(upload.number, committed, len(upload.parcels) - upload.sent))
 
 
 def pump(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
@@ -118,7 +204,7 @@ def on_closed(state: State, number: int, todo: list[out.AnyEffect]) -> None:
     upload = state.uploads.pop(number, None)
     if upload is not None:
         state.upload_of_job.pop(upload.job, None)
-        todo.append(out.UploadMoved(number, upload.count, 0))
+        todo.append(out.UploadMoved(number, upload.base + upload.count, 0))
         todo.append(out.UploadClosed(number))
 
 
@@ -129,7 +215,9 @@ def on_parcel_refused(
     upload = state.uploads.get(state.upload_of_job.get(refused.job, -1))
     if upload is None:
         return
-    if refused.code != "PARCEL_ORDER" or upload.stalls > 8:
+    if refused.code == "UPLOAD_CLOSED":
+        on_cut(state, upload, refused, now_ms, todo)
+    elif refused.code != "PARCEL_ORDER" or upload.stalls > 8:
         fail(state, upload.number, refused.code, refused.message, refused.hint, todo)
     elif now_ms - upload.moved_ms >= 50 or upload.stalls == 0:
         # Every parcel behind a gap is refused: one answer is enough for all of them.
@@ -147,7 +235,9 @@ def fail(
         return
     state.upload_of_job.pop(upload.job, None)
     for request in [
-        n for n, p in state.requests.items() if p.kind in ("close", "submit") and p.key == number
+        n
+        for n, p in state.requests.items()
+        if p.kind in ("close", "submit", "claim", "count") and p.key == number
     ]:
         del state.requests[request]
     todo.append(out.UploadFailed(number, code, message, hint))

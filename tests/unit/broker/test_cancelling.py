@@ -54,7 +54,7 @@ def test_cancelling_an_open_job_closes_it(core: Core) -> None:
     core.parcel(1, 0, 10)
     effects = core.cancel(1)
     assert only(effects, fx.TellStatus)[0].status.count == 10
-    assert core.parcel(1, 10, 10) == []  # on its way when the job ended
+    assert only(core.parcel(1, 10, 10), fx.RefuseRequest)[0].code == "UPLOAD_CLOSED"
 
 
 def test_ready_runs_are_cancelled_alone(core: Core) -> None:

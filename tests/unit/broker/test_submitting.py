@@ -170,7 +170,7 @@ def test_closing_names_the_count(core: Core) -> None:
     effects = core.do(ev.UploadClosed(CLIENT, 3, "t", 1, 10))
     assert kinds(effects) == ["RecordEvent", "Confirm"]
     assert core.do(ev.UploadClosed(CLIENT, 3, "t", 1, 10)) == [fx.Confirm(CLIENT, 3)]
-    assert refusal(core.parcel(1, 10, 1)).code == "PARCEL_ORDER"
+    assert refusal(core.parcel(1, 10, 1)).code == "UPLOAD_CLOSED"
 
 
 def test_closing_early_shrinks_a_job_of_known_count(core: Core) -> None:

@@ -1,6 +1,5 @@
 """The settings."""
 
-
 import pytest
 
 from gristmill.broker.settings import read_settings

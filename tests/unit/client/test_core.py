@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gristmill.client.core import effects as out
@@ -70,7 +71,9 @@ def test_a_request_is_said_again_with_its_number_then_fails() -> None:
         m for m in sent(step(state, on.TimePassed(), 10 + RESEND_MS)) if isinstance(m, wire.Ask)
     ]
     assert again.request == 1
-    effects = step(state, on.TimePassed(), 5010)
+    effects = []
+    for now in range(1100, 5200, 100):
+        effects += step(state, on.TimePassed(), now)
     (failed,) = [effect for effect in effects if isinstance(effect, out.RequestFailed)]
     assert (failed.token, failed.code) == (4, "UNREACHABLE")
     assert not state.requests
@@ -138,10 +141,12 @@ def test_a_new_session_says_everything_again() -> None:
     assert sent(step(state, on.Received(wire.Refused(0, "REJOIN", "", ""), []), 300)) == [HELLO]
     second = wire.Welcome(b"t" * 16, "b", "local", 1000, 15000, "", True)
     messages = sent(step(state, on.Received(second, []), 301))
-    assert [type(message) for message in messages] == [wire.Ask, wire.Subscribe, wire.Parcel]
+    kinds = [type(message) for message in messages]
+    assert kinds == [wire.Ask, wire.Submit, wire.Subscribe, wire.Parcel]
     assert all(message.session == b"t" * 16 for message in messages)
-    assert messages[1].after == 1 and messages[2].first == 0
-    assert messages[1].bytes_allowed == state.window_bytes - 8  # one result is not taken yet
+    assert messages[1].submission == SUBMIT.submission  # the upload is ours still
+    assert messages[2].after == 1 and messages[3].first == 0
+    assert messages[2].bytes_allowed == state.window_bytes - 8  # one result is not taken yet
 
 
 def test_parcels_that_stand_still_are_said_again() -> None:
@@ -201,14 +206,119 @@ def test_a_lost_tail_is_asked_for_before_the_end_is_told() -> None:
     assert (type(again), again.after) == (wire.Subscribe, 0)
 
 
-def test_silence_is_told_once_and_so_is_its_end() -> None:
+def run(state: State, begin: int, end: int) -> list[out.AnyEffect]:
+    """What happens while only time passes."""
+    told: list[out.AnyEffect] = []
+    for now in range(begin, end, 100):
+        told += step(state, on.TimePassed(), now)
+    return told
+
+
+def test_silence_is_told_and_then_everything_is_given_up() -> None:
     state = opened()
     accepted(state)
-    told = []
-    for now in range(100, 12_000, 100):
-        told += [e for e in step(state, on.TimePassed(), now) if isinstance(e, out.BrokerSilent)]
-    assert len(told) == 1
-    assert out.BrokerBack() in step(state, on.Received(WELCOME, []), 12_000)
+    told = run(state, 100, state.timeout_ms)
+    assert [type(e) for e in told if not isinstance(e, out.Send)] == [out.BrokerSilent]
+    told = run(state, state.timeout_ms, 12_000)
+    given_up = [e for e in told if not isinstance(e, out.Send)]
+    assert [type(e) for e in given_up] == [out.UploadFailed, out.ResultsFailed]
+    assert {e.code for e in given_up} == {"UNREACHABLE"}  # type: ignore[union-attr]
+    assert not (state.uploads or state.subscriptions or state.requests)
+
+
+def test_after_giving_up_we_are_another_client() -> None:
+    state = opened()
+    accepted(state)
+    run(state, 100, 6_000)
+    (hello,) = sent(step(state, on.LinkUp(), 6_100))
+    assert isinstance(hello, wire.Hello) and hello.client != HELLO.client
+    effects = step(state, on.Received(WELCOME, []), 6_200)
+    assert effects == [out.BrokerBack(), out.Welcomed(WELCOME)]  # nothing old is said again
+
+
+def test_time_in_which_we_were_stopped_is_no_silence() -> None:
+    state = opened()
+    accepted(state)
+    run(state, 100, 1_000)
+    effects = step(state, on.TimePassed(), 100_000)
+    assert not [e for e in effects if isinstance(e, out.UploadFailed | out.BrokerSilent)]
+    told = run(state, 100_100, 100_000 + state.timeout_ms)
+    assert [e for e in told if isinstance(e, out.UploadFailed)]
+
+
+def test_an_idle_client_of_a_dead_broker_has_patience_when_it_asks() -> None:
+    state = opened()
+    run(state, 100, 60_000)
+    step(state, on.JobRequested(1, SUBMIT, b"f"), 60_000)
+    assert not [e for e in run(state, 60_100, 61_000) if isinstance(e, out.UploadFailed)]
+
+
+def closed_at(count: int, state: str = "done", reason: str = "") -> on.Received:
+    """The answer to how many inputs job 7 has."""
+    card = msgspec.structs.replace(status(state, 1).message.status, count=count, reason=reason)
+    return on.Received(wire.Answer(3, msgspec.Raw(msgspec.msgpack.encode(card))), [])
+
+
+def cut(spec_completion: str = "all") -> State:
+    """An upload of ten inputs, two to a parcel, of which the broker refuses those from 4 on."""
+    state = opened()
+    submit = msgspec.structs.replace(
+        SUBMIT, spec=msgspec.structs.replace(SUBMIT.spec, completion=spec_completion)
+    )
+    step(state, on.JobRequested(1, submit, b"f", True), 10)
+    step(state, on.Received(wire.Accepted(1, 7, False, 1000), []), 11)
+    step(state, on.Received(wire.Answer(2), []), 12)
+    for _ in range(5):
+        step(state, on.ParcelReady(1, 2, "q", b"xy"), 13)
+    refused = on.Received(wire.Refused(0, "UPLOAD_CLOSED", "m", "h", 7), [])
+    (asked,) = sent(step(state, refused, 14))
+    assert isinstance(asked, wire.Ask) and (asked.request, asked.job) == (3, 7)
+    assert sent(step(state, refused, 15)) == []  # asked once for all of them
+    return state
+
+
+def test_what_a_closed_job_has_not_got_goes_on_in_a_new_one() -> None:
+    state = cut()
+    effects = step(state, closed_at(4), 20)
+    assert effects[0] == out.UploadContinued(1, 7, 4)
+    (again,) = sent(effects)
+    assert isinstance(again, wire.Submit) and again.submission != SUBMIT.submission
+    effects = step(state, on.Received(wire.Accepted(again.request, 9, False, 1000), []), 21)
+    assert effects[0] == out.JobAccepted(1, 9)
+    parcels = [m for m in sent(effects) if isinstance(m, wire.Parcel)]
+    assert [(m.job, m.first) for m in parcels] == [(9, 0), (9, 2), (9, 4)]
+    step(state, on.ParcelReady(1, 2, "q", b"xy"), 22)
+    (closing,) = sent(step(state, on.UploadEnded(1), 23))
+    assert isinstance(closing, wire.CloseUpload) and (closing.job, closing.count) == (9, 8)
+    moved = step(state, on.Received(wire.InputCredit(9, 2, 1000), []), 24)
+    assert out.UploadMoved(1, 6, 0) in moved
+
+
+@pytest.mark.parametrize("state_word, reason", [("cancelled", ""), ("failed", "CAP_REACHED: all")])
+def test_a_job_that_was_ended_does_not_go_on(state_word: str, reason: str) -> None:
+    state = cut()
+    effects = step(state, closed_at(4, state_word, reason), 20)
+    assert effects == [out.UploadMoved(1, 10, 0), out.UploadClosed(1)]
+
+
+def test_a_job_that_has_enough_does_not_go_on() -> None:
+    effects = step(cut("any"), closed_at(4), 20)
+    assert out.UploadClosed(1) in effects
+
+
+def test_a_new_session_claims_its_uploads() -> None:
+    state = opened()
+    accepted(state)
+    step(state, on.Received(wire.Refused(0, "REJOIN", "", ""), []), 400)
+    welcome = msgspec.structs.replace(WELCOME, session=b"t" * 16)
+    (claim,) = [
+        m for m in sent(step(state, on.Received(welcome, []), 410)) if isinstance(m, wire.Submit)
+    ]
+    assert claim.submission == SUBMIT.submission
+    step(state, on.ParcelReady(1, 2, "q", b"x" * 200), 411)
+    assert step(state, on.Received(wire.Accepted(claim.request, 7, True, 500), []), 412) == []
+    refused = on.Received(wire.Refused(claim.request, "QUOTA", "", ""), [])
+    assert step(state, refused, 413) == []  # a claim that is refused changes nothing
 
 
 def test_a_goodbye_ends_everything() -> None:
