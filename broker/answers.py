@@ -27,6 +27,7 @@ from gristmill.wire.client import (
     Ask,
     JobStatus,
     Refused,
+    Submit,
     Subscribe,
     SubtaskRow,
     WhyAnswer,
@@ -151,6 +152,56 @@ class Answers:
     def _live(self, session: ClientSession, job: int) -> JobStatus | None:
         found = find_status(self._state, job, self._clock()[0])
         return found[1] if found is not None and found[0] == session.tenant else None
+
+    # ------------------------------------------------------------ submissions
+
+    def find_submission(
+        self,
+        session: ClientSession,
+        message: Submit,
+        then: Callable[[past.KnownSubmission | None], None],
+    ) -> None:
+        """What the journal knows of a submission id that the state does not have.
+
+        A client that left meanwhile is forgotten: it submits again when it is back.
+        """
+        tenant, submission, state = session.tenant, message.submission, self._state
+        token = session.token
+        if not state.has_past or (tenant, submission) in state.submissions:
+            then(None)
+            return
+
+        def arrived(known: past.KnownSubmission | None) -> None:
+            if session.token != token:
+                return
+            if known is not None and not known.digest:
+                text = f"{format_job(known.job)} has this submission id; it is damaged on the disk"
+                error = RemoteError("INTERNAL", text, "submit it again under a new id")
+                self._refuse(session, message.request, error, known.job)
+                return
+            then(known)
+
+        def failed(error: Exception) -> None:
+            text = f"the journal is damaged where submissions are looked up: {error}"
+            self._refuse(session, message.request, RemoteError("INTERNAL", text), 0)
+
+        self._reader.ask(lambda db: past.find_submission(db, tenant, submission), arrived, failed)
+
+    def find_past(self, session: ClientSession, request: int, job: int) -> None:
+        """A request about a job that the state does not have: one that is over needs no more."""
+
+        def arrived(found: past.PastJob | None) -> None:
+            if found is None or found.status is None:
+                self._unknown(session, request, job)
+            elif request:
+                self._mailbox.send(session.peer, [encode(Answer(request))])
+
+        tenant = session.tenant
+        self._reader.ask(
+            lambda db: past.find_job(db, tenant, job),
+            arrived,
+            lambda _: self._unknown(session, request, job),
+        )
 
     # ------------------------------------------------------------ jobs
 

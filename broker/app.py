@@ -17,6 +17,7 @@ import zmq
 from gristmill.broker import past, schema
 from gristmill.broker.answers import Answers
 from gristmill.broker.back import Back
+from gristmill.broker.checkpoints import Checkpoint, checkpoint_row, find_leftovers, fold_job
 from gristmill.broker.core import events as on
 from gristmill.broker.core.invariants import check
 from gristmill.broker.core.state import Config
@@ -32,7 +33,7 @@ from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FrameCache
-from gristmill.broker.quota import ResultQuota, used_by_job, used_by_tenants
+from gristmill.broker.quota import ResultQuota, used_by_tenants
 from gristmill.broker.reader import Reader
 from gristmill.broker.replay import recover
 from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSession
@@ -47,6 +48,9 @@ log = logging.getLogger("gristmill.broker")
 
 SECOND_MS = 1_000
 EXPIRY_MS = 60_000
+LOOK_AFTER_MS = 5_000  #: after a start, when the first work is under way
+NEVER_MS = 1 << 62
+MISSED_JOBS = 5_000  #: looked at in one question
 IDLE_MS = 200  #: longest wait for something to happen
 WAITING_PEER_MS = 2  #: a peer that did not read is tried again this soon
 FRAMES_EXTRA = 2  #: routing id and header
@@ -70,6 +74,7 @@ class Broker:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = False
         self._paused_ms = 0
+        self._must_restart = ""
         self._lost: list[tuple[object, str]] = []
         self.journal = Journal(settings.state, self._wake, metrics)
         self.reader = Reader(self.journal.path, self._wake, self.journal.vfs)
@@ -121,20 +126,24 @@ class Broker:
         )  # fmt: skip
         self._front = Front(
             settings, self.journal.broker, self._front_box, self.clients, self.workers,
-            self.execution, self.delivery, answers, self._apply, self._refusal, metrics,
+            self.execution, self.delivery, answers, self._apply, self._refusal,
+            answers.find_submission, metrics,
         )  # fmt: skip
+        self.execution.find_past = answers.find_past
         self._back = Back(
             settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
             found.nodes, self._apply, metrics,
         )  # fmt: skip
         for job in found.jobs:
-            self.execution.adopt(job.record, job.results, 0)
+            self.execution.adopt(job.record, job.results, 0, job.freed)
         self._free_disk_bytes = free_bytes(settings.state)
         self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
-        self._count_results()
+        self._count_results(found.last_row)
+        self.reader.ask(find_leftovers, self._finish_deletions, lambda _: None)
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
         # Clients of the last incarnation have this long to come back to their uploads.
+        self._look_at_ms = now_ms + LOOK_AFTER_MS
         self._absent_until_ms: int | None = now_ms + settings.client_ttl_ms
 
     @property
@@ -167,6 +176,8 @@ class Broker:
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
         while not self._is_stopping:
+            if self._must_restart and self.journal.is_idle:
+                raise OSError(f"{self._must_restart}: it is put back, start again")
             if self.journal.backlog_bytes > self.settings.journal_backlog_bytes:
                 self._wait_for_disk()
             ready = dict(poller.poll(self._wait_ms()))
@@ -234,6 +245,9 @@ class Broker:
             self._absent_until_ms = None
             self._apply(on.ClientLost(0))
         self._free_disk_bytes = free_bytes(self.settings.state)
+        if now_ms >= self._look_at_ms:
+            self._look_at_ms = NEVER_MS
+            self._look_for_missed()
         self._renew_grants()
         check(self.state, is_whole=False)
         if now_ms >= self._next_expiry_ms:
@@ -338,20 +352,55 @@ class Broker:
         )
 
     def _free_results(self, job: int, upto: int) -> None:
-        def counted(found: tuple[str, int]) -> None:
-            tenant, size_bytes = found
+        """Results of a job leave the disk; what they mean to a restart stays in a checkpoint."""
+
+        def folded(found: tuple[Checkpoint, str, int]) -> None:
+            checkpoint, tenant, size_bytes = found
             self._quota.add(tenant, -size_bytes)
             self.execution.release_credit()
-            self.journal.add_chore(schema.DROP_RESULTS, (job, upto))
+            row = checkpoint_row(job, checkpoint)
+            self.journal.record("checkpoints", schema.SET_CHECKPOINT, row, len(row[3]) + 64)
+            # The deletion must not overtake the record.
+            self.execution.when_durable(
+                lambda: self.journal.add_chore(schema.DROP_RESULTS, (job, checkpoint.upto))
+            )
 
-        self.reader.ask(lambda db: used_by_job(db, job, upto), counted, lambda _: None)
+        is_open = job in self.state.jobs
+        self.reader.ask(lambda db: fold_job(db, job, upto, is_open), folded, lambda _: None)
 
-    def _count_results(self) -> None:
-        def counted(found: list[tuple[str, int]]) -> None:
-            for tenant, size_bytes in found:
+    def _look_for_missed(self, after: int = 0) -> None:
+        """Once, after the start: every job that was accepted is finished or was read.
+
+        What bit rot took from the list of unfinished jobs is put back, and read by a new start.
+        """
+
+        def looked(found: tuple[list[int], int]) -> None:
+            missed, last = found
+            for job in missed:
+                log.critical("journal job=%d is unfinished and was not listed: put back", job)
+                self.journal.record("open_jobs", schema.ADD_OPEN, (job,), 16)
+                self.metrics.rows_quarantined += 1
+                self._must_restart = f"job {job} was missing from the list of unfinished jobs"
+            if last:
+                self._look_for_missed(last)
+
+        self.reader.ask(lambda db: past.find_missed(db, after, MISSED_JOBS), looked, lambda _: None)
+
+    def _finish_deletions(self, found: list[tuple[int, int]]) -> None:
+        for row in found:
+            self.journal.add_chore(schema.DROP_RESULTS, row)
+
+    def _count_results(self, last_row: int, after: int = 0) -> None:
+        """Adds what was on disk to the quota, some jobs at a time: others have questions, too."""
+
+        def counted(found: tuple[list[tuple[str, int]], int]) -> None:
+            used, last = found
+            for tenant, size_bytes in used:
                 self._quota.add(tenant, size_bytes)
+            if last:
+                self._count_results(last_row, last)
 
-        self.reader.ask(used_by_tenants, counted, lambda _: None)
+        self.reader.ask(lambda db: used_by_tenants(db, last_row, after), counted, lambda _: None)
 
     def _expire_results(self) -> None:
         def arrived(found: list[tuple[int, int]]) -> None:

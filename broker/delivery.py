@@ -149,7 +149,8 @@ class Delivery:
     ) -> Subscription:
         """A session reads a flow; a second subscription of the same session replaces the first."""
         self._leave(session, flow)
-        subscription = Subscription(session, flow, min(after, flow.recorded), bytes_allowed)
+        after = min(max(after, flow.freed), flow.recorded)  # what it acknowledged never comes again
+        subscription = Subscription(session, flow, after, bytes_allowed)
         flow.subscriptions.append(subscription)
         self._pump(subscription)
         return subscription

@@ -25,8 +25,9 @@ from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FUNCTION, FrameCache
 from gristmill.broker.quota import ResultQuota
-from gristmill.broker.sessions import Clients, Workers, WorkerSession
+from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSession
 from gristmill.wire.client import (
+    FINAL_JOB_STATES,
     Accepted,
     Answer,
     DryRun,
@@ -103,6 +104,7 @@ class Execution:
         self._grants = grants
         self._drop_worker = drop_worker
         self._quota = quota
+        self.find_past: Callable[[ClientSession, int, int], None] | None = None
         self._withheld: dict[int, InputCredit] = {}
         self._metrics = metrics
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
@@ -182,16 +184,22 @@ class Execution:
             body,
         )  # fmt: skip
         self._journal.record("jobs", schema.ADD_JOB, records.job_row(record), len(body) + 1_024)
+        self._journal.record("open_jobs", schema.ADD_OPEN, (effect.job,), 16)
         self.adopt(record, upto=0, group=self._journal.group)
         self._metrics.jobs_accepted += 1
         log.info("job=%d tenant=%s accepted count=%d", effect.job, effect.tenant, effect.spec.count)
 
-    def adopt(self, record: records.JobRecord, upto: int, group: int) -> None:
-        """A job is unfinished: new, or read from the journal with ``upto`` results."""
+    def adopt(self, record: records.JobRecord, upto: int, group: int, freed: int = 0) -> None:
+        """A job is unfinished: new, or read from the journal with ``upto`` results.
+
+        Those up to ``freed`` were acknowledged and have left the disk.
+        """
         spec = record.spec
         self.jobs[record.job] = JobFacts(record.job, record.tenant, spec, record.tariff)
-        self._delivery.open(Flow(record.job, record.tenant, spec.keep, spec.is_durable, upto))
-        if spec.kind == "function":
+        flow = Flow(record.job, record.tenant, spec.keep, spec.is_durable, upto)
+        flow.acked = flow.freed = freed
+        self._delivery.open(flow)
+        if spec.kind == "function" and record.function:
             self._frames.put(record.job, FUNCTION, record.function, group)
 
     def _keep_parcel(self, effect: do.KeepParcel) -> None:
@@ -242,6 +250,8 @@ class Execution:
         facts, status = self.jobs[effect.job], effect.status
         row = records.state_row(facts.tenant, status, facts.spec.retention_s)
         self._journal.record("job_states", schema.SET_STATE, row, len(row[5]) + 128)
+        if status.state in FINAL_JOB_STATES:
+            self._journal.record("open_jobs", schema.DROP_OPEN, (effect.job,), 16)
         log.info(
             "job=%d state=%s done=%d failed=%d cancelled=%d reason=%s",
             effect.job, status.state, status.done, status.failed, status.cancelled,
@@ -304,6 +314,10 @@ class Execution:
         self.when_durable(lambda: self.tell(effect.client, Answer(effect.request)))
 
     def _refuse_request(self, effect: do.RefuseRequest) -> None:
+        session = self._clients.get(effect.client)
+        if effect.code == "UNKNOWN_JOB" and session is not None and self.find_past is not None:
+            self.find_past(session, effect.request, effect.job)
+            return
         self._metrics.refused += 1
         hint = effect.hint or CODES[effect.code].next_move
         message = Refused(effect.request, effect.code, effect.message, hint, effect.job)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from gristmill.broker import past
 from gristmill.broker.answers import Answers
 from gristmill.broker.core import events as on
 from gristmill.broker.delivery import Delivery
@@ -29,6 +30,9 @@ from gristmill.wire.values import decode_ref
 log = logging.getLogger("gristmill.broker.front")
 
 LOCAL_TENANT = "local"
+FindSubmission = Callable[
+    [ClientSession, say.Submit, Callable[[past.KnownSubmission | None], None]], None
+]
 _CODEC_CHARS_MAX = 80
 _RANGE_BYTES = 16
 
@@ -64,6 +68,7 @@ class Front:
     Args:
         apply: steps the core with an event and does its effects.
         refusal: why nothing new of a tenant is taken now (a job, or else a parcel), or None.
+        find_submission: gives what the journal knows of a submission id, now or soon.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Front:
         answers: Answers,
         apply: Callable[[on.AnyEvent], None],
         refusal: Callable[[str, bool], RemoteError | None],
+        find_submission: FindSubmission,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -90,6 +96,7 @@ class Front:
         self._answers = answers
         self._apply = apply
         self._refusal = refusal
+        self._find_submission = find_submission
         self._metrics = metrics
         self._is_local = settings.front.startswith("ipc://")
         self._tokens = Tokens(settings.state)
@@ -254,13 +261,24 @@ class Front:
             )
         if not message.is_dry_run and (refusal := self._refusal(session.tenant, True)) is not None:
             raise refusal
-        inbox = self._execution.inbox
+        self._find_submission(
+            session, message, lambda known: self._submit(session, message, function, known)
+        )
+
+    def _submit(
+        self,
+        session: ClientSession,
+        message: say.Submit,
+        function: bytes,
+        known: past.KnownSubmission | None,
+    ) -> None:
+        spec, inbox = message.spec, self._execution.inbox
         inbox.body = function
         inbox.tariff = Tariff() if spec.tariff == "standard" else ZERO_TARIFF
         self._apply(
             on.JobSubmitted(
                 session.number, message.request, session.tenant, message.submission, spec,
-                inbox.tariff, inbox.utc_ms, message.is_dry_run,
+                inbox.tariff, inbox.utc_ms, message.is_dry_run, known and (known.job, known.digest),
             )
         )  # fmt: skip
         inbox.body = b""

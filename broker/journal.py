@@ -303,7 +303,9 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
     with connection:
         meta: dict[Any, Any] = dict(connection.execute("SELECT key, value FROM meta").fetchall())  # type: ignore[arg-type]
         version = meta.get("schema_version", schema.SCHEMA_VERSION)
-        if version != schema.SCHEMA_VERSION:
+        if version == 1:
+            connection.execute(schema.MIGRATE_1)
+        elif version != schema.SCHEMA_VERSION:
             raise RemoteError(
                 "PROTOCOL",
                 f"the journal has schema {version}, this release writes {schema.SCHEMA_VERSION}",

@@ -6,6 +6,8 @@ A hold stays until its verdict came: an ack without it does not count for the ho
 is asked for again by sending again.
 """
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -18,6 +20,8 @@ from gristmill.broker.metrics import Metrics
 from gristmill.broker.reader import Reader
 from gristmill.wire import limits
 from gristmill.wire.ledger import Entry, Release
+
+log = logging.getLogger("gristmill.broker.outbox")
 
 MEMORY_ENTRIES = 20_000
 BATCH_ENTRIES = 256
@@ -143,7 +147,10 @@ class Outbox:
         def read(items: list[Item]) -> None:
             self._is_reading = False
             found = {item[0]: item for item in items}
-            # A damaged entry is in quarantine; the sequence must have no gap.
+            # The sequence must have no gap: a filler stands for a damaged entry.
+            for sequence in range(first, upto + 1):
+                if sequence not in found:
+                    self._quarantine(sequence)
             self._memory = deque(
                 found.get(sequence, (sequence, False, filler))
                 for sequence in range(first, upto + 1)
@@ -153,6 +160,15 @@ class Outbox:
         self._reader.ask(
             lambda connection: read_entries(connection, first, upto), read, lambda _: read([])
         )
+
+    def _quarantine(self, sequence: int) -> None:
+        self._metrics.rows_quarantined += 1
+        log.critical(
+            "journal quarantined table=outbox row=%d: it is damaged; the ledger never hears of it",
+            sequence,
+        )
+        row = ("outbox", f"{sequence}", "damaged", time.time_ns() // 1_000_000, b"")
+        self._journal.record("quarantine", schema.ADD_QUARANTINE, row, 256)
 
 
 def read_entries(connection: apsw.Connection, first: int, upto: int) -> list[Item]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import apsw
 
 from gristmill.broker import records
+from gristmill.broker.core.on_clients import content_digest
 from gristmill.wire.client import JobStatus, LogRow, ManifestRow, Results, SubtaskRow
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import unpack_failures, unpack_logs
@@ -47,6 +48,51 @@ def find_job(connection: apsw.Connection, tenant: str, job: int) -> PastJob | No
         connection.execute(f"SELECT {records.STATE_COLUMNS} FROM job_states WHERE job = ?", (job,))
     )
     return PastJob(record, cards[0] if cards else None, first, last)
+
+
+class KnownSubmission(NamedTuple):
+    """A submission that the journal has. ``digest``: of its content; empty when it is damaged."""
+
+    job: int
+    digest: bytes
+
+
+def find_submission(
+    connection: apsw.Connection, tenant: str, submission: bytes
+) -> KnownSubmission | None:
+    """The job that a submission id of this tenant has become, or None."""
+    row = connection.execute(
+        f"SELECT {records.JOB_COLUMNS} FROM jobs WHERE tenant = ? AND submission = ?",
+        (tenant, submission),
+    ).fetchone()
+    if row is None:
+        return None
+    try:
+        return KnownSubmission(row[0], content_digest(records.read_job(row).spec))
+    except records.DamagedError:
+        return KnownSubmission(row[0], b"")
+
+
+def find_missed(connection: apsw.Connection, after: int, limit: int) -> tuple[list[int], int]:
+    """(unfinished jobs that a start would not read, the last job that was looked at or 0).
+
+    It looks at every job's row: what a start reads is an index that bit rot may have thinned.
+    """
+    jobs = [
+        int(job)
+        for (job,) in connection.execute(
+            "SELECT job FROM jobs NOT INDEXED WHERE job > ? ORDER BY job LIMIT ?", (after, limit)
+        )
+    ]
+    if not jobs:
+        return [], 0
+    missed = connection.execute(
+        "SELECT job FROM jobs NOT INDEXED WHERE job > ? AND job <= ?"
+        " AND NOT EXISTS (SELECT 1 FROM open_jobs o WHERE o.job = jobs.job)"
+        " AND NOT EXISTS (SELECT 1 FROM job_states s WHERE s.job = jobs.job AND s.is_final = 1)",
+        (after, jobs[-1]),
+    )
+    return [int(job) for (job,) in missed], jobs[-1]
 
 
 def list_jobs(connection: apsw.Connection, tenant: str, limit: int) -> list[JobStatus]:

@@ -9,6 +9,8 @@ import apsw
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.units import format_bytes
 
+COUNTED_JOBS = 500  #: counted at a time after a start
+
 
 class ResultQuota:
     """Bytes of stored results by tenant, against one limit for each."""
@@ -41,22 +43,19 @@ class ResultQuota:
         )
 
 
-def used_by_tenants(connection: apsw.Connection) -> list[tuple[str, int]]:
-    """(tenant, bytes of its results) for the reader's thread."""
-    return list(
+def used_by_tenants(
+    connection: apsw.Connection, last_row: int, after: int
+) -> tuple[list[tuple[str, int]], int]:
+    """((tenant, bytes of its results) of the next jobs after this one, the last of them or 0).
+
+    ``last_row``: newer results were counted when they were recorded.
+    """
+    found = list(
         connection.execute(
-            "SELECT j.tenant, s.used FROM (SELECT job, sum(body_bytes) AS used FROM results"
-            " GROUP BY job) s JOIN jobs j USING(job)"
+            "SELECT job, tenant, (SELECT ifnull(sum(body_bytes), 0) FROM results r"
+            " WHERE r.job = j.job AND r.rowid <= ?) FROM jobs j WHERE job > ? ORDER BY job LIMIT ?",
+            (last_row, after, COUNTED_JOBS),
         )
     )
-
-
-def used_by_job(connection: apsw.Connection, job: int, upto: int) -> tuple[str, int]:
-    """(tenant, bytes of the job's results up to this one) for the reader's thread."""
-    for tenant, used in connection.execute(
-        "SELECT j.tenant, ifnull(sum(r.body_bytes), 0) FROM jobs j JOIN results r USING(job)"
-        " WHERE j.job = ? AND r.sequence <= ? GROUP BY j.job",
-        (job, upto),
-    ):
-        return str(tenant), int(used or 0)
-    return "", 0
+    used = [(tenant, size) for _, tenant, size in found if size]
+    return used, found[-1][0] if found else 0

@@ -1,19 +1,23 @@
 """The start after a stop or a crash: facts from the journal's tables, for the core to rebuild.
 
+Only unfinished jobs are read (``open_jobs``), each table once and in order of job, so a start costs
+what is unfinished and not what was ever done; past jobs are looked up when somebody asks.
+
 Nothing here refuses to start. A row whose checksum does not fit is put into ``quarantine`` and
 named in the log: a damaged job is left out, a damaged result is voided (its subtasks run again), a
 damaged parcel ends its subtasks when they are handed out, a damaged outbox entry leaves a filler.
 """
 
 import dataclasses
+import gc
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apsw
 import msgspec
 
-from gristmill.broker import records, schema
+from gristmill.broker import checkpoints, records, schema
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.effects import AnyEffect
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
@@ -21,29 +25,34 @@ from gristmill.broker.core.state import Config, State
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
-from gristmill.wire.errors import RemoteError
-from gristmill.wire.failure import unpack_failures
 from gristmill.wire.frames import encode
-from gristmill.wire.meter import pack_meter, unpack_meter
+from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.worker import ResultHead
 
 log = logging.getLogger("gristmill.broker.replay")
+
+FUNCTIONS_BYTES = 32 << 20  #: functions kept from the start on; others are read when needed
+PROGRESS_ROWS = 256  #: rows between two calls of ``progress``
 
 _decode_json = msgspec.json.Decoder().decode
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveJob:
-    """An unfinished job: its row, and the sequence of its last result."""
+    """An unfinished job: its row (perhaps without its function's bytes), and its results.
+
+    ``results``: sequence of its last result; ``freed``: up to here they have left the disk.
+    """
 
     record: records.JobRecord
     results: int
+    freed: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a start begins with."""
+    """What a start begins with. ``last_row``: the newest result's rowid."""
 
     state: State
     effects: list[AnyEffect]
@@ -51,53 +60,117 @@ class Recovered:
     nodes: dict[str, str]
     outbox_acked: int
     outbox_last: int
+    last_row: int
 
 
 def recover(
-    journal: Journal, config: Config, now_ms: int, now_utc_ms: int, metrics: Metrics
+    journal: Journal,
+    config: Config,
+    now_ms: int,
+    now_utc_ms: int,
+    metrics: Metrics,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> Recovered:
-    """Everything that the journal has, before the first event; see the module's text."""
-    replay = _Replay(journal, now_utc_ms, metrics)
+    """Everything unfinished that the journal has, before the first event; see the module's text.
+
+    ``progress`` is called now and then with the rows read so far.
+    """
+    replay = _Replay(journal, now_utc_ms, metrics, progress)
+    was_collecting = gc.isenabled()
+    gc.disable()  # nothing is garbage here, and there is much to look through
     try:
-        facts = replay.facts()
-        state, effects = rebuild(config, journal.incarnation, facts, now_ms, now_utc_ms)
+        state, effects = rebuild(config, journal.incarnation, replay.facts(), now_ms, now_utc_ms)
         replay.finish_deletions(state)
         nodes = dict(replay.rows("nodes", "SELECT name, node FROM nodes"))
         meta = dict(replay.rows("meta", "SELECT key, value FROM meta"))
         acked = int(meta.get("outbox_acked", 0))
         last = max([row[0] for row in replay.rows("outbox", _LAST_ENTRY)], default=0)
-        replay.check_outbox()
-        state.job_counter = max(state.job_counter, replay.last_job)
+        state.job_counter = max(
+            [state.job_counter, *(row[0] for row in replay.rows("jobs", _LAST_JOB))]
+        )
+        state.has_past = state.job_counter > 0
+        last_row = max([row[0] for row in replay.rows("results", _LAST_ROW)], default=0)
     finally:
         replay.close()
+        if was_collecting:
+            gc.enable()
     log.info(
-        "journal incarnation=%d broker=%s unfinished=%d jobs=%d",
-        journal.incarnation, journal.broker, len(state.jobs), replay.seen,
+        "journal incarnation=%d broker=%s unfinished=%d jobs=%d rows=%d",
+        journal.incarnation, journal.broker, len(state.jobs), state.job_counter, replay.read,
     )  # fmt: skip
-    return Recovered(state, effects, replay.live, nodes, acked, max(acked, last))
+    return Recovered(state, effects, replay.live(), nodes, acked, max(acked, last), last_row)
 
 
 _LAST_ENTRY = "SELECT ifnull(max(sequence), 0) FROM outbox"
+_LAST_ROW = "SELECT ifnull(max(rowid), 0) FROM results"
+_LAST_JOB = "SELECT ifnull(max(job), 0) FROM jobs"
 _INTENTS = (
     names.HOLD_GRANTED, names.HOLD_REFUSED, names.UPLOAD_CLOSED, names.CANCEL_ASKED,
     names.PAUSED, names.RESUMED, names.CAP_REACHED,
 )  # fmt: skip
 
+# Of unfinished jobs, in order of job: (job, ...) each.
+_OPEN = "FROM open_jobs o CROSS JOIN"
+_JOBS = f"SELECT {records.JOB_COLUMNS} {_OPEN} jobs r USING(job) ORDER BY o.job"
+_STATES = f"SELECT {records.STATE_COLUMNS} {_OPEN} job_states r USING(job) ORDER BY o.job"
+_CHECKPOINTS = f"SELECT job, upto, crc, body {_OPEN} checkpoints r USING(job) ORDER BY o.job"
+_PARCELS = (
+    f"SELECT job, first, count, codec, length(body) {_OPEN} parcels r USING(job)"
+    " ORDER BY o.job, r.first"
+)
+_RESULTS = (
+    f"SELECT {checkpoints.FACT_COLUMNS} {_OPEN} results r USING(job) ORDER BY o.job, r.sequence"
+)
+_EVENTS = (
+    f"SELECT job, name, detail {_OPEN} events r USING(job)"
+    f" WHERE name IN ({','.join('?' * len(_INTENTS))}) ORDER BY o.job, r.seq"
+)
+_LEFT_PARCELS = (
+    "WITH RECURSIVE t(job) AS (SELECT min(job) FROM parcels UNION ALL"
+    " SELECT (SELECT min(job) FROM parcels WHERE job > t.job) FROM t WHERE t.job IS NOT NULL)"
+    " SELECT job FROM t WHERE job IS NOT NULL"
+)
+
+
+class _ByJob:
+    """Rows in order of job, given out job by job."""
+
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = rows
+        self._next = next(rows, None)
+
+    def take(self, job: int) -> Iterator[Any]:
+        """The rows of this job; rows of jobs before it are passed over."""
+        while self._next is not None and self._next[0] < job:
+            self._next = next(self._rows, None)
+        while self._next is not None and self._next[0] == job:
+            row, self._next = self._next, next(self._rows, None)
+            yield row
+
 
 class _Replay:
     """Reads by a connection of its own, before the loop runs; writes by the journal's groups."""
 
-    def __init__(self, journal: Journal, now_utc_ms: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        now_utc_ms: int,
+        metrics: Metrics,
+        progress: Callable[[int], None],
+    ) -> None:
         self._journal = journal
         self._now_utc_ms = now_utc_ms
         self._metrics = metrics
+        self._progress = progress
         self._connection = apsw.Connection(
             str(journal.path), flags=apsw.SQLITE_OPEN_READONLY, vfs=journal.vfs
         )
         self._connection.set_busy_timeout(10_000)
-        self.live: list[LiveJob] = []
-        self.seen = 0
-        self.last_job = 0
+        self._records: list[records.JobRecord] = []
+        self._functions_bytes = 0
+        self._upto: dict[int, int] = {}
+        self._freed: dict[int, int] = {}
+        self.read = 0
 
     def close(self) -> None:
         self._connection.close()
@@ -105,7 +178,11 @@ class _Replay:
     def rows(self, table: str, query: str, bindings: Any = ()) -> Iterator[Any]:
         """The rows of a query, as far as the file can be read."""
         try:
-            yield from self._connection.execute(query, bindings)
+            for row in self._connection.execute(query, bindings):
+                self.read += 1
+                if not self.read % PROGRESS_ROWS:
+                    self._progress(self.read)
+                yield row
         except apsw.CorruptError as error:
             self._metrics.rows_quarantined += 1
             log.critical(
@@ -121,36 +198,41 @@ class _Replay:
         row = (error.table, error.key, error.reason, self._now_utc_ms, body)
         self._journal.record("quarantine", schema.ADD_QUARANTINE, row, len(body) + 256)
 
+    def live(self) -> list[LiveJob]:
+        """The jobs that were given out as facts and are unfinished."""
+        return [
+            LiveJob(record, self._upto.get(record.job, 0), self._freed.get(record.job, 0))
+            for record in self._records
+        ]
+
     # ------------------------------------------------------------ jobs
 
     def facts(self) -> Iterator[JobFact]:
-        """Every job of the journal, in order."""
-        statuses = self._statuses()
-        for (job,) in list(self.rows("jobs", "SELECT job FROM jobs ORDER BY job")):
-            self.last_job = max(self.last_job, job)
-            for row in self.rows(
-                "jobs", f"SELECT {records.JOB_COLUMNS} FROM jobs WHERE job = ?", (job,)
-            ):
-                try:
-                    record = records.read_job(row)
-                except records.DamagedError as error:
-                    self.quarantine(error)
-                    continue
-                self.seen += 1
-                yield self._fact(record, statuses.get(job))
-
-    def _statuses(self) -> dict[int, JobStatus]:
-        found: dict[int, JobStatus] = {}
-        for row in self.rows("job_states", f"SELECT {records.STATE_COLUMNS} FROM job_states"):
+        """Every unfinished job of the journal, in order; each is used before the next is asked."""
+        states = _ByJob(self.rows("job_states", _STATES))
+        self._events = _ByJob(self.rows("events", _EVENTS, _INTENTS))
+        self._parcel_rows = _ByJob(self.rows("parcels", _PARCELS))
+        self._checkpoint_rows = _ByJob(self.rows("checkpoints", _CHECKPOINTS))
+        self._result_rows = _ByJob(self.rows("results", _RESULTS))
+        for row in self.rows("jobs", _JOBS):
             try:
-                found[row[0]] = records.read_state(row)
+                record = records.read_job(row)
             except records.DamagedError as error:
                 self.quarantine(error)
-        return found
+                continue
+            yield self._fact(record, self._status(states, record.job))
+
+    def _status(self, states: _ByJob, job: int) -> JobStatus | None:
+        status = None
+        for row in states.take(job):
+            try:
+                status = records.read_state(row)
+            except records.DamagedError as error:
+                self.quarantine(error)
+        return status
 
     def _fact(self, record: records.JobRecord, status: JobStatus | None) -> JobFact:
         job = record.job
-        is_final = status is not None and status.state in FINAL_JOB_STATES
         fact = JobFact(
             job=job,
             tenant=record.tenant,
@@ -160,23 +242,21 @@ class _Replay:
             submitted_utc_ms=record.submitted_ms,
             status=status,
         )
-        if is_final:
+        if status is not None and status.state in FINAL_JOB_STATES:
+            # Its last card says so; whatever kept it in the list is put right.
+            self._journal.record("open_jobs", schema.DROP_OPEN, (job,), 16)
             return fact
-        results = list(self._results(job))
-        self.live.append(LiveJob(record, max((one.sequence for one in results), default=0)))
+        self._functions_bytes += len(record.function)
+        is_kept = self._functions_bytes <= FUNCTIONS_BYTES
+        self._records.append(record if is_kept else record._replace(function=b""))
         return dataclasses.replace(
-            fact, parcels=self._parcels(job), results=results, **self._intent(job)
+            fact, parcels=self._parcels(job), results=self._results(job), **self._intent(job)
         )
 
     def _intent(self, job: int) -> dict[str, Any]:
-        marks = ",".join("?" * len(_INTENTS))
         found: dict[str, Any] = {}
         runs: list[Any] = []
-        for name, text in self.rows(
-            "events",
-            f"SELECT name, detail FROM events WHERE job = ? AND name IN ({marks}) ORDER BY seq",
-            (job, *_INTENTS),
-        ):
+        for _, name, text in self._events.take(job):
             detail = _decode_json(text)
             if name == names.HOLD_GRANTED:
                 found["is_hold_granted"] = True
@@ -196,13 +276,9 @@ class _Replay:
                 found["is_capped"] = True
         return found | {"cancelled_runs": runs}
 
-    def _parcels(self, job: int) -> Iterable[ParcelFact]:
+    def _parcels(self, job: int) -> Iterator[ParcelFact]:
         expected = 0
-        for first, count, codec, size in self.rows(
-            "parcels",
-            "SELECT first, count, codec, length(body) FROM parcels WHERE job = ? ORDER BY first",
-            (job,),
-        ):
+        for _, first, count, codec, size in self._parcel_rows.take(job):
             if first != expected:
                 log.error("journal job=%d has no parcel at %d: the client sends it again",
                           job, expected)  # fmt: skip
@@ -213,33 +289,30 @@ class _Replay:
     # ------------------------------------------------------------ results
 
     def _results(self, job: int) -> Iterator[ResultFact]:
-        for row in self.rows(
-            "results",
-            f"SELECT {records.RESULT_COLUMNS}, first, count, attempt, wall_us, cpu_us, peak_kib,"
-            " amount_ucredits FROM results WHERE job = ? ORDER BY sequence",
-            (job,),
-        ):
-            sequence, payload = row[1], row[4]
-            first, count, attempt, wall_us, cpu_us, peak_kib, amount = row[8:]
+        for row in self._checkpoint_rows.take(job):
             try:
-                header, _, meter_frame, failures, _ = records.read_result(row[:8])
-                message = records.decode_header(header)
-                meter = unpack_meter(meter_frame, count)
-            except (records.DamagedError, RemoteError, msgspec.DecodeError) as fault:
-                error = records.DamagedError("results", f"{job}/{sequence}", str(fault))
-                self.quarantine(error, bytes(payload))
+                checkpoint = checkpoints.read_checkpoint(row)
+            except records.DamagedError as error:
+                self.quarantine(error, bytes(row[3]))
+                self._upto[job] = self._freed[job] = row[1]
+                continue
+            self._upto[job] = self._freed[job] = checkpoint.upto
+            yield from checkpoints.unfold(checkpoint)
+        freed = self._freed.get(job, 0)
+        for row in self._result_rows.take(job):
+            sequence = row[1]
+            if sequence <= freed:
+                continue  # on its way out when the broker ended; the checkpoint has it
+            self._upto[job] = sequence
+            try:
+                yield checkpoints.read_fact(row)
+            except records.DamagedError as error:
+                first, count, attempt = row[8:11]
+                self.quarantine(error, bytes(row[4]))
                 self._void(job, sequence, first, count, attempt)
                 # Nothing of it ended: its subtasks are tried again, as if they had been lost.
                 again = [(first, count)]
                 yield ResultFact(sequence, first, count, attempt, bytes([Outcome.SETUP]), again)
-                continue
-            yield ResultFact(
-                sequence, first, count, attempt,
-                meter.outcome or bytes([meter.uniform]),
-                [(first + start, length) for start, length in message.not_final],
-                amount, wall_us, cpu_us, peak_kib,
-                _first_message(failures) if message.head.number == 0 else "",
-            )  # fmt: skip
 
     def _void(self, job: int, sequence: int, first: int, count: int, attempt: int) -> None:
         """Puts a result in its place of which nothing is final: clients ignore such subtasks."""
@@ -253,24 +326,8 @@ class _Replay:
 
     # ------------------------------------------------------------ the rest
 
-    def check_outbox(self) -> None:
-        """Names entries that are damaged; they are sent as fillers."""
-        for row in self.rows("outbox", f"SELECT {records.ENTRY_COLUMNS} FROM outbox"):
-            try:
-                records.read_entry(row)
-            except records.DamagedError as error:
-                self.quarantine(error, bytes(row[3]))
-
     def finish_deletions(self, state: State) -> None:
         """Parcels of jobs that are over, which a crash left behind."""
-        for (job,) in list(self.rows("parcels", "SELECT DISTINCT job FROM parcels")):
+        for (job,) in list(self.rows("parcels", _LEFT_PARCELS)):
             if job not in state.jobs:
                 self._journal.add_chore(schema.DROP_PARCELS, (job,))
-
-
-def _first_message(failures: bytes) -> str:
-    try:
-        found = unpack_failures(failures)
-    except RemoteError:
-        return ""
-    return found[0][1].message if found else ""

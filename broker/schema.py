@@ -2,9 +2,13 @@
 
 Every row that jobs, inputs, results or money hang on has a ``crc``: SQLite does not notice bit rot.
 Times are ms since the epoch (UTC); structs are MessagePack, ``events.detail`` is JSON.
+
+``open_jobs`` names what a start must read: a job is in it from its acceptance to its last card, so
+that finished jobs cost nothing at a start. ``checkpoints`` stands for results of an unfinished job
+that its client has acknowledged and that left the disk.
 """
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -32,6 +36,12 @@ CREATE TABLE IF NOT EXISTS job_states(
     crc INTEGER NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS job_states_tenant ON job_states(tenant, job);
 CREATE INDEX IF NOT EXISTS job_states_expiry ON job_states(expires_ms) WHERE expires_ms > 0;
+CREATE TABLE IF NOT EXISTS open_jobs(job INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS checkpoints(
+    job INTEGER PRIMARY KEY,
+    upto INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS parcels(
     job INTEGER NOT NULL,
     first INTEGER NOT NULL,
@@ -81,6 +91,9 @@ CREATE TABLE IF NOT EXISTS nodes(
     name TEXT PRIMARY KEY,
     node TEXT NOT NULL,
     pinned_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS live_workers(
+    name TEXT PRIMARY KEY,
+    joined_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS quarantine(
     table_name TEXT NOT NULL,
     row_key TEXT NOT NULL,
@@ -92,6 +105,10 @@ CREATE TABLE IF NOT EXISTS quarantine(
 
 # Statements of the writer.
 ADD_JOB = "INSERT INTO jobs VALUES(?,?,?,?,?,?,?,?,?,?,?)"
+ADD_OPEN = "INSERT OR IGNORE INTO open_jobs VALUES(?)"
+DROP_OPEN = "DELETE FROM open_jobs WHERE job = ?"
+SET_CHECKPOINT = "INSERT OR REPLACE INTO checkpoints VALUES(?,?,?,?)"
+DROP_CHECKPOINT = "DELETE FROM checkpoints WHERE job = ?"
 SET_STATE = "INSERT OR REPLACE INTO job_states VALUES(?,?,?,?,?,?,?)"
 ADD_PARCEL = "INSERT OR IGNORE INTO parcels VALUES(?,?,?,?,?,?)"
 ADD_RESULT = "INSERT INTO results VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
@@ -99,6 +116,8 @@ ADD_EVENT = "INSERT INTO events(job, ms, name, detail) VALUES(?,?,?,?)"
 ADD_ENTRY = "INSERT INTO outbox VALUES(?,?,?,?)"
 DROP_ENTRIES = "DELETE FROM outbox WHERE sequence <= ?"
 ADD_NODE = "INSERT OR IGNORE INTO nodes VALUES(?,?,?)"
+ADD_LIVE = "INSERT OR REPLACE INTO live_workers VALUES(?,?)"
+DROP_LIVE = "DELETE FROM live_workers WHERE name = ?"
 ADD_QUARANTINE = "INSERT OR IGNORE INTO quarantine VALUES(?,?,?,?,?)"
 VOID_RESULT = (
     "UPDATE results SET header = ?, payload = ?, meter = ?, failures = ?, logs = ?, crc = ?"
@@ -117,4 +136,10 @@ DROP_PARCELS = (
 DROP_RESULTS = (
     "DELETE FROM results WHERE rowid IN (SELECT rowid FROM results"
     f" WHERE job = ? AND sequence <= ? LIMIT {CHUNK_ROWS})"
+)
+
+#: from version 1: which of its jobs are unfinished
+MIGRATE_1 = (
+    "INSERT OR IGNORE INTO open_jobs SELECT job FROM jobs WHERE job NOT IN"
+    " (SELECT job FROM job_states WHERE is_final = 1)"
 )

@@ -117,3 +117,18 @@ def unpack_meter(frame: bytes | memoryview, count: int) -> Meter:
             "MALFORMED", f"a meter frame of {len(frame)} bytes; its columns need {at}"
         )
     return Meter(count, uniform, outcome, *columns)
+
+
+def unpack_outcomes(frame: bytes, count: int) -> bytes:
+    """The outcomes of a meter frame: u8[count], or one byte when all ended alike.
+
+    Raises:
+        RemoteError: ``MALFORMED``, as ``unpack_meter``; the other columns are not looked at.
+    """
+    flags, uniform, said = _HEAD.unpack_from(frame) if len(frame) >= _HEAD.size else (255, 0, 0)
+    outcome = bytes((uniform,))
+    if flags & _HAS_OUTCOME:
+        outcome = frame[_HEAD.size : _HEAD.size + count]
+    if said != count or flags & ~15 or not _OUTCOMES.issuperset(outcome):
+        raise RemoteError("MALFORMED", f"a meter frame of count {said}, flags {flags}")
+    return outcome

@@ -304,7 +304,7 @@ def complete(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> N
             worker.jobs.pop(job.number, None)
             worker.shunned.pop(job.number, None)
             effects.append(CloseJob(number, job.number))
-    _forget(state, job, Finished(job.tenant.name, status))
+    _forget(state, job, Finished(job.tenant.name, status, job.submission))
     if job.tenant.stalled:
         release_stalled(state, job.tenant, effects)
 
@@ -317,9 +317,7 @@ def _forget(state: State, job: Job, finished: Finished) -> None:
     tenant.jobs -= 1
     tenant.parcel_bytes -= job.parcels.bytes_total
     job.requirement.jobs.pop(job.number, None)
-    state.finished[job.number] = finished
-    while len(state.finished) > state.config.finished_max:
-        del state.finished[next(iter(state.finished))]
+    state.remember(job.number, finished)
     if job.is_queued:
         _leave_lane(state, job)
     state.forget_requirement(job.requirement)

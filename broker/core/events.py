@@ -22,7 +22,8 @@ class Event(msgspec.Struct, frozen=True):
 class JobSubmitted(Event, frozen=True):
     """A client sent a spec that ``check_spec`` passed.
 
-    ``is_dry_run``: only say what would happen.
+    ``is_dry_run``: only say what would happen. ``known``: (job, digest of its content) that the
+    journal has under this submission id, when the state may have forgotten it.
     """
 
     client: int
@@ -33,6 +34,7 @@ class JobSubmitted(Event, frozen=True):
     tariff: Tariff
     now_utc_ms: int
     is_dry_run: bool = False
+    known: tuple[int, bytes] | None = None
 
 
 class ParcelArrived(Event, frozen=True):

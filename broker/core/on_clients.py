@@ -89,7 +89,7 @@ def on_job_submitted(
     state.utc_offset_ms = event.now_utc_ms - now_ms
     spec, client, request = event.spec, event.client, event.request
     requirement = Requirement(requirement_key(spec))
-    known = state.submissions.get((event.tenant, event.submission))
+    known = state.submissions.get((event.tenant, event.submission), event.known)
     if known is not None and not event.is_dry_run:
         _replay(state, event, known, effects)
         return

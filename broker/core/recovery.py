@@ -107,9 +107,7 @@ def rebuild(
         if fact.status is not None and fact.status.state in FINAL_JOB_STATES:
             known = (fact.job, content_digest(fact.spec))
             state.submissions[fact.tenant, fact.submission] = known
-            state.finished[fact.job] = Finished(fact.tenant, fact.status)
-            if len(state.finished) > config.finished_max:
-                del state.finished[next(iter(state.finished))]
+            state.remember(fact.job, Finished(fact.tenant, fact.status, fact.submission))
         else:
             _restore(state, fact, now_ms, effects)
     place(state, now_ms, effects)

@@ -48,6 +48,7 @@ class Finished:
 
     tenant: str
     status: JobStatus
+    submission: bytes = b""
 
 
 @dataclass(slots=True)
@@ -64,7 +65,8 @@ class Drain:
 class State:
     """Owned by ``step``; the shell only reads it, through ``cards.py`` and ``why.py``.
 
-    ``submissions``: (tenant, submission id) -> (job, digest of its content), for ever. ``by_seen``:
+    ``submissions``: (tenant, submission id) -> (job, digest of its content), of jobs in memory;
+    ``has_past``: there are others, in the journal alone (events name them). ``by_seen``:
     workers, the one silent for longest first. ``recallable``: leases of which something has
     probably not started, oldest first. ``taken``: leases that were taken from a silent worker, to
     (job, node), the oldest first. ``dirty_workers``, ``dirty_requirements``: who gained room,
@@ -80,6 +82,7 @@ class State:
     jobs: dict[int, Job] = field(default_factory=dict)
     finished: dict[int, Finished] = field(default_factory=dict)
     submissions: dict[tuple[str, bytes], tuple[int, bytes]] = field(default_factory=dict)
+    has_past: bool = False
     uploads: dict[int, dict[int, None]] = field(default_factory=dict)
     tenants: dict[str, Tenant] = field(default_factory=dict)
     active: dict[str, Tenant] = field(default_factory=dict)
@@ -124,6 +127,14 @@ class State:
         """How long a slot or worker may be silent: grows with the report interval."""
         config = self.config
         return config.ttl_ms * self.report_ms // config.report_ms
+
+    def remember(self, number: int, finished: Finished) -> None:
+        """Keeps a final job's card, and forgets the oldest beyond ``finished_max``."""
+        self.finished[number] = finished
+        while len(self.finished) > self.config.finished_max:
+            old = self.finished.pop(next(iter(self.finished)))
+            self.submissions.pop((old.tenant, old.submission), None)
+            self.has_past = True
 
     # ------------------------------------------------------------ tenants and requirements
 

@@ -1,0 +1,189 @@
+"""What results mean to a restart, and what stands for those that have left the disk.
+
+A client that wants nothing kept acknowledges results of a job that goes on: their frames are freed,
+but which of its subtasks ended, and what they cost, must outlive a restart, or they would run and
+be billed again. A *checkpoint* is that, folded into runs of subtasks that ended alike: a few bytes
+for a job whose results come in order.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import apsw
+import msgspec
+
+from gristmill.broker import records
+from gristmill.broker.core.recovery import ResultFact
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.failure import unpack_failures
+from gristmill.wire.meter import unpack_outcomes
+
+Piece = tuple[int, int, int, int]  #: (first, count, outcome, attempt) of subtasks that ended alike
+
+FACT_COLUMNS = (
+    "job, sequence, r.crc, header, payload, meter, failures, logs,"
+    " first, count, attempt, wall_us, cpu_us, peak_kib, amount_ucredits"
+)
+
+
+class Checkpoint(msgspec.Struct, array_like=True, frozen=True):
+    """Results ``1 .. upto`` of a job. ``again``: attempts after which a subtask was tried again."""
+
+    upto: int = 0
+    ended: list[Piece] = []
+    again: list[Piece] = []
+    amount_ucredits: int = 0
+    wall_us: int = 0
+    cpu_us: int = 0
+    peak_kib: int = 0
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Checkpoint).decode
+
+
+def checkpoint_row(job: int, checkpoint: Checkpoint) -> records.Row:
+    """The row of ``checkpoints``."""
+    body = _encode(checkpoint)
+    return job, checkpoint.upto, records.crc_of(job, checkpoint.upto, body), body
+
+
+def read_checkpoint(row: records.Row) -> Checkpoint:
+    """A checkpoint from its row.
+
+    Raises:
+        DamagedError: the checksum does not fit.
+    """
+    job, upto, crc, body = row
+    if crc != records.crc_of(job, upto, body):
+        raise records.DamagedError("checkpoints", f"{job}", "its checksum does not fit")
+    return _decode(body)
+
+
+def read_fact(row: records.Row) -> ResultFact:
+    """What a result means, from ``FACT_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit, or what it covers makes no sense.
+    """
+    job, sequence = row[0], row[1]
+    first, count, attempt, wall_us, cpu_us, peak_kib, amount = row[8:]
+    header, _, meter, failures, _ = records.read_result(row[:8])
+    try:
+        message = records.decode_header(header)
+        outcomes = unpack_outcomes(meter, count)
+    except (RemoteError, msgspec.DecodeError) as error:
+        raise records.DamagedError("results", f"{job}/{sequence}", str(error)) from None
+    head = message.head
+    if (message.sequence, head.first, head.count) != (sequence, first, count):
+        raise records.DamagedError("results", f"{job}/{sequence}", "its columns contradict it")
+    return ResultFact(
+        sequence, first, count, attempt, outcomes,
+        [(first + start, length) for start, length in message.not_final],
+        amount, wall_us, cpu_us, peak_kib,
+        _first_message(failures) if head.number == 0 else "",
+    )  # fmt: skip
+
+
+def _first_message(failures: bytes) -> str:
+    try:
+        found = unpack_failures(failures)
+    except RemoteError:
+        return ""
+    return found[0][1].message if found else ""
+
+
+# ---------------------------------------------------------------- folding
+
+
+def fold(before: Checkpoint, facts: Iterable[ResultFact]) -> Checkpoint:
+    """A checkpoint that stands for these results too; they follow it in order of sequence."""
+    ended, again = list(before.ended), list(before.again)
+    upto, amount = before.upto, before.amount_ucredits
+    wall_us, cpu_us, peak_kib = before.wall_us, before.cpu_us, before.peak_kib
+    for fact in facts:
+        upto = fact.sequence
+        amount += fact.amount_ucredits
+        wall_us += fact.wall_us
+        cpu_us += fact.cpu_us
+        peak_kib = max(peak_kib, fact.peak_kib)
+        if len(fact.outcomes) == 1 and not fact.not_final:
+            ended.append((fact.first, fact.count, fact.outcomes[0], fact.attempt))
+            continue
+        repeated = [range(start, start + length) for start, length in fact.not_final]
+        for index in range(fact.first, fact.first + fact.count):
+            at = index - fact.first if len(fact.outcomes) > 1 else 0
+            piece = (index, 1, fact.outcomes[at], fact.attempt)
+            (again if any(index in run for run in repeated) else ended).append(piece)
+    ended.sort()
+    again.sort(key=lambda piece: (piece[3], piece))
+    return Checkpoint(upto, _merged(ended), _merged(again), amount, wall_us, cpu_us, peak_kib)
+
+
+def _merged(pieces: list[Piece]) -> list[Piece]:
+    merged: list[Piece] = []
+    for first, count, outcome, attempt in pieces:
+        if merged:
+            start, length, *alike = merged[-1]
+            if start + length == first and alike == [outcome, attempt]:
+                merged[-1] = (start, length + count, outcome, attempt)
+                continue
+        merged.append((first, count, outcome, attempt))
+    return merged
+
+
+def unfold(checkpoint: Checkpoint) -> Iterator[ResultFact]:
+    """Facts with the same meaning: first what was tried again, then what ended."""
+    upto = checkpoint.upto
+    yield ResultFact(
+        upto, 0, 0, 0, b"\0", [], checkpoint.amount_ucredits, checkpoint.wall_us, checkpoint.cpu_us,
+        checkpoint.peak_kib,
+    )  # fmt: skip
+    for first, count, outcome, attempt in checkpoint.again:
+        yield ResultFact(upto, first, count, attempt, bytes([outcome]), [(first, count)])
+    for first, count, outcome, attempt in checkpoint.ended:
+        yield ResultFact(upto, first, count, attempt, bytes([outcome]))
+
+
+def fold_job(
+    connection: apsw.Connection, job: int, upto: int, is_open: bool
+) -> tuple[Checkpoint, str, int]:
+    """(checkpoint up to this result, the tenant, bytes that are freed), for the reader's thread.
+
+    It ends before a result that is damaged: a restart makes its subtasks run again. Of a job that
+    is over (not ``is_open``) only ``upto`` is of interest.
+    """
+    with connection:  # one snapshot: rows leave the disk once a checkpoint has them
+        names = connection.execute("SELECT tenant FROM jobs WHERE job = ?", (job,)).fetchall()
+        tenant = str(names[0][0]) if names else ""
+        if not is_open:
+            ((size_bytes,),) = connection.execute(
+                "SELECT ifnull(sum(body_bytes), 0) FROM results WHERE job = ? AND sequence <= ?",
+                (job, upto),
+            )
+            return Checkpoint(upto), tenant, int(size_bytes)
+        before, size_bytes, facts = Checkpoint(), 0, []
+        for row in connection.execute(
+            "SELECT job, upto, crc, body FROM checkpoints WHERE job = ?", (job,)
+        ):
+            before = read_checkpoint(row)
+        for row in connection.execute(
+            f"SELECT {FACT_COLUMNS}, body_bytes FROM results r"
+            " WHERE job = ? AND sequence > ? AND sequence <= ? ORDER BY sequence",
+            (job, before.upto, upto),
+        ):
+            try:
+                facts.append(read_fact(row[:-1]))
+            except records.DamagedError:
+                break
+            size_bytes += int(row[-1])
+    return fold(before, facts), tenant, size_bytes
+
+
+def find_leftovers(connection: apsw.Connection) -> list[tuple[int, int]]:
+    """(job, upto) of results that a crash kept from leaving the disk, for the reader's thread."""
+    return list(
+        connection.execute(
+            "SELECT job, upto FROM checkpoints c WHERE EXISTS"
+            " (SELECT 1 FROM results r WHERE r.job = c.job AND r.sequence <= c.upto)"
+        )
+    )

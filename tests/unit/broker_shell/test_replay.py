@@ -1,0 +1,268 @@
+"""What a start reads: unfinished jobs alone, whole or named; checkpoints for what was freed."""
+
+import pathlib
+import sqlite3
+from collections.abc import Callable, Iterator
+
+import apsw
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gristmill.broker import checkpoints, records, replay, schema
+from gristmill.broker.core.invariants import check
+from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
+from gristmill.broker.core.state import Config, State
+from gristmill.broker.journal import Journal
+from gristmill.broker.metrics import Metrics
+from gristmill.broker.past import find_missed, find_submission
+from gristmill.broker.replay import Recovered, recover
+from gristmill.wire.client import JobStatus, Results
+from gristmill.wire.frames import encode
+from gristmill.wire.meter import pack_meter
+from gristmill.wire.outcome import Outcome
+from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.worker import ResultHead
+
+UTC = 1_700_000_000_000
+SPEC = JobSpec("function", function="0" * 64, count=100, tier="batch", retries=5, losses_max=5)
+
+
+class File:
+    """A journal file, written row by row as the broker does."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        Journal(folder, lambda: None, Metrics()).close()
+        self.db = apsw.Connection(str(folder / "journal.db"))
+
+    def job(self, job: int, state: str = "running", is_listed: bool | None = None) -> None:
+        record = records.JobRecord(job, "t", b"s%d" % job, UTC, SPEC, Tariff(), b"f")
+        self.db.execute(schema.ADD_JOB, records.job_row(record))
+        if is_listed if is_listed is not None else state == "running":
+            self.db.execute(schema.ADD_OPEN, (job,))
+        self.db.execute(schema.ADD_EVENT, records.event_row(job, UTC, "hold.granted", {}))
+        if state == "running":
+            self.db.execute(schema.ADD_PARCEL, records.parcel_row(job, 0, 100, "m", b"inputs"))
+        status = JobStatus(
+            job, "", "function", "t", state, "batch", 0, 100, 100, 0, 0, 0, 0,
+            0, 0, 0, 0, 0, UTC, UTC, UTC, 0, 0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+        self.db.execute(schema.SET_STATE, records.state_row("t", status, 3_600))
+
+    def result(self, job: int, sequence: int, first: int, count: int) -> None:
+        head = ResultHead(sequence, 1, job, first, count, "q", 1_000, 500, 7, "wait4")
+        message = Results(job, sequence, head, 1, "n")
+        frames = [b"x" * count, pack_meter(count, Outcome.OK), b"", b""]
+        row = records.result_row(encode(message), message, frames, (1_000, 500, 11), UTC)
+        self.db.execute(schema.ADD_RESULT, row)
+
+    def start(self) -> tuple[Recovered, Metrics]:
+        metrics = Metrics()
+        journal = Journal(self.folder, lambda: None, metrics)
+        try:
+            found = recover(journal, Config(), 0, UTC, metrics)
+        finally:
+            journal.close()
+        check(found.state)
+        return found, metrics
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> Iterator[File]:
+    file = File(tmp_path)
+    yield file
+    file.db.close()
+
+
+def test_finished_jobs_cost_a_start_nothing(file: File) -> None:
+    file.job(1)
+    rows = len(read_rows(file))
+    for job in range(2, 60):
+        file.job(job, "done")
+        file.result(job, 1, 0, 100)
+    found, _ = file.start()
+    assert list(found.state.jobs) == [1] and not found.state.finished
+    assert found.state.job_counter == 59 and found.state.has_past
+    assert len(read_rows(file)) == rows
+
+
+def read_rows(file: File) -> list[int]:
+    """A mark for each row that a start reads."""
+    seen: list[int] = []
+    metrics = Metrics()
+    journal = Journal(file.folder, lambda: None, metrics)
+    before, replay.PROGRESS_ROWS = replay.PROGRESS_ROWS, 1
+    try:
+        recover(journal, Config(), 0, UTC, metrics, seen.append)
+    finally:
+        replay.PROGRESS_ROWS = before
+        journal.close()
+    return seen
+
+
+def test_jobs_of_version_1_are_listed(file: File) -> None:
+    file.job(1, is_listed=False)
+    file.job(2, "done")
+    file.db.execute(schema.SET_META, ("schema_version", 1))
+    found, _ = file.start()
+    assert list(found.state.jobs) == [1]
+    assert dict(file.db.execute("SELECT key, value FROM meta"))["schema_version"] == 2
+
+
+def test_a_job_that_fell_out_of_the_list_is_missed(file: File) -> None:
+    file.job(1, is_listed=False)
+    file.job(2)
+    file.job(3, "done")
+    assert find_missed(file.db, 0, 2) == ([1], 2)
+    assert find_missed(file.db, 2, 2) == ([], 3)
+    assert find_missed(file.db, 3, 2) == ([], 0)
+
+
+def test_a_finished_job_that_is_still_listed_is_put_right(file: File) -> None:
+    file.job(1, "done", is_listed=True)
+    found, _ = file.start()
+    assert not found.state.jobs
+    assert file.db.execute("SELECT * FROM open_jobs").fetchall() == []
+
+
+def test_a_damaged_result_voids_its_subtasks_and_nothing_else(file: File) -> None:
+    file.job(1)
+    for sequence in (1, 2, 3):
+        file.result(1, sequence, 10 * sequence, 10)
+    file.db.execute("UPDATE results SET payload = x'00' WHERE sequence = 2")
+    found, metrics = file.start()
+    job = found.state.jobs[1]
+    assert (job.done, job.ready.count, job.sequence) == (20, 80, 3)
+    assert metrics.rows_quarantined == 1 and found.jobs[0].results == 3
+    _, metrics = file.start()  # it was voided: nothing is damaged any more
+    assert metrics.rows_quarantined == 0
+
+
+def test_a_submission_of_a_damaged_job_is_known_as_damaged(file: File) -> None:
+    file.job(1, "done")
+    assert find_submission(file.db, "t", b"s2") is None
+    known = find_submission(file.db, "t", b"s1")
+    assert known and known.job == 1 and known.digest
+    file.db.execute("UPDATE jobs SET function = x'00' WHERE job = 1")
+    assert find_submission(file.db, "t", b"s1") == (1, b"")
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_freed_results_are_final_after_a_restart(file: File) -> None:
+    file.job(1)
+    for sequence in (1, 2, 3):
+        file.result(1, sequence, 10 * sequence, 10)
+    checkpoint, tenant, size_bytes = checkpoints.fold_job(file.db, 1, 2, is_open=True)
+    assert (checkpoint.upto, checkpoint.ended, tenant) == (2, [(10, 20, 0, 1)], "t")
+    assert size_bytes > 0 and checkpoint.amount_ucredits == 22
+    file.db.execute(schema.SET_CHECKPOINT, checkpoints.checkpoint_row(1, checkpoint))
+    for is_deleted in (False, True):  # a crash before the rows have left the disk, and after
+        if is_deleted:
+            file.db.execute(schema.DROP_RESULTS, (1, 2))
+        assert bool(checkpoints.find_leftovers(file.db)) is not is_deleted
+        found, _ = file.start()
+        job = found.state.jobs[1]
+        assert (job.done, job.ready.count, job.sequence) == (30, 70, 3)
+        assert (job.spent_ucredits, job.cpu_us) == (33, 1_500)
+        assert (found.jobs[0].results, found.jobs[0].freed) == (3, 2)
+    more, _, _ = checkpoints.fold_job(file.db, 1, 3, is_open=True)
+    assert (more.upto, more.ended, more.amount_ucredits) == (3, [(10, 30, 0, 1)], 33)
+
+
+def test_a_checkpoint_ends_before_a_damaged_result(file: File) -> None:
+    file.job(1)
+    for sequence in (1, 2, 3):
+        file.result(1, sequence, 10 * sequence, 10)
+    file.db.execute("UPDATE results SET payload = x'00' WHERE sequence = 2")
+    checkpoint, _, _ = checkpoints.fold_job(file.db, 1, 3, is_open=True)
+    assert (checkpoint.upto, checkpoint.ended) == (1, [(10, 10, 0, 1)])
+
+
+def state_of(facts: list[ResultFact]) -> State:
+    job = JobFact(
+        job=1, tenant="t", submission=b"x", spec=SPEC, tariff=Tariff(), submitted_utc_ms=UTC,
+        is_hold_granted=True, parcels=[ParcelFact(0, 100, "m", 9)], results=facts,
+    )  # fmt: skip
+    state, _ = rebuild(Config(), 2, [job], 0, UTC)
+    check(state)
+    return state
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 99), st.integers(1, 9), st.sampled_from("oaml")), max_size=30
+    ),
+    st.integers(0, 30),
+)
+def test_a_checkpoint_means_what_its_results_meant(
+    chunks: list[tuple[int, int, str]], cut: int
+) -> None:
+    facts = history(chunks)
+    folded = checkpoints.fold(checkpoints.Checkpoint(), facts[:cut])
+    twice = checkpoints.fold(
+        checkpoints.fold(checkpoints.Checkpoint(), facts[: cut // 2]), facts[cut // 2 : cut]
+    )
+    assert twice == folded
+    plain, short = state_of(facts), state_of([*checkpoints.unfold(folded), *facts[cut:]])
+    assert list(plain.jobs) == list(short.jobs) and plain.queued == short.queued
+    for number, job in plain.jobs.items():
+        other = short.jobs[number]
+        for name in ("done", "failed", "spent_ucredits", "wall_us", "cpu_us", "peak_kib", "lost"):
+            assert getattr(job, name) == getattr(other, name), name
+        assert sorted(job.ready.runs) == sorted(other.ready.runs)
+        for is_loss in (False, True):
+            assert spent_of(state=plain, is_loss=is_loss) == spent_of(state=short, is_loss=is_loss)
+
+
+def spent_of(state: State, is_loss: bool) -> list[int]:
+    columns = state.jobs[1].columns
+    return [
+        spent
+        for first, count, _, _ in sorted(state.jobs[1].ready.runs)
+        for _, length, spent in columns.spent(first, count, is_loss)
+        for _ in range(length)
+    ]
+
+
+def history(chunks: list[tuple[int, int, str]]) -> list[ResultFact]:
+    """Results as a core could have kept them: each subtask ends once, tries rise by one."""
+    done: set[int] = set()
+    tries: dict[int, int] = {}
+    facts: list[ResultFact] = []
+    for first, count, kind in chunks:
+        span = range(first, min(first + count, 100))
+        if done.intersection(span) or len({tries.get(index, 0) for index in span}) > 1:
+            continue
+        attempt = tries.get(first, 0) + 1
+        if attempt > 4:
+            continue
+        outcomes: Callable[[int], int] = {
+            "o": lambda _: Outcome.OK,
+            "a": lambda _: Outcome.ERROR,
+            "m": lambda index: Outcome.OK if index % 3 else Outcome.ERROR,
+            "l": lambda _: Outcome.SETUP,
+        }[kind]  # type: ignore[assignment]
+        column = bytes(outcomes(index) for index in span)
+        again = [(i, 1) for i, word in zip(span, column, strict=True) if word]
+        if len(set(column)) == 1:
+            column = column[:1]
+        facts.append(
+            ResultFact(len(facts) + 1, first, len(span), attempt, column, again, 3, 20, 10, attempt)
+        )
+        for index in span:
+            tries[index] = attempt
+        done.update(set(span) - {index for index, _ in again})
+    return facts
+
+
+def test_a_journal_of_a_newer_release_is_refused_with_its_version(tmp_path: pathlib.Path) -> None:
+    file = File(tmp_path)
+    file.db.execute(schema.SET_META, ("schema_version", 99))
+    file.db.close()
+    with pytest.raises(Exception, match="schema 99, this release writes 2"):
+        Journal(tmp_path, lambda: None, Metrics())
+    with sqlite3.connect(tmp_path / "journal.db") as db:  # nothing was touched
+        assert db.execute("SELECT value FROM meta WHERE key = 'incarnation'").fetchone() == (1,)
