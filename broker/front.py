@@ -5,6 +5,7 @@ allowed, is answered with ``Refused`` and counted; the connection goes on.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -35,6 +36,7 @@ FindSubmission = Callable[
 ]
 _CODEC_CHARS_MAX = 80
 _RANGE_BYTES = 16
+_NAMES_TOLD, _NEAR_CHARS_MAX, _NEAR_OF = 10, 80, 1_000  #: of workers, to who mistypes one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -377,12 +379,18 @@ class Front:
     ) -> None:
         worker = self._workers.named(message.worker)
         if worker is None:
-            names = ", ".join(sorted(one.hello.name for one in self._workers)[:10])
+            known = sorted(one.hello.name for one in self._workers)
+            near = difflib.get_close_matches(message.worker[:_NEAR_CHARS_MAX], known[:_NEAR_OF], 3)
+            names = f"the nearest: {', '.join(near)}" if near else f"there are: {_some(known)}"
             raise RemoteError(
                 "INVALID_SPEC",
-                f"no live worker is named {message.worker!r:.80}; there are: {names or 'none'}",
-                "list them with 'gristmill status --workers'",
+                f"no live worker is named {message.worker!r:.80}; {names}",
+                "gristmill node list",
             )
         worker.is_draining = True
         self._apply(on.WorkerDrainAsked(worker.number))
         self._mailbox.send(session.peer, [encode(say.Answer(message.request))])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_TOLD]) + ", ..." * (len(names) > _NAMES_TOLD) or "none"

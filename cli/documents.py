@@ -177,9 +177,10 @@ class Balance(Document, frozen=True, tag="gristmill/balance/1"):
 
 
 class Drained(Document, frozen=True, tag="gristmill/drain/1"):
-    """The worker was asked to finish what it has."""
+    """The worker was asked to finish what it has. ``is_ended``: with ``--wait``, it has."""
 
     worker: str
+    is_ended: bool = False
 
 
 class Finding(msgspec.Struct, frozen=True):

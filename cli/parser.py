@@ -120,6 +120,7 @@ def build() -> Parser:
         _usage,
         _balance,
         _worker,
+        _node,
         _doctor,
         _schema,
     ):
@@ -474,9 +475,32 @@ def _worker(verbs: Verbs) -> None:
         "run", help="Run a worker agent here, with the options of python -m gristmill.worker"
     )
     run.set_defaults(module="gristmill.cli.worker", json=False)
-    _verb(actions, "list", "worker", "One line for each worker")
-    drain = _verb(actions, "drain", "worker", "A worker finishes what it has and takes no more")
-    drain.add_argument("worker", metavar="NAME", help="see 'gristmill worker list'")
+    _list_and_drain(actions)
+
+
+def _node(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "node",
+        help="List the grid's nodes, or take one out of the grid",
+        description="A node is a machine's worker, as an operator sees it.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    _list_and_drain(actions)
+
+
+def _list_and_drain(actions: Any) -> None:
+    _verb(actions, "list", "node", "One line for each worker")
+    drain = _verb(
+        actions, "drain", "node", "A worker finishes what it has, takes no more, and ends"
+    )
+    drain.add_argument("worker", metavar="NAME", help="see 'gristmill node list'")
+    drain.add_argument("--wait", action="store_true", help="until it has ended; shows what it runs")
+    drain.add_argument(
+        "--timeout",
+        type=typed(units.parse_ms),
+        metavar="TIME",
+        help="with --wait, stop waiting after this (exit 1); the worker goes on draining",
+    )
 
 
 def _doctor(verbs: Verbs) -> None:

@@ -1,31 +1,14 @@
-"""``gristmill worker``: run an agent here, list workers, drain one."""
+"""``gristmill worker``: run an agent here (``list`` and ``drain`` are in node.py)."""
 
-import argparse
 import os
 import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-from gristmill.cli import documents
-from gristmill.cli.connection import connect
 from gristmill.cli.output import Terminal
 from gristmill.cli.places import make_private, run_folder, state_folder
-from gristmill.cli.show import show_workers
-from gristmill.wire.errors import EXIT_OK, EXIT_USAGE, RemoteError
-
-
-def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    """``list`` and ``drain``."""
-    with connect(args.address) as client:
-        if args.action == "list":
-            show_workers(client.workers(), terminal)
-            return EXIT_OK
-        client.drain(args.worker)
-    if terminal.is_json:
-        terminal.document(documents.encode(documents.Drained(args.worker)))
-    terminal.say(f"{args.worker} finishes what it has and takes no more")
-    return EXIT_OK
+from gristmill.wire.errors import EXIT_USAGE, RemoteError
 
 
 def run_agent(options: Sequence[str], terminal: Terminal) -> int:

@@ -10,7 +10,8 @@ from gristmill.cli.documents import BY_NAME
 from gristmill.cli.parser import Parser, build, walk
 
 PAGE = (pathlib.Path(__file__).parents[3] / "docs" / "cli.md").read_text()
-VERBS = {path: child for path, child in walk(build()) if path != "gristmill worker"}
+GROUPS = ("worker", "node")  #: words with actions below them
+VERBS = {path: child for path, child in walk(build()) if path.split()[-1] not in GROUPS}
 EVERYWHERE = {"-h", "--help", "--json", "--address"}
 
 
@@ -46,8 +47,8 @@ def test_a_section_is_true(path: str) -> None:
 def test_the_examples_use_options_that_exist(path: str) -> None:
     for line in re.findall(r"gristmill [^\n]*", "\n".join(re.findall(r"```sh.*?```", PAGE, re.S))):
         words = line.split(" -- ")[0].split()
-        verb = " ".join(words[:3]) if words[1] == "worker" else " ".join(words[:2])
-        if verb != path or (words[1:2] == ["worker"] and verb not in VERBS):
+        verb = " ".join(words[:3]) if words[1] in GROUPS else " ".join(words[:2])
+        if verb != path or (words[1] in GROUPS and verb not in VERBS):
             continue
         used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert used <= options(VERBS[path]) | EVERYWHERE, line
