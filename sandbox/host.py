@@ -47,9 +47,8 @@ from gristmill.sandbox.procfs import is_stopped
 from gristmill.sandbox.spec import INSIDE_ID, JailSpec
 
 READY_TIMEOUT_S = 10.0  #: an interpreter starts within this
-#: A spawner that says nothing for this long does not get on. The worker's loop waits meanwhile, so
-#: it is below a lease's ttl.
-REPLY_TIMEOUT_S = 2.0
+#: A spawner that says nothing for this long does not get on (a stopped one is not even asked).
+REPLY_TIMEOUT_S = 5.0
 _STAGE = "gristmillstage"
 _LENGTH = struct.Struct("!I")
 
@@ -114,6 +113,8 @@ class Host:
                 later (a missing mount source) is an ``Ending`` with SETUP.
         """
         with self._lock:
+            if self.is_stopped:
+                raise SandboxError("the process that starts jails stands still")
             return self._start(spec)
 
     def reach(self, path: str) -> str:

@@ -282,8 +282,9 @@ class Yard:
         work_dir = self._state_dir / "open" / str(slot)
         try:
             port = self._spares.take(room.spec, room.interpreter, room.inputs)
-            if port is None and self._host is not None and not self._host.is_alive:
-                self._host.replace_spawner()
+            host = self._host
+            if port is None and host is not None and (host.is_stopped or not host.is_alive):
+                host.replace_spawner()
             port = port or start_slot(
                 slot, jail, room.spec, room.interpreter, room.inputs, self._host, work_dir
             )

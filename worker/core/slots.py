@@ -156,6 +156,8 @@ def on_jail_ended(state: State, event: on.JailEnded, now_ms: int) -> Effects:
     if slot.jail != event.jail or slot.phase == "empty":
         return []
     cause, job = slot.kill_cause, slot.job
+    if event.outcome == Outcome.LOST and now_ms >= state.lapse_at_ms:
+        cause = "lapse"  # ended in our stead: the leases are others' by now
     slot.phase, slot.jail, slot.job, slot.kill_cause = "empty", 0, 0, None
     slot.is_used = False
     slot.ghosts.clear()

@@ -143,3 +143,16 @@ def test_an_agent_that_stood_still_ends_its_jails_and_still_tells_what_they_had_
     rig.join()
     assert [pending.head.lease_id for pending in rig.state.results] == [1]
     assert [pending.is_sent for pending in rig.state.results] == [True], "to be superseded"
+
+
+def test_jails_that_were_ended_in_our_stead_are_lost_only_while_the_lease_is_ours() -> None:
+    rig = Rig().running()
+    rig.look(1, 2)
+    rig.died(Outcome.LOST, 1, 2)
+    assert told(rig.turn())[0] == [(2, 1, Outcome.LOST)]
+    rig = Rig().running()
+    rig.look(1, 2)
+    rig.now += 2 * TTL
+    rig.died(Outcome.LOST, 1, 2)
+    rig.turn()
+    assert not rig.state.results
