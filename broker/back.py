@@ -68,7 +68,7 @@ class Back:
     def receive(self, frames: list[bytes], now_ms: int) -> None:
         """One message of the back socket."""
         self._metrics.back_messages += 1
-        routing = frames[0]
+        routing, token = frames[0], b""
         try:
             if not 2 <= len(frames) <= limits.MESSAGE_FRAMES_MAX:
                 raise RemoteError(
@@ -86,6 +86,7 @@ class Back:
                 return
             session = self._workers.find(message.session)
             if session is None or session.peer.routing != routing:
+                token = message.session
                 raise RemoteError("REJOIN")
             session.seen_ms = now_ms
             session.seen_utc_ms = self._execution.inbox.utc_ms
@@ -104,7 +105,7 @@ class Back:
                 self._metrics.rejoins += 1
             else:
                 self._metrics.refused += 1
-            refused = say.Refused(error.code, error.message, error.hint)
+            refused = say.Refused(error.code, error.message, error.hint, token)
             self._mailbox.answer(routing, [encode(refused)])
 
     # ------------------------------------------------------------ sessions

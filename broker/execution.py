@@ -321,7 +321,10 @@ class Execution:
         self._metrics.refused += 1
         hint = effect.hint or CODES[effect.code].next_move
         message = Refused(effect.request, effect.code, effect.message, hint, effect.job)
-        self.tell(effect.client, message)
+        if effect.job:  # what is said of a job may rest on records that are not on disk yet
+            self.when_durable(lambda: self.tell(effect.client, message))
+        else:
+            self.tell(effect.client, message)
 
     def _tell_status(self, effect: do.TellStatus) -> None:
         flow = self._delivery.find(effect.job)

@@ -109,7 +109,7 @@ class Front:
     def receive(self, frames: list[bytes], now_ms: int) -> None:
         """One message of the front socket."""
         self._metrics.front_messages += 1
-        routing, request, job = frames[0], 0, 0
+        routing, request, job, token = frames[0], 0, 0, b""
         try:
             if len(frames) < 2:
                 raise RemoteError("MALFORMED", "a message without a header frame")
@@ -124,10 +124,11 @@ class Front:
                         "malformed messages=%d, now: %.300s", self._metrics.malformed, error.message
                     )
             elif error.code == "REJOIN":
+                token = getattr(message, "session", b"")
                 self._metrics.rejoins += 1
             else:
                 self._metrics.refused += 1
-            refused = say.Refused(request, error.code, error.message, error.hint, job)
+            refused = say.Refused(request, error.code, error.message, error.hint, job, token)
             self._mailbox.answer(routing, [encode(refused)])
 
     def _handle(self, routing: bytes, message: Any, bodies: list[bytes], now_ms: int) -> None:

@@ -456,7 +456,8 @@ class Answer(Message, frozen=True, tag=6):
 class Refused(Message, frozen=True, tag=7):
     """A request was refused, or (request 0) a message made no sense.
 
-    ``job`` when it is about one.
+    ``job`` when it is about one. ``session``: that of the message with ``REJOIN``; when it is not
+    the client's present one, there is nothing to join again.
     """
 
     request: int
@@ -464,6 +465,7 @@ class Refused(Message, frozen=True, tag=7):
     message: str
     hint: str
     job: int = 0
+    session: bytes = b""
 
 
 class Pong(Message, frozen=True, tag=8):

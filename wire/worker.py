@@ -244,12 +244,14 @@ class Orders(Message, frozen=True, tag=2):
 class Refused(Message, frozen=True, tag=3):
     """The worker's message was not accepted.
 
-    ``REJOIN`` asks for a new HELLO, anything else ends the worker.
+    ``REJOIN`` asks for a new HELLO, anything else ends the worker. ``session``: that of the message
+    with REJOIN; when it is not the worker's present one, there is nothing to join again.
     """
 
     code: str
     message: str
     hint: str
+    session: bytes = b""
 
 
 BrokerToWorker = Welcome | Orders | Refused

@@ -147,7 +147,9 @@ class Agent:
                         self._is_ready_told = True
                         self._on_open()
                 elif isinstance(message, Refused):
-                    self._tell(on.WasRefused(message.code, message.message, message.hint))
+                    self._tell(
+                        on.WasRefused(message.code, message.message, message.hint, message.session)
+                    )
             except RemoteError as error:
                 say(f"a message of the broker is left out: {error.message}")
 

@@ -52,7 +52,8 @@ class Upload:
     ``parcels`` are those not acknowledged, in order; ``parcels[:sent]`` went out in this session.
     ``sent_bytes`` and ``bytes_allowed`` are cumulative since the job began. ``base``: inputs
     in earlier jobs of the same upload (see ``uploads.on_cut``); indices, ``count`` and
-    ``committed`` are those of the present job.
+    ``committed`` are those of the present job. ``have``: inputs of a job that takes no more, -1
+    while it does.
     """
 
     number: int
@@ -61,6 +62,7 @@ class Upload:
     may_continue: bool = False
     job: int = 0
     base: int = 0
+    have: int = -1
     count: int = 0
     committed: int = 0
     bytes_allowed: int = 0

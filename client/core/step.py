@@ -176,6 +176,8 @@ def _on_refused(
     state: State, refused: wire.Refused, now_ms: int, todo: list[out.AnyEffect]
 ) -> None:
     if refused.code == "REJOIN":
+        if refused.session not in (b"", state.session):
+            return  # of a session that we have left: what it had was said again in this one
         if state.phase == "open" or now_ms - state.greeted_ms >= GREET_MS:
             _greet(state, now_ms, todo)
         return
@@ -197,7 +199,7 @@ def _on_refused(
     elif pending.kind == "claim":
         pass  # its parcels will hear why, if it matters
     elif pending.kind == "close" and code in ("PARCEL_ORDER", "UPLOAD_CLOSED"):
-        uploads.on_parcel_refused(
+        uploads.on_close_refused(
             state, msgspec.structs.replace(refused, job=pending.message.job), now_ms, todo
         )
     else:

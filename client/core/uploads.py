@@ -15,6 +15,7 @@ from gristmill.client.core import results
 from gristmill.client.core.requests import ask
 from gristmill.client.core.state import NEVER, STALL_MS, KeptParcel, State, Upload
 from gristmill.wire import client as wire
+from gristmill.wire.errors import CODES
 
 
 def on_job_requested(
@@ -37,6 +38,8 @@ def on_accepted(
     state.upload_of_job[accepted.job] = number
     todo.append(out.JobAccepted(number, accepted.job))
     results.subscribe(state, accepted.job, 0, now_ms, todo)
+    if accepted.is_replayed and not accepted.bytes_allowed:
+        _ask_count(state, upload, now_ms, todo)  # it has ended: it takes no inputs, whatever we say
     pump(state, upload, now_ms, todo)
 
 
@@ -67,7 +70,13 @@ def on_cut(
     """The broker takes no more inputs for this job: how many has it?"""
     if not upload.may_continue:
         fail(state, upload.number, refused.code, refused.message, refused.hint, todo)
-    elif not any(p.kind == "count" and p.key == upload.number for p in state.requests.values()):
+    else:
+        _ask_count(state, upload, now_ms, todo)
+
+
+def _ask_count(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    is_asked = any(p.kind == "count" and p.key == upload.number for p in state.requests.values())
+    if not is_asked and upload.have < 0:
         ask(state, "count", upload.number, wire.Ask(b"", 0, "job", upload.job), [], now_ms, todo)
 
 
@@ -83,20 +92,44 @@ def on_counted(
     if upload is None:
         return
     status = msgspec.msgpack.decode(answer.body, type=wire.JobStatus)
-    while upload.parcels and upload.parcels[0].first < status.count:
-        upload.acked_bytes += len(upload.parcels.popleft().frame)
-    is_over = is_forced_end(status) or upload.message.spec.completion != "all"
-    if is_over or (upload.is_ended and not upload.parcels):
+    if is_forced_end(status) or upload.message.spec.completion != "all":
         on_closed(state, number, todo)
         return
+    if status.count < 0:  # a broker that crashed has forgotten that it was closed: it goes on
+        upload.stalls = 0
+        rewind(state, upload, now_ms)
+        pump(state, upload, now_ms, todo)
+        return
+    upload.have = status.count
+    _settle_cut(state, upload, now_ms, todo)
+
+
+def _settle_cut(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """What the job has is not sent; the first input behind that begins a new job.
+
+    Until there is one, or the end of the inputs, nothing is decided: a script that was started
+    again with the key of a job that has ended only says over what the job had.
+    """
+    have, number = upload.have, upload.number
+    while upload.parcels and upload.parcels[0].first < have:
+        upload.acked_bytes += len(upload.parcels.popleft().frame)
+    if not upload.parcels:
+        if upload.is_ended:
+            on_closed(state, number, todo)
+        return
+    if not upload.may_continue:
+        message = f"job j{upload.job} has ended with {have} inputs: it takes no more"
+        fail(state, number, "UPLOAD_CLOSED", message, CODES["UPLOAD_CLOSED"].next_move, todo)
+        return
     del state.upload_of_job[upload.job]
-    todo.append(out.UploadContinued(number, upload.job, upload.base + status.count))
+    todo.append(out.UploadContinued(number, upload.job, upload.base + have))
     submission = hashlib.sha256(b"after " + upload.message.submission).digest()[:16]
     upload.message = msgspec.structs.replace(upload.message, submission=submission)
     for parcel in upload.parcels:
-        parcel.first -= status.count
-    upload.base += status.count
-    upload.count -= status.count
+        parcel.first -= have
+    upload.base += have
+    upload.count -= have
+    upload.have = -1
     upload.job = upload.committed = upload.bytes_allowed = upload.stalls = 0
     upload.acked_bytes = upload.sent_bytes = upload.sent = 0
     upload.is_closing = False
@@ -123,6 +156,8 @@ def on_parcel_ready(
         return  # it failed meanwhile, and its owner was told
     upload.parcels.append(KeptParcel(upload.count, event.count, event.codec, event.frame))
     upload.count += event.count
+    if upload.have >= 0:
+        _settle_cut(state, upload, now_ms, todo)
     pump(state, upload, now_ms, todo)
 
 
@@ -131,6 +166,8 @@ def on_upload_ended(state: State, number: int, now_ms: int, todo: list[out.AnyEf
     upload = state.uploads.get(number)
     if upload is not None and not upload.is_ended:
         upload.is_ended = True
+        if upload.have >= 0:
+            _settle_cut(state, upload, now_ms, todo)
         pump(state, upload, now_ms, todo)
 
 
@@ -157,7 +194,7 @@ def on_input_credit(
 
 def pump(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
     """Send what credit allows; one parcel may cross the limit, so a large one cannot stall."""
-    if state.phase != "open" or not upload.job:
+    if state.phase != "open" or not upload.job or upload.have >= 0:
         return
     if upload.sent < len(upload.parcels) and upload.sent == 0:
         upload.moved_ms = now_ms  # a stall is counted from when something is on its way
@@ -224,6 +261,16 @@ def on_parcel_refused(
         upload.stalls += 1
         rewind(state, upload, now_ms)
         pump(state, upload, now_ms, todo)
+
+
+def on_close_refused(
+    state: State, refused: wire.Refused, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
+    """A CloseUpload overtook what was lost: it is said again once that is there."""
+    upload = state.uploads.get(state.upload_of_job.get(refused.job, -1))
+    if upload is not None:
+        upload.is_closing = False
+        on_parcel_refused(state, refused, now_ms, todo)
 
 
 def fail(

@@ -29,11 +29,12 @@ class OrdersArrived:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WasRefused:
-    """The broker did not accept a message of ours."""
+    """The broker did not accept a message of ours; ``session``: that of the message."""
 
     code: str
     message: str
     hint: str
+    session: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -74,6 +74,8 @@ def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
     if state.phase == "ended":
         return []
     if event.code == "REJOIN":
+        if event.session not in (b"", state.session):
+            return []  # of a session that we have left: this one is good
         if state.phase == "open":
             state.phase, state.hello_at_ms = "greeting", now_ms
         return []

@@ -329,3 +329,62 @@ def test_a_goodbye_ends_everything() -> None:
     assert [type(e) for e in effects[1:]] == [out.UploadFailed, out.ResultsFailed]
     (failed,) = step(state, on.Requested(3, wire.Ask(b"", 0, "jobs")), 30)
     assert isinstance(failed, out.RequestFailed) and failed.code == "UNREACHABLE"
+
+
+def test_an_old_sessions_rejoin_does_not_end_the_new_one() -> None:
+    state = opened()
+    stale = wire.Refused(1, "REJOIN", "", "", 0, b"o" * 16)
+    assert sent(step(state, on.Received(stale, []), 300)) == []
+    assert state.phase == "open"
+    own = msgspec.structs.replace(stale, session=WELCOME.session)
+    assert sent(step(state, on.Received(own, []), 301)) == [HELLO]
+
+
+def replayed() -> State:
+    """A script says the key of a job that has ended with two inputs."""
+    state = opened()
+    step(state, on.JobRequested(1, SUBMIT, b"f", True), 10)
+    effects = step(state, on.Received(wire.Accepted(1, 7, True, 0), []), 11)
+    asked = [message for message in sent(effects) if isinstance(message, wire.Ask)]
+    assert [(message.about, message.job) for message in asked] == [("job", 7)]
+    return state
+
+
+def test_the_inputs_of_a_job_that_has_ended_are_not_sent_again() -> None:
+    state = replayed()
+    assert step(state, closed_at(2), 12) == []  # nothing is decided before there are inputs
+    assert step(state, on.ParcelReady(1, 2, "q", b"xy"), 13) == []
+    effects = step(state, on.UploadEnded(1), 14)
+    assert out.UploadClosed(1) in effects and sent(effects) == []
+
+
+def test_inputs_beyond_those_of_a_job_that_has_ended_begin_a_new_one() -> None:
+    state = replayed()
+    step(state, on.ParcelReady(1, 2, "q", b"xy"), 12)
+    step(state, closed_at(2), 13)
+    effects = step(state, on.ParcelReady(1, 3, "q", b"xyz"), 14)
+    assert effects[0] == out.UploadContinued(1, 7, 2)
+    (again,) = sent(effects)
+    assert isinstance(again, wire.Submit) and again.submission != SUBMIT.submission
+
+
+def test_a_broker_that_forgot_the_closing_gets_the_inputs() -> None:
+    state = cut()
+    parcels = [m for m in sent(step(state, closed_at(-1), 20)) if isinstance(m, wire.Parcel)]
+    assert [(m.job, m.first) for m in parcels] == [(7, 0), (7, 2), (7, 4), (7, 6), (7, 8)]
+
+
+def test_a_close_that_overtook_a_lost_parcel_is_said_again() -> None:
+    state = opened()
+    step(state, on.JobRequested(1, SUBMIT, b"f", True), 10)
+    step(state, on.Received(wire.Accepted(1, 7, False, 1000), []), 11)
+    for _ in range(2):
+        step(state, on.ParcelReady(1, 2, "q", b"xy"), 12)
+    step(state, on.UploadEnded(1), 13)
+    gap = wire.Refused(0, "PARCEL_ORDER", "m", "h", 7)
+    *_, closing = sent(step(state, on.Received(gap, []), 14))  # everything is said again at once
+    assert isinstance(closing, wire.CloseUpload)
+    late = wire.Refused(closing.request, "PARCEL_ORDER", "m", "h", 7)
+    step(state, on.Received(late, []), 15)
+    again = sent(step(state, on.Received(wire.InputCredit(7, 4, 1000), []), 16))
+    assert [(m.job, m.count) for m in again if isinstance(m, wire.CloseUpload)] == [(7, 4)]

@@ -54,6 +54,12 @@ def test_rejoin_says_hello_with_what_is_held() -> None:
     assert [(held.lease_id, held.slot) for held in effect.message.held] == [(1, 0)]
 
 
+def test_an_old_sessions_rejoin_does_not_end_the_new_one() -> None:
+    rig = Rig().running()
+    rig.tell(on.WasRefused("REJOIN", "", "", b"o" * 16))
+    assert not [effect for effect in rig.turn() if isinstance(effect, do.SendHello)]
+
+
 def test_another_refusal_ends_the_worker_with_the_codes_exit_code() -> None:
     rig = Rig().running()
     assert rig.tell(on.WasRefused("NAME_TAKEN", "m", "h")) == [
