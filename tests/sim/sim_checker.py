@@ -1,249 +1,253 @@
-"""Watches the effects of the core as an outsider: it knows the rules, and nothing of the code.
+"""What must hold, judged from what clients were told, what jails ran and what the files say.
 
-Every promise is checked from what leaves the core: each subtask final exactly once, nothing handed
-out that is final or out already, nothing dispatched without a hold, no attempt billed twice, no
-bill above the cap, a job's last word after its last result."""
+``Truth`` knows what really ran; ``Promises`` what clients were promised and got; ``audit_books``
+reads both files at the end. None of them looks into a process.
+"""
 
-from __future__ import annotations
+from collections import Counter
+from typing import TYPE_CHECKING
 
-from dataclasses import dataclass, field
+import msgspec
+from sim_disk import Disk
+from sim_jobs import CAP, Work
+from sim_world import World, need
 
-from gristmill.broker.core import effects as fx
-from gristmill.wire.client import FINAL_JOB_STATES
-from gristmill.wire.ledger import Contribution, Hold, Release
+from gristmill.wire.client import JobStatus, Results
+from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
 
+if TYPE_CHECKING:
+    from sim_client import Reading
+    from sim_worker import Jail, SimWorker
 
-class ViolationError(AssertionError):
-    """A promise was broken."""
-
-
-def need(condition: object, what: str) -> None:
-    if not condition:
-        raise ViolationError(what)
-
-
-@dataclass
-class JobView:
-    spec: object
-    tenant: str
-    uploaded: int = 0
-    finals: dict[int, int] = field(default_factory=dict)  # index -> outcome
-    tries: dict[int, int] = field(default_factory=dict)  # index -> results that are not final
-    billed: dict[tuple[int, int], int] = field(default_factory=dict)  # (index, attempt) -> lease
-    amount: int = 0
-    state: str = "accepted"
-    is_held: bool = False
-    is_granted: bool = False
-    is_released: bool = False
-    is_freed: bool = False
-    sequence: int = 0
-    is_told: bool = False
+#: Ends that no jail makes; each needs its own reason.
+_GRID_MADE = frozenset(
+    {Outcome.CANCELLED, Outcome.LOST, Outcome.BUDGET, Outcome.SETUP, Outcome.STORE}
+)
+#: What an agent may take to find out that its time is up: a turn, a look, a stop of the process.
+LAPSE_SLACK_MS = 100
 
 
-@dataclass
-class LeaseView:
-    worker: int
-    job: int
-    attempt: int
-    open: dict[int, None]
-    is_void: bool = False
+class Truth:
+    """What really ran, as it ran."""
 
+    def __init__(self, world: World, works: list[Work], is_poor: bool) -> None:
+        self.world, self.is_poor = world, is_poor
+        self.works = {work.function: work for work in works}
+        self.ended: dict[tuple[int, int, int], dict[Outcome, None]] = {}  # job, index, attempt
+        self.bases: dict[int, int] = {}  # job to the index in its work that it begins at
+        self.runs: Counter[tuple[int, int]] = Counter()
+        self.deaths: Counter[int] = Counter()
+        self.cpu_ms: Counter[str] = Counter()
 
-class Checker:
-    """Fed with every effect, in order, and with what the simulated outside did."""
+    def work_of(self, function: bytes) -> Work:
+        """The work whose function arrived in a jail."""
+        need(function in self.works, f"a jail got a function that nobody sent: {function!r}")
+        return self.works[function]
 
-    def __init__(self) -> None:
-        self.jobs: dict[int, JobView] = {}
-        self.leases: dict[int, LeaseView] = {}
-        self.out: dict[tuple[int, int], int] = {}  # (job, index) -> lease that has it
-        self.refs: dict[int, tuple[int, int, int, int, bytes]] = {}
-        self.used_refs: dict[int, None] = {}
-        self.opened: dict[tuple[int, int], None] = {}
-        self.events: dict[str, int] = {}
-        self.restarts = 0
-        self.dispatched = self.superseded = self.results = 0
+    def begins(self, worker: "SimWorker", jail: "Jail") -> None:
+        """User code starts: is the worker still allowed to run it, and has it room?"""
+        work, state = jail.work, worker.agent._state
+        index = jail.page[1]
+        given = jail.feeds[0].given
+        wanted = work.input(index + self.bases.get(jail.job, 0))
+        need(given.get(index) == wanted, f"work {work.number}/{index}: a wrong input")
+        self.runs[work.number, index] += 1
+        silent_ms = self.world.now - worker.answered_sent_ms()
+        need(
+            silent_ms <= state.ttl_ms + LAPSE_SLACK_MS,
+            f"{worker.host} begins work {work.number}/{index} {silent_ms} ms after the last report"
+            f" that was answered; its ttl is {state.ttl_ms} ms",
+        )
+        cpus = sum(
+            other.work.spec.limits.cpus_milli
+            for other in worker.yard.jails.values()
+            if other.page[1] >= 0 and other.phase == "ready"
+        )
+        most = max(worker.cpus_milli, work.spec.limits.cpus_milli)
+        if worker.net.was_harsh:
+            return  # orders that come twice and late have an old lease run again
+        need(cpus <= most, f"{worker.host} runs {cpus} milli-cpus of {worker.cpus_milli}")
 
-    # ------------------------------------------------------------ the outside
+    def ends(self, jail: "Jail", index: int, attempt: int, outcome: Outcome) -> None:
+        """An attempt ended in its jail."""
+        work = jail.work
+        self.ended.setdefault((jail.job, index, attempt), {})[outcome] = None
+        self.cpu_ms[work.tenant] += work.duration(index)
 
-    def returned(self, worker: int, lease_id: int, runs: list[tuple[int, int]]) -> None:
-        """The worker's report with these returned runs is about to be stepped."""
-        lease = self.leases.get(lease_id)
-        if lease is None or lease.is_void or lease.worker != worker:
+    def jail_ended(self, jail: "Jail", outcome: Outcome, was_ready: bool) -> None:
+        """A jail ended; a subtask may have been in it."""
+        if jail.page[1] >= 0:
+            self.ends(jail, jail.page[1], jail.attempt, outcome)
+        self.deaths[jail.work.number] += 1
+
+    def check_outcome(
+        self, work: Work, job: int, index: int, attempt: int, outcome: Outcome
+    ) -> None:
+        """What a client was told of an attempt is what happened in a jail."""
+        name = f"work {work.number} j{job}/{index} attempt {attempt}"
+        if outcome in self.ended.get((job, index, attempt), {}):
             return
-        for first, count in runs:
-            for index in range(first, first + count):
-                if lease.open.pop(index, 0) is None:
-                    self.out.pop((lease.job, index), None)
-
-    def result(self, ref: int, worker: int, lease: int, first: int, outcomes: bytes) -> None:
-        self.refs[ref] = (worker, lease, first, len(outcomes), outcomes)
-
-    def void(self, lease_id: int) -> None:
-        """The lease was rescued: told by the event log."""
-        lease = self.leases[lease_id]
-        lease.is_void = True
-        for index in lease.open:
-            self.out.pop((lease.job, index), None)
-
-    def restarted(self) -> None:
-        """The broker's memory is gone: every lease is void, nothing is open anywhere."""
-        for number, lease in self.leases.items():
-            if not lease.is_void:
-                self.void(number)
-        self.opened.clear()
-        self.restarts += 1
-
-    # ------------------------------------------------------------ effects
-
-    def see(self, effect: fx.AnyEffect) -> None:
-        handler = getattr(self, f"on_{type(effect).__name__}", None)
-        if handler is not None:
-            handler(effect)
-
-    def on_RecordJob(self, effect: fx.RecordJob) -> None:  # noqa: N802
-        need(effect.job not in self.jobs, f"j{effect.job} recorded twice")
-        self.jobs[effect.job] = JobView(effect.spec, effect.tenant)
-
-    def on_KeepParcel(self, effect: fx.KeepParcel) -> None:  # noqa: N802
-        job = self.jobs[effect.job]
-        need(effect.first == job.uploaded, f"j{effect.job}: a parcel out of order was kept")
-        job.uploaded += effect.count
-
-    def on_RecordEvent(self, effect: fx.RecordEvent) -> None:  # noqa: N802
-        self.events[effect.name] = self.events.get(effect.name, 0) + 1
-        if effect.name == "lease.rescued":
-            self.void(effect.detail["lease"])
-
-    def on_Dispatch(self, effect: fx.Dispatch) -> None:  # noqa: N802
-        lease = effect.lease
-        job = self.jobs[lease.job]
-        self.dispatched += 1
-        need(job.is_granted or not job.is_held, f"j{lease.job}: dispatched without a hold")
-        need(lease.lease_id not in self.leases, "a lease id was used twice")
-        need((effect.worker, lease.job) in self.opened, f"j{lease.job} was not opened")
-        view = LeaseView(effect.worker, lease.job, lease.attempt, {})
-        need(0 < len(lease.runs) <= 64, f"{len(lease.runs)} runs in a lease")
-        covered = [(head.first, head.first + head.count) for head in lease.parcels]
-        for first, count in lease.runs:
-            need(count > 0, "an empty run")
-            for index in range(first, first + count):
-                key = (lease.job, index)
-                need(index not in job.finals, f"j{lease.job}/{index} is final and was handed out")
-                need(key not in self.out, f"j{lease.job}/{index} is out already")
-                need(
-                    (index, lease.attempt) not in job.billed,
-                    f"j{lease.job}/{index}: attempt {lease.attempt} was billed before",
-                )
-                need(any(low <= index < high for low, high in covered), "a parcel is missing")
-                self.out[key] = lease.lease_id
-                view.open[index] = None
-        self.leases[lease.lease_id] = view
-
-    def on_OpenJob(self, effect: fx.OpenJob) -> None:  # noqa: N802
-        need((effect.worker, effect.job) not in self.opened, "a job was opened twice")
-        self.opened[effect.worker, effect.job] = None
-
-    def on_CloseJob(self, effect: fx.CloseJob) -> None:  # noqa: N802
-        need((effect.worker, effect.job) in self.opened, "a job was closed that was not open")
-        del self.opened[effect.worker, effect.job]
-
-    def on_KeepResult(self, effect: fx.KeepResult) -> None:  # noqa: N802
-        job = self.jobs[effect.job]
-        name = f"j{effect.job}"
-        need(not job.is_freed, f"{name}: a result after its end")
-        need(effect.sequence == job.sequence + 1, f"{name}: a gap in the sequence")
-        job.sequence += 1
-        again: dict[int, None] = {}
-        for first, count in effect.not_final:
-            again.update(dict.fromkeys(range(first, first + count)))
-        outcomes = bytes([max(effect.outcome, 0)]) * effect.count
-        lease = None
-        if effect.ref:
-            self.results += 1
-            need(effect.ref not in self.used_refs, f"{name}: a result was used twice")
-            self.used_refs[effect.ref] = None
-            worker, lease_id, first, count, outcomes = self.refs[effect.ref]
-            need((lease_id, first, count) == (effect.lease_id, effect.first, effect.count), name)
-            lease = self.leases[lease_id]
-            need(lease.worker == worker, f"{name}: a lease of another worker")
-            need(not lease.is_void, f"{name}: a result of a lease that was taken away")
-            need(lease.attempt == effect.attempt, f"{name}: attempt")
-        for offset in range(effect.count):
-            index = effect.first + offset
-            if lease is not None:
-                need(lease.open.pop(index, 0) is None, f"{name}/{index}: not open in its lease")
-                self.out.pop((effect.job, index), None)
-            if index in again:
-                need(index not in job.finals, f"{name}/{index}: again after its end")
-                need(outcomes[offset] != Outcome.OK, f"{name}/{index}: ok and tried again")
-                job.tries[index] = job.tries.get(index, 0) + 1
-                continue
-            need(index not in job.finals, f"{name}/{index}: final twice")
-            need((effect.job, index) not in self.out, f"{name}/{index}: final while it is out")
-            job.finals[index] = outcomes[offset]
-
-    def on_KeepSuperseded(self, effect: fx.KeepSuperseded) -> None:  # noqa: N802
-        self.superseded += 1
-        need(effect.ref not in self.used_refs, "a superseded result was used")
-
-    def on_AddToOutbox(self, effect: fx.AddToOutbox) -> None:  # noqa: N802
-        entry = effect.entry
-        job = self.jobs[int(entry.ref.rpartition("/")[2])]
-        if isinstance(entry, Hold):
-            need(not job.is_held or self.restarts, "held twice")
-            job.is_held = True
-        elif isinstance(entry, Release):
-            need(job.is_held and not job.is_released, "released twice or never held")
-            job.is_released = True
+        need(outcome is not Outcome.OK, f"{name}: ok, and it never ended so")
+        if outcome in (Outcome.SIGNAL, Outcome.OOM):
+            need(self.deaths[work.number], f"{name}: {outcome.word}, and no jail of it died")
+        elif outcome is Outcome.CANCELLED:
+            need(work.is_cancel_asked, f"{name}: cancelled, and nobody asked for it")
+        elif outcome is Outcome.BUDGET:
+            is_ample = work.spec.cap_ucredits >= CAP and not self.is_poor
+            need(not is_ample, f"{name}: out of a budget that is ample")
+        elif outcome is Outcome.STORE:
+            need(work.is_unready, f"{name}: store, and its files are there")
         else:
-            self._contribution(job, entry)
+            need(outcome in _GRID_MADE, f"{name}: {outcome.word}, and it never ended so")
 
-    def _contribution(self, job: JobView, entry: Contribution) -> None:
-        need(not job.is_released, f"{entry.ref}: billed after its hold was released")
-        lease = self.leases[entry.lease_id]
-        need(not lease.is_void, f"{entry.ref}: a void lease was billed")
-        for index in range(entry.first, entry.first + entry.count):
-            key = (index, entry.attempt)
+
+class Promises:
+    """What clients were told, for ever: it must stay true whatever crashes."""
+
+    def __init__(self, world: World, truth: Truth) -> None:
+        self.world, self.truth = world, truth
+        self.jobs: dict[tuple[int, int], int] = {}  # (work, which of its jobs) to job
+        self.works: dict[int, Work] = {}  # job to work
+        self.results: dict[tuple[int, int], bytes] = {}  # (job, sequence) to its bytes
+        self.finals: dict[int, dict[int, tuple[Outcome, int]]] = {}  # job to index
+        self.cards: dict[int, JobStatus] = {}
+        self.refusals: dict[int, str] = {}
+        self.cancelled: dict[int, None] = {}
+
+    def accepted(self, work: Work, part: int, base: int, job: int) -> None:
+        """One idempotency key, one job."""
+        known = self.jobs.setdefault((work.number, part), job)
+        need(known == job, f"work {work.number} was accepted as j{known} and then as j{job}")
+        owner = self.works.setdefault(job, work)
+        need(owner is work, f"j{job} was accepted for works {owner.number} and {work.number}")
+        self.truth.bases[job] = base
+
+    def refused(self, work: Work, code: str) -> None:
+        """A submission was refused for good."""
+        known = (work.number, 0) in self.jobs
+        need(not known, f"work {work.number}: accepted, then refused: {code}")
+        self.refusals[work.number] = code
+
+    def cancel_confirmed(self, work: Work) -> None:
+        """A cancel of the whole job is on disk."""
+        self.cancelled[work.number] = None
+
+    def got(self, work: Work, reading: "Reading", result: Results, frames: list[bytes]) -> None:
+        """A result was delivered: the same bytes each time, each index final once, true values."""
+        job, name = result.job, f"work {work.number} j{result.job}"
+        need(self.works.get(job) is work, f"{name}: a result of another job")
+        body = b"".join([msgspec.msgpack.encode(result), *frames])
+        known = self.results.setdefault((job, result.sequence), body)
+        need(known == body, f"{name}: result {result.sequence} came with other bytes")
+        seen = reading.seen.setdefault(job, {})
+        finals = self.finals.setdefault(job, {})
+        head, base = result.head, self.truth.bases[job]
+        meter = unpack_meter(frames[1], head.count)
+        values = iter(msgspec.msgpack.decode(frames[0]) if frames[0] else ())
+        again: dict[int, None] = {}
+        for start, length in result.not_final:
+            again.update(dict.fromkeys(range(start, start + length)))
+        for offset in range(head.count):
+            index, outcome = head.first + offset, Outcome(meter.outcome_at(offset))
+            value = next(values) if outcome is Outcome.OK else 0
+            need(0 <= index < work.size - base, f"{name}: index {index} of {work.size - base}")
+            if offset in again:
+                continue
+            need(index not in seen, f"{name}: index {index} is final twice")
+            seen[index] = None
+            self.truth.check_outcome(work, job, index, result.attempt, outcome)
+            if outcome is Outcome.OK:
+                need(value == work.value(index + base), f"{name}: index {index}: a wrong value")
+            before = finals.setdefault(index, (outcome, value))
+            need(before == (outcome, value), f"{name}: index {index} ended twice, differently")
+
+    def ended(self, work: Work, reading: "Reading", card: JobStatus) -> None:
+        """The final card: every result came before, and its counts are those of the results."""
+        job = card.job
+        name, finals = f"work {work.number} j{job}", self.finals.get(job, {})
+        before = self.cards.setdefault(job, card)
+        need(before.state == card.state, f"{name}: {before.state}, then {card.state}")
+        if not work.spec.keep and reading.sequences[job] < card.results:
+            return  # what was acknowledged is freed
+        need(len(finals) == card.count, f"{name}: {len(finals)} results of {card.count} subtasks")
+        ok = sum(outcome is Outcome.OK for outcome, _ in finals.values())
+        need(ok == card.done, f"{name}: {ok} values, the card says {card.done}")
+
+    def finish(self, works: list[Work]) -> None:
+        """Everything ended: each work was answered to its end, and none of it is missing."""
+        for work in works:
+            if work.number in self.refusals:
+                continue
+            jobs = [job for job, owner in self.works.items() if owner is work]
+            need(jobs, f"work {work.number} was never accepted")
+            missing = [job for job in jobs if job not in self.cards]
+            need(not missing, f"jobs {missing} of work {work.number} never ended for their client")
+            states = {self.cards[job].state for job in jobs}
+            if states == {"done"} and not work.is_cancel_asked:
+                count = sum(self.cards[job].count for job in jobs)
+                need(count == work.size, f"work {work.number}: done with {count} of {work.size}")
+
+
+def audit_books(broker: Disk, ledger: Disk, promises: Promises) -> dict[str, int]:
+    """The two files agree with each other and with what clients were told; figures."""
+    bills: dict[str, int] = {}
+    units: Counter[tuple[str, int, int]] = Counter()
+    for ref, attempt, first, count, amount in ledger.rows(
+        "SELECT h.ref, c.attempt, c.first, c.count, c.amount"
+        " FROM contribution c JOIN hold h ON h.id = c.hold"
+    ):
+        bills[ref] = bills.get(ref, 0) + amount
+        units.update((ref, index, attempt) for index in range(first, first + count))
+    twice = [unit for unit, times in units.items() if times > 1]
+    need(not twice, f"billed twice: {twice[:3]}")
+    ((identity,),) = broker.rows("SELECT value FROM meta WHERE key = 'broker'")
+    accepted = 0
+    for job, amount in broker.rows(
+        "SELECT j.job, ifnull(sum(r.amount_ucredits), 0) FROM jobs j LEFT JOIN results r USING(job)"
+        " GROUP BY j.job"
+    ):
+        ref = f"{identity}/{job}"
+        work = promises.works.get(job)
+        if work is None or work.spec.keep:  # results of others may be freed
             need(
-                key not in job.billed, f"{entry.ref}/{index}: attempt {entry.attempt} billed twice"
+                bills.get(ref, 0) == amount,
+                f"j{job}: results accepted for {amount}, contributions of {bills.get(ref, 0)}",
             )
-            job.billed[key] = entry.lease_id
-        need(0 <= entry.toll_ucredits <= entry.amount_ucredits, "toll")
-        job.amount += entry.amount_ucredits
-        need(job.amount <= job.spec.cap_ucredits, f"{entry.ref}: billed over its cap")
+        accepted += 1
+    for job in promises.works:
+        need(broker.rows("SELECT 1 FROM jobs WHERE job = ?", job), f"j{job} was acked and is gone")
+    for job, sequence in promises.results:
+        if promises.works[job].spec.keep:
+            found = broker.rows(
+                "SELECT 1 FROM results WHERE job = ? AND sequence = ?", job, sequence
+            )
+            need(found, f"j{job}: result {sequence} was delivered and is gone")
+    for job, work in promises.works.items():
+        ref = f"{identity}/{job}"
+        need(
+            bills.get(ref, 0) <= work.spec.cap_ucredits,
+            f"j{job}: {bills.get(ref, 0)} billed over its cap {work.spec.cap_ucredits}",
+        )
+        for index, (outcome, _) in promises.finals.get(job, {}).items():
+            if outcome is Outcome.OK:
+                is_billed = any(units[ref, index, attempt] for attempt in range(1, 120))
+                need(is_billed, f"j{job}/{index}: done and not billed")
+    check_sums(ledger)
+    (open_holds,) = ledger.rows("SELECT count(*) FROM hold WHERE closed_ms = 0")[0]
+    need(not open_holds, f"{open_holds} holds were never released")
+    ((left,),) = broker.rows("SELECT count(*) FROM outbox")
+    need(not left, f"{left} entries of the outbox never reached the ledger")
+    return {"jobs": accepted, "units": len(units)}
 
-    def on_RecordState(self, effect: fx.RecordState) -> None:  # noqa: N802
-        job, state = self.jobs[effect.job], effect.status.state
-        need(job.state not in FINAL_JOB_STATES, f"j{effect.job}: a state after its final one")
-        job.state = state
-        if state in FINAL_JOB_STATES:
-            card = effect.status
-            need(card.done + card.failed + card.cancelled == card.count, f"j{effect.job}: counts")
-            need(len(job.finals) == card.count, f"j{effect.job}: {len(job.finals)}/{card.count}")
 
-    def on_TellStatus(self, effect: fx.TellStatus) -> None:  # noqa: N802
-        job = self.jobs[effect.job]
-        need(not job.is_told, f"j{effect.job}: a card after the final one")
-        job.is_told = effect.status.state in FINAL_JOB_STATES
-
-    def on_FreeJob(self, effect: fx.FreeJob) -> None:  # noqa: N802
-        job = self.jobs[effect.job]
-        need(job.state in FINAL_JOB_STATES, f"j{effect.job}: freed before its end")
-        job.is_freed = True
-
-    # ------------------------------------------------------------ the end
-
-    def finish(self) -> None:
-        """After everything healed and time passed: all that was accepted is complete."""
-        for number, job in self.jobs.items():
-            need(job.state in FINAL_JOB_STATES, f"j{number} never ended: {job.state}")
-            need(job.is_freed and job.is_told, f"j{number}: freed and told")
-            need(job.is_released or not job.is_granted, f"j{number}: its hold was never released")
-            ok = [index for index, outcome in job.finals.items() if outcome == Outcome.OK]
-            bills = {index for index, _ in job.billed}
-            need(bills.issuperset(ok), f"j{number}: a subtask was done and not billed")
-            if job.state == "done":
-                bad = [o for o in job.finals.values() if o not in (Outcome.OK, Outcome.CANCELLED)]
-                need(not bad, f"j{number}: done with outcomes {bad[:5]}")
-        need(not self.out, f"leases were left over: {list(self.out)[:3]}")
+def check_sums(ledger: Disk) -> None:
+    """Double entry: all accounts together are zero, in what is posted and in what is pending."""
+    ((posted, debits, credits),) = ledger.rows(
+        "SELECT ifnull(sum(credits - debits), 0), ifnull(sum(debits_pending), 0),"
+        " ifnull(sum(credits_pending), 0) FROM account"
+    )
+    need(posted == 0, f"the sum of all accounts is {posted}")
+    need(debits == credits, f"pending: {debits} debits, {credits} credits")
+    ((left,),) = ledger.rows("SELECT ifnull(sum(amount - spent), 0) FROM hold WHERE closed_ms = 0")
+    need(left == debits, f"open holds have {left} left, accounts hold {debits}")

@@ -1,357 +1,507 @@
-"""A grid in virtual time around the real core: clients, workers, a ledger and a shell, all seeded.
+"""A whole grid in virtual time: the real cores and shells of all four parties under seeded faults.
 
-Workers crash, fall silent and come back, hang in a slot, answer late, send results twice, hand work
-back, drain; clients upload in pieces, cancel, pause and leave; the ledger goes down. After
-``HEAL_MS`` everything is well, and everything that was accepted has to end."""
+A seed draws which faults are armed and how often they strike (swarm testing), what clients want and
+who works. Until ``heal_ms`` things go wrong; after that everything is well, and everything that was
+accepted has to end. ``Grid(seed).run()`` plays it and raises on a broken promise.
+"""
 
-from __future__ import annotations
+import contextlib
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-import heapq
-import random
-from collections.abc import Callable
+from sim_checker import Promises, Truth, audit_books, check_sums
+from sim_client import SimClient
+from sim_jobs import Work, make_work
+from sim_net import NetSettings, Network
+from sim_servers import SimBroker, SimLedger
+from sim_watcher import Watcher
+from sim_worker import JailSettings, SimWorker
+from sim_world import World, need, replaced
 
-from sim_checker import Checker, need
-from sim_journal import Journal
-from sim_worker import UTC_MS, SimJob, SimWorker
-
-from gristmill.broker.core import effects as fx
+from gristmill.broker import app as broker_app
 from gristmill.broker.core import events as ev
-from gristmill.broker.core.invariants import check
-from gristmill.broker.core.recovery import rebuild
-from gristmill.broker.core.state import Config, State
-from gristmill.broker.core.step import step
-from gristmill.wire.ledger import Contribution, Hold
-from gristmill.wire.spec import JobSpec, Limits, Tariff
+from gristmill.broker.core import invariants
+from gristmill.broker.core.state import State
+from gristmill.client import link as client_link
+from gristmill.worker import agent as worker_agent
 
-HEAL_MS = 12_000
-END_MS = 300_000
+END_MS = 240_000  #: after the heal: what has not ended by then never will
+
+#: What a seed may arm, and the mean time between two strikes in ms.
+FAULTS = {
+    "broker crash": 2_500,
+    "ledger crash": 3_000,
+    "ledger away": 6_000,
+    "ledger dies in a commit": 0,
+    "worker crash": 1_500,
+    "client crash": 3_000,
+    "broker stop": 4_000,
+    "worker stop": 2_000,
+    "client stop": 3_000,
+    "ledger stop": 4_000,
+    "cut": 700,
+    "partition": 2_500,
+    "one-way partition": 2_500,
+    "harsh network": 0,
+    "slow network": 0,
+    "broker disk full": 4_000,
+    "broker disk error": 5_000,
+    "broker slow fsync": 0,
+    "ledger disk full": 4_000,
+    "ledger disk error": 5_000,
+    "ledger slow fsync": 0,
+    "jail trouble": 0,
+    "drain": 3_000,
+    "operator drain": 5_000,
+    "steer": 1_500,
+    "clock jump": 4_000,
+}
+
+
+@dataclass
+class Settings:
+    """Everything that a seed decides before the first event; printed when a seed fails."""
+
+    faults: dict[str, int]
+    heal_ms: int
+    workers: int
+    clients: int
+    works: int
+    ttl_ms: int
+    report_ms: int
+    poor: bool
+    broker: dict[str, int]
+    network: NetSettings = field(default_factory=NetSettings)
+    jails: JailSettings = field(default_factory=JailSettings)
+
+
+def draw_settings(world: World) -> Settings:
+    """A random subset of the faults with random rates."""
+    r = world.random
+    share = r.choice((0.1, 0.3, 0.5))
+    faults = {
+        name: int(mean * r.choice((0.5, 1, 2))) for name, mean in FAULTS.items()
+        if r.random() < share
+    }  # fmt: skip
+    ttl_ms = r.choice((700, 1_500, 3_500))
+    settings = Settings(
+        faults=faults,
+        heal_ms=r.choice((5_000, 10_000, 16_000)),
+        workers=r.randint(1, 4),
+        clients=r.randint(1, 3),
+        works=r.randint(1, 3),
+        ttl_ms=ttl_ms,
+        report_ms=ttl_ms // r.choice((3, 5)),
+        poor=r.random() < 0.2,
+        broker={
+            "tick_ms": r.choice((20, 50)),
+            "drain_messages": r.choice((2, 64)),
+            "client_ttl_ms": r.choice((5_000, 15_000)),
+            "ledger_resend_ms": r.choice((300, 1_000)),
+            "peer_queue_messages": r.choice((16, 4_096)),
+            "result_cache_bytes": 1 << 20,
+            "parcel_cache_bytes": 1 << 20,
+        },
+    )
+    if "slow network" in faults:
+        settings.network.delays = (1, 20, 60, 300)
+    if "harsh network" in faults:
+        settings.network.lose = r.choice((0.0, 0.02, 0.1))
+        settings.network.repeat = r.choice((0.0, 0.02, 0.2))
+        settings.network.reorder = r.choice((0.01, 0.05, 0.2))
+    if "jail trouble" in faults:
+        rate = r.choice((0.01, 0.05))
+        settings.jails = JailSettings(
+            *(rate * r.choice((0, 1)) for _ in range(5)),
+            r.choice((500, 4_000, 9_000)),
+            r.choice((0.0, 0.3)),
+        )
+    return settings
 
 
 class Grid:
-    """The simulated world. ``run`` plays one seed to its end and raises on a broken promise."""
+    """One seed. ``run`` plays it to its end; ``figures`` says what happened in it."""
 
-    def __init__(self, seed: int, whole_check_every: int = 7) -> None:
-        self.random = r = random.Random(seed)
+    def __init__(self, seed: int, whole_check_every: int = 16) -> None:
+        self.world = world = World(seed)
         self.seed, self.whole_check_every = seed, whole_check_every
-        self.now, self.order = 0, 0
-        self.queue: list[tuple[int, int, Callable[[], None]]] = []
-        self.in_order: dict[int, int] = {}
-        self.checker = Checker()
-        slots_max = {"t1": r.randint(1, 3)} if r.random() < 0.3 else {}
-        config = Config(slots_max=slots_max, weights={"t0": r.randint(1, 3)}, recall_after_ms=50)
-        self.state = State.new(config, 1)
-        self.steps = self.sessions = self.refs = 0
-        self.live: dict[int, SimWorker] = {}
-        self.specs: dict[int, SimJob] = {}
-        self.wanted: dict[int, SimJob] = {}
-        self.ledger_up = True
-        self.held: list[int] = []
-        self.lost = self.restarts = 0
-        self.journal = Journal()
-        self.workers: list[SimWorker] = []
-        for number in range(r.randint(1, 5)):
-            self.workers.append(SimWorker(self, number))
-        for client in range(1, r.randint(2, 5)):
-            self.at(r.randint(0, 3000), lambda client=client: self.submit(client))
-        self.at(50, self.tick)
-        self.at(r.randint(100, 2000), self.mishap)
-        self.at(HEAL_MS, self.heal)
+        self.settings = settings = draw_settings(world)
+        self.folder = pathlib.Path(tempfile.gettempdir())
+        self.is_calm = False
+        r = world.random
+        self.works: list[Work] = []
+        self.net = Network(world, settings.network)
+        for number in range(settings.clients * settings.works):
+            tenant = f"t{number % settings.clients}"
+            self.works.append(make_work(r, number, tenant, settings.ttl_ms))
+        self.truth = Truth(world, self.works, settings.poor)
+        self.promises = Promises(world, self.truth)
+        self.workers = [self._worker(f"w{number}") for number in range(settings.workers)]
+        self.clients = []
+        for number in range(settings.clients):
+            client = SimClient(world, self.net, f"c{number}", self.promises)
+            client.spread_ms = settings.heal_ms * 3 // 4
+            client.works = [work for work in self.works if work.tenant == f"t{number}"]
+            self.clients.append(client)
+        self.watcher = Watcher(self._has_hold)
+        self._held: dict[int, None] = {}
+        self._steps = 0
 
-    def trouble(self, rate: float) -> float:
-        return rate if self.now < HEAL_MS else 0.0
+    def _worker(self, name: str) -> SimWorker:
+        worker = SimWorker(self.world, self.net, name, self.truth, self.settings.jails)
+        worker.is_calm = lambda: self.is_calm
+        return worker
 
-    def at(self, delay: int, action: Callable[[], None]) -> None:
-        self.order += 1
-        heapq.heappush(self.queue, (self.now + delay, self.order, action))
+    # ------------------------------------------------------------ the run
 
-    def at_in_order(self, channel: int, delay: int, action: Callable[[], None]) -> None:
-        due = max(self.in_order.get(channel, 0), self.now + delay)
-        self.in_order[channel] = due
-        self.at(due - self.now, action)
+    def run(self) -> "Grid":
+        """Plays the seed to its end.
 
-    # ------------------------------------------------------------ the shell
-
-    def feed(self, event: ev.AnyEvent) -> list[fx.AnyEffect]:
-        self.steps += 1
-        if isinstance(event, ev.WorkerJoined):
-            self.live[event.worker] = (
-                next((w for w in self.workers if w.session == event.worker), None) or self.pending
-            )
-        effects = step(self.state, event, self.now)
-        check(self.state, self.steps % self.whole_check_every == 0)
-        for effect in effects:
-            self.checker.see(effect)
-            self.journal.write(effect, self)
-            self.carry_out(effect)
-        return effects
-
-    def restart_broker(self) -> None:
-        """The broker dies and starts again from its journal; workers and clients come back."""
-        self.restarts += 1
-        self.checker.restarted()
-        incarnation = self.state.incarnation + 1
-        facts = self.journal.facts()
-        self.state, effects = rebuild(
-            self.state.config, incarnation, facts, self.now, UTC_MS + self.now
-        )
-        check(self.state)
-        self.live.clear()
-        for effect in effects:
-            self.checker.see(effect)
-            self.journal.write(effect, self)
-            self.carry_out(effect)
-        self.feed(ev.LedgerSeen(self.ledger_up, False))
-        for worker in self.workers:
-            if worker.is_up and not worker.is_silent:
-                self.at(self.random.randint(1, 400), worker.start_if(worker.session))
-
-    @property
-    def pending(self) -> SimWorker:
-        """The worker that joins from its own constructor is not listed yet."""
-        return _Pending(self, self.sessions)  # type: ignore[return-value]
-
-    def deliver(self, event: ev.AnyEvent) -> None:
-        if isinstance(event, ev.WorkerReported):
-            for returned in event.returned:
-                self.checker.returned(event.worker, returned.lease_id, returned.runs)
-        self.feed(event)
-
-    def worker_of(self, session: int) -> SimWorker | None:
-        return next((w for w in self.workers if w.session == session and w.is_up), None)
-
-    def to_worker(self, session: int, action: str, *arguments: object) -> None:
-        delay = self.random.choice((1, 3, 30))
-
-        def arrive() -> None:
-            worker = self.worker_of(session)
-            if worker is not None and not worker.is_silent:
-                getattr(worker, action)(*arguments)
-
-        self.at_in_order(-session, delay, arrive)
-
-    def carry_out(self, effect: fx.AnyEffect) -> None:
-        if isinstance(effect, fx.Dispatch):
-            if self.random.random() < self.trouble(0.01):
-                self.lost += 1  # orders that never arrive
-                return
-            self.to_worker(effect.worker, "on_dispatch", effect.lease)
-        elif isinstance(effect, fx.RecallLease):
-            self.to_worker(effect.worker, "on_recall", effect.lease_id)
-        elif isinstance(effect, fx.StopLease):
-            self.to_worker(effect.worker, "on_stop", effect.lease_id, effect.outcome)
-        elif isinstance(effect, fx.AckReport):
-            self.to_worker(effect.worker, "on_ack", effect.results_upto)
-        elif isinstance(effect, fx.DropWorker):
-            self.live.pop(effect.worker, None)
-            session = effect.worker
-            self.at(5, lambda: self.rejoin(session))
-        elif isinstance(effect, fx.KeepParcel):
-            upto = effect.first + effect.count
-            job = effect.job
-            self.at(3, lambda: self.feed(ev.ParcelsCommitted(job, upto)))
-        elif isinstance(effect, fx.AddToOutbox):
-            self.on_outbox(effect.entry)
-        elif isinstance(effect, fx.AcceptJob) and not effect.is_replayed:
-            self.specs[effect.job] = self.wanted[effect.request]
-            job = effect.job
-            client = effect.client
-            self.at(2, lambda: self.upload(client, job, 0))
-
-    def rejoin(self, session: int) -> None:
-        worker = self.worker_of(session)
-        if worker is None:
-            return
-        if worker.is_silent:
-            self.at(500, lambda: self.rejoin(session))
-        else:
-            worker.on_dropped()
-
-    def on_outbox(self, entry: object) -> None:
-        if isinstance(entry, Hold):
-            job = int(entry.ref.rpartition("/")[2])
-            if self.ledger_up:
-                self.at(self.random.randint(1, 30), lambda: self.answer_hold(job))
-            else:
-                self.held.append(job)
-        elif isinstance(entry, Contribution):
-            need(entry.amount_ucredits >= 0, "a negative bill")
-
-    def answer_hold(self, job: int) -> None:
-        is_poor = self.specs[job].seed % 17 == 0
-        code = "INSUFFICIENT_CREDITS" if is_poor else ""
-        self.checker.jobs[job].is_granted = not is_poor
-        self.feed(ev.HoldAnswered(job, code, "too poor" if is_poor else ""))
-
-    def tick(self) -> None:
-        self.feed(ev.TimePassed())
-        self.at(50, self.tick)
-
-    # ------------------------------------------------------------ clients
-
-    def submit(self, client: int) -> None:
-        r = self.random
-        request = len(self.wanted) + 1
-        size = r.choice((0, 1, 3, 20, 100, 400))
-        is_open = r.random() < 0.5
-        spec = JobSpec(
-            kind="function",
-            function="0" * 64,
-            count=-1 if is_open else size,
-            tier=r.choice(("job", "job", "batch")),
-            limits=Limits(cpus_milli=r.choice((500, 1000, 2000)), memory_bytes=1 << 30),
-            labels={"gpu": "1"} if r.random() < 0.15 else {},
-            python="3.11",
-            retries=r.choice((0, 1, 3)),
-            losses_max=r.choice((0, 1, 3, 3)),
-            priority=r.randint(0, 9),
-            concurrency_max=r.choice((0, 0, 0, 1, 7)),
-            failures_max=r.choice((0, 0, 5)),
-            cap_ucredits=r.choice((10**10, 10**10, 2_000_000, 20_000, 0)),
-        )
-        job = SimJob(
-            spec,
-            f"t{client % 3}",
-            size,
-            r.randint(0, 1 << 30),
-            Tariff(),
-            r.choice((0.0, 0.0, 0.1, 1.0)),
-            -1,
-            r.randint(0, 400) if r.random() < 0.3 else -1,
-        )
-        self.wanted[request] = job
-        event = ev.JobSubmitted(
-            client, request, job.tenant, b"s%d" % request, spec, job.tariff, UTC_MS + self.now
-        )
-        self.feed(event)
-        if r.random() < 0.2:
-            self.feed(event)  # the answer was lost: the same submission again
-        if r.random() < 0.6 and self.now < HEAL_MS:
-            self.at(r.randint(1, 2000), lambda: self.submit(client))
-
-    def upload(self, client: int, number: int, first: int) -> None:
-        job, r = self.specs[number], self.random
-        if first >= job.size:
-            self.feed(ev.UploadClosed(client, 0, job.tenant, number, job.size))
-            return
-        count = min(job.size - first, r.choice((1, 7, 50, 200)))
-        parcel = ev.ParcelArrived(client, job.tenant, number, first, count, "m", 20 * count)
-        self.feed(parcel)
-        if r.random() < 0.1:
-            self.feed(parcel)
-        draw = r.random()
-        if draw < 0.02:
-            self.feed(ev.ClientLost(client))
-            if job.spec.count < 0:
-                job.size = first + count
-        self.at(r.choice((1, 5, 300)), lambda: self.upload(client, number, first + count))
-
-    # ------------------------------------------------------------ mishaps
-
-    def mishap(self) -> None:
-        if self.now >= HEAL_MS:
-            return
-        r, worker = self.random, self.random.choice(self.workers)
-        kind = r.choice(
-            "crash vanish silent hang goodbye drain cancel runs pause ledger restart broker".split()
-        )
-        if kind in ("cancel", "runs", "pause") and self.specs:
-            self.steer(kind)
-        elif kind == "broker":
-            self.restart_broker()
-        elif kind == "ledger":
-            self.set_ledger(not self.ledger_up)
-        elif not worker.is_up:
-            worker.restart()
-        elif kind == "crash" or kind == "vanish":
-            worker.crash(kind == "crash")
-        elif kind == "silent":
-            worker.is_silent = True
-            self.at(r.choice((500, 8000)), lambda: self.speak(worker))
-        elif kind == "hang":
-            worker.hung[r.randrange(worker.slots)] = None
-            self.at(r.choice((500, 8000)), lambda: self.unhang(worker))
-        elif kind == "goodbye":
-            worker.goodbye()
-        elif kind == "drain":
-            worker.is_draining = True
-        elif kind == "restart":
-            worker.restart()
-        self.at(r.randint(50, 1500), self.mishap)
-
-    def speak(self, worker: SimWorker) -> None:
-        """What was said in the silence is lost with its session, or repeated if that lives."""
-        if worker.is_silent:
-            worker.is_silent = False
-            worker.restart()
-
-    def unhang(self, worker: SimWorker) -> None:
-        hung, worker.hung = list(worker.hung), {}
-        for slot in hung:
-            for running in worker.queues[slot][:1]:
-                if running.chunk and self.random.random() < 0.7:  # it woke up and answers late
-                    outcomes = bytes(len(running.chunk))
-                    worker.emit(running, running.chunk, outcomes, 1000)
-            for running in worker.queues[slot]:
-                running.left = []  # the agent kills the jail of a slot that it does not see alive
-            worker.queues[slot] = []
-        if worker.is_up:
-            worker.flush()
-
-    def set_ledger(self, is_up: bool) -> None:
-        self.ledger_up = is_up
-        self.feed(ev.LedgerSeen(is_up, not is_up and self.random.random() < 0.5))
-        if is_up:
-            held, self.held = self.held, []
-            for job in held:
-                self.answer_hold(job)
-
-    def steer(self, kind: str) -> None:
-        r = self.random
-        number = r.choice(list(self.specs))
-        tenant = self.specs[number].tenant
-        if kind == "cancel":
-            self.feed(ev.CancelAsked(1, 0, tenant, number, []))
-        elif kind == "runs":
-            self.feed(ev.CancelAsked(1, 0, tenant, number, [(r.randint(0, 50), r.randint(1, 60))]))
-        else:
-            self.feed(ev.PauseAsked(1, 0, tenant, number))
-            delay = r.randint(10, 3000)
-            self.at(delay, lambda: self.feed(ev.ResumeAsked(1, 0, tenant, number)))
-
-    def heal(self) -> None:
-        """From now on everything works, and there is a worker for every job."""
-        self.set_ledger(True)
-        for worker in self.workers:
-            if not worker.is_up or worker.is_silent or worker.hung or worker.is_draining:
-                worker.restart()
-        extra = SimWorker(self, len(self.workers))
-        self.workers.append(extra)
-        extra.slots, extra.labels, extra.cpus_milli = 2, {"gpu": "1"}, 4000
-        extra.tiers = ["strict", "job", "batch"]
-        extra.restart()
-        self.at(1000, self.resume_all)
-
-    def resume_all(self) -> None:
-        """A job that paused because it only fails is resumed, as its tenant would."""
-        for number in list(self.specs):
-            job = self.state.jobs.get(number)
-            if job is not None and job.is_paused:
-                self.feed(ev.ResumeAsked(1, 0, job.tenant.name, number))
-        self.at(500, self.resume_all)
-
-    def run(self) -> Grid:
-        while self.queue and self.now < END_MS:
-            self.now, _, action = heapq.heappop(self.queue)
-            action()
-            if self.now > HEAL_MS + 2000 and not self.state.jobs:
-                break
-        check(self.state)
-        waiting = {n: (j.state, j.ready.count, j.leased) for n, j in self.state.jobs.items()}
-        need(not waiting, f"seed {self.seed}: after all was well these never ended: {waiting}")
-        self.checker.finish()
+        Raises:
+            AssertionError: a promise was broken.
+        """
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="gristmill-sim-"))
+        try:
+            self._build()
+            with replaced(self._names()):
+                self._begin()
+                while not self._is_over():
+                    if not self.world.run_next():
+                        break
+                self._finish()
+        finally:
+            with contextlib.suppress(Exception):
+                for process in self._processes():
+                    process.crash()
+            shutil.rmtree(self.folder, ignore_errors=True)
         return self
 
+    def _build(self) -> None:
+        world, settings = self.world, self.settings
+        amount = 300_000 if settings.poor else 10**13
+        fund = {f"t{number}": amount for number in range(settings.clients)}
+        (self.folder / "ledger").mkdir()
+        (self.folder / "broker").mkdir()
+        (self.folder / "broker" / "journal.db").touch()  # SQLite has it in memory
+        self.ledger = SimLedger(world, self.net, self.folder / "ledger", fund)
+        self.ledger.after_turn = lambda: check_sums(self.ledger.disk)
+        self.broker = SimBroker(
+            world, self.net, self.folder / "broker",
+            {"worker_ttl_ms": settings.ttl_ms, "worker_report_ms": settings.report_ms}
+            | settings.broker,
+        )  # fmt: skip
+        self.broker.before_start = self._before_start
+        for disk, name in ((self.broker.disk, "broker"), (self.ledger.disk, "ledger")):
+            if f"{name} slow fsync" in settings.faults:
+                disk.sync_ms = (1, 20, 150, 1_500)
+        if "ledger dies in a commit" in settings.faults:
+            self.ledger.crash_rate = 0.05
 
-class _Pending:
-    def __init__(self, grid: Grid, session: int) -> None:
-        self.session = session
+    def _processes(self) -> list[Any]:
+        return [self.broker, self.ledger, *self.workers, *self.clients]
+
+    def _names(self) -> list[tuple[Any, str, Any]]:
+        world = self.world
+        return [
+            *self.broker.names(),
+            *self.ledger.names(),
+            *self.clients[0].names(),
+            (broker_app, "step", self._step(broker_app.step)),
+            (broker_app, "recover", self._recover(broker_app.recover)),
+            (worker_agent, "now_ms", world.now_ms),
+            (worker_agent, "say", lambda text, is_loud=False: world.note(text)),
+        ]
+
+    def _begin(self) -> None:
+        world, r = self.world, self.world.random
+        self.ledger.start()
+        self.broker.start()
+        for worker in self.workers:
+            world.at(r.randint(0, 500), worker.start)
+        for client in self.clients:
+            world.at(r.randint(0, 500), client.start)
+        strikes = {
+            name: getattr(self, "_" + name.replace(" ", "_").replace("-", "_"), None)
+            for name in self.settings.faults
+        }
+        for name, strike in strikes.items():
+            if strike is not None:
+                self._strike_again(self.settings.faults[name], strike)
+        world.at(self.settings.heal_ms, self._heal)
+
+    def _strike_again(self, mean: int, strike: Callable[[], None]) -> None:
+        def go() -> None:
+            if not self.is_calm:
+                strike()
+                self._strike_again(mean, strike)
+
+        self.world.at(int(self.world.random.expovariate(1 / mean)) + 1, go)
+
+    def _is_over(self) -> bool:
+        world, healed = self.world, self.settings.heal_ms
+        if world.now < healed + 1_000:
+            return False
+        if world.now > healed + END_MS:
+            return True
+        if not all(client.is_up and client.is_done for client in self.clients):
+            return False
+        broker = self.broker.broker
+        if broker is None or broker.state.jobs or len(broker.outbox):
+            return False
+        return bool(broker.journal.is_idle)
+
+    def _finish(self) -> None:
+        broker = self.broker.broker
+        assert broker is not None
+        stuck = {
+            number: (job.state, job.hold, job.ready.count, job.leased, job.uploaded, job.count)
+            for number, job in broker.state.jobs.items()
+        }
+        need(not stuck, f"after all was well these never ended: {stuck}")
+        for client in self.clients:
+            for work in client.works:
+                reading = client.readings.get(work.number)
+                need(
+                    reading is not None and reading.is_over,
+                    f"{client.host} never saw the end of work {work.number}",
+                )
+        invariants.check(broker.state)
+        self.promises.finish(self.works)
+        self.watcher.finish()
+        audit_books(self.broker.disk, self.ledger.disk, self.promises)
+
+    # ------------------------------------------------------------ watching the broker's core
+
+    def _step(self, real: Any) -> Any:
+        def step(state: State, event: ev.AnyEvent, now_ms: int) -> Any:
+            self._steps += 1
+            watcher, journal = self.watcher, self.broker.journal
+            watcher.event(event)
+            effects = real(state, event, now_ms)
+            invariants.check(state, self._steps % self.whole_check_every == 0)
+            tag = (journal.incarnation, journal._open.number)
+            for effect in effects:
+                watcher.see(effect, tag)
+            return effects
+
+        return step
+
+    def _recover(self, real: Any) -> Any:
+        def recover(journal: Any, *arguments: Any) -> Any:
+            found = real(journal, *arguments)
+            invariants.check(found.state)
+            for effect in found.effects:
+                self.watcher.see(effect, (journal.incarnation, journal._open.number))
+            return found
+
+        return recover
+
+    def _before_start(self) -> None:
+        """The broker starts again: what its file has is what it may know."""
+        if self.broker.life > 1:
+            self.world.saw("broker restart")
+            self.watcher.restarted(self._is_durable)
+
+    def _is_durable(self, tag: tuple[int, int]) -> bool:
+        upto = self.broker.disk_groups.get(tag[0], 0)
+        return tag[1] <= upto
+
+    def _has_hold(self, job: int) -> bool:
+        if job not in self._held:
+            ref = f"{self.broker.journal.broker}/{job}"
+            if not self.ledger.disk.rows("SELECT 1 FROM hold WHERE ref = ?", ref):
+                return False
+            self._held[job] = None
+        return True
+
+    # ------------------------------------------------------------ faults
+
+    def _pick(self, processes: list[Any]) -> Any:
+        return self.world.random.choice(processes)
+
+    def _crash(self, process: Any, pauses: tuple[int, ...]) -> None:
+        if process.is_up:
+            self.world.saw(f"{process.host.rstrip('0123456789')} crash")
+            process.crash()
+            self.world.at(self.world.random.choice(pauses), process.start)
+
+    def _stop(self, process: Any) -> None:
+        if process.is_up and not process.is_paused:
+            self.world.saw("process stopped")
+            process.pause()
+            self.world.at(self.world.random.choice((100, 1_000, 5_000)), process.resume)
+
+    def _broker_crash(self) -> None:
+        self._crash(self.broker, self.broker.restart_ms)
+
+    def _ledger_crash(self) -> None:
+        self._crash(self.ledger, self.ledger.restart_ms)
+
+    def _ledger_away(self) -> None:
+        self.world.saw("ledger away for long")
+        self._crash(self.ledger, (6_000, 9_000))
+
+    def _worker_crash(self) -> None:
+        self._crash(self._pick(self.workers), (10, 1_000, 6_000))
+
+    def _client_crash(self) -> None:
+        self._crash(self._pick(self.clients), (10, 1_000, 6_000))
+
+    def _broker_stop(self) -> None:
+        self._stop(self.broker)
+
+    def _ledger_stop(self) -> None:
+        self._stop(self.ledger)
+
+    def _worker_stop(self) -> None:
+        self._stop(self._pick(self.workers))
+
+    def _client_stop(self) -> None:
+        self._stop(self._pick(self.clients))
+
+    def _cut(self) -> None:
+        connections = self.net.connections()
+        if connections:
+            self.world.saw("connection cut")
+            self._pick(connections).cut()
+
+    def _partition(self) -> None:
+        host = self._pick([*self.workers, *self.clients, self.ledger]).host
+        self.world.saw("partition")
+        self._block([("broker", host), (host, "broker")])
+
+    def _one_way_partition(self) -> None:
+        host = self._pick([*self.workers, *self.clients, self.ledger]).host
+        self.world.saw("one-way partition")
+        self._block([self._pick([("broker", host), (host, "broker")])])
+
+    def _block(self, ways: list[tuple[str, str]]) -> None:
+        self.world.note(f"partition {ways}")
+        for way in ways:
+            self.net.block(*way)
+
+        def heal() -> None:
+            for way in ways:
+                self.net.unblock(*way)
+
+        self.world.at(self.world.random.choice((300, 2_000, 7_000)), heal)
+
+    def _broker_disk_full(self) -> None:
+        self._fill(self.broker.disk)
+
+    def _ledger_disk_full(self) -> None:
+        self._fill(self.ledger.disk)
+
+    def _fill(self, disk: Any) -> None:
+        self.world.note(f"{disk.name}'s disk is full")
+        disk.is_full = True
+        disk.arm()
+
+        def free() -> None:
+            disk.is_full = False
+            disk.arm()
+
+        self.world.at(self.world.random.choice((200, 3_000)), free)
+
+    def _broker_disk_error(self) -> None:
+        if self.broker.is_up:
+            self.broker.disk.is_broken = True
+            self.broker.disk.arm()
+
+    def _ledger_disk_error(self) -> None:
+        if self.ledger.is_up:
+            self.ledger.disk.is_broken = True
+            self.ledger.disk.arm()
+
+    def _drain(self) -> None:
+        self._pick(self.workers).drain()
+
+    def _operator_drain(self) -> None:
+        self._pick(self.clients).drain(self._pick(self.workers).host)
+
+    def _clock_jump(self) -> None:
+        self.world.saw("clock jump")
+        self.world.utc_skew += self.world.random.choice((-3_600_000, 60_000, 3_600_000))
+
+    def _steer(self) -> None:
+        r = self.world.random
+        client = self._pick(self.clients)
+        work = self._pick(client.works)
+        kind = r.choice(("cancel", "runs", "pause", "pause"))
+        if kind == "cancel":
+            client.cancel(work, [])
+        elif kind == "runs" and work.size:
+            client.cancel(work, [(r.randrange(work.size), r.randint(1, 30))])
+        else:
+            client.steer(work, "pause")
+            self.world.at(r.randint(100, 2_000), lambda: client.steer(work, "resume"))
+
+    # ------------------------------------------------------------ the heal
+
+    def _heal(self) -> None:
+        """From now on everything works, and there is a worker for every job."""
+        world = self.world
+        world.note("heal")
+        self.is_calm = True
+        net = self.net.settings
+        net.lose = net.repeat = net.reorder = 0.0
+        net.delays = (0, 1, 2)
+        for way in list(self.net.blocked):
+            self.net.unblock(*way)
+        for disk in (self.broker.disk, self.ledger.disk):
+            disk.is_full = disk.is_broken = False
+            disk.sync_ms = (1,)
+            disk.arm()
+        self.ledger.crash_rate = 0.0
+        extra = self._worker("extra")
+        extra.slots, extra.labels, extra.cpus_milli = 3, {"gpu": "1"}, 4_000
+        extra.tiers = ["strict", "job", "batch"]
+        self.workers.append(extra)
+        for process in self._processes():
+            process.resume()
+            world.at(1, process.start)
+        world.at(1_000, self._look_after)
+
+    def _look_after(self) -> None:
+        """A job that paused because it only fails is resumed, as its tenant would."""
+        broker = self.broker.broker
+        for client in self.clients:
+            for work in client.works:
+                reading = client.readings.get(work.number)
+                job = broker.state.jobs.get(reading.job) if broker and reading else None
+                if job is not None and job.is_paused:
+                    client.steer(work, "resume")
+        self.world.at(500, self._look_after)
+
+    def describe(self) -> str:
+        """The seed's settings for a person."""
+        return f"seed {self.seed}: {asdict(self.settings)}"
+
+    def figures(self) -> dict[str, int]:
+        """What happened in this seed."""
+        return {
+            "virtual_ms": self.world.now,
+            "steps": self.world.steps,
+            "delivered": self.net.delivered,
+            "lost": self.net.lost,
+            "repeated": self.net.repeated,
+        }
+
+
+def play(seeds: range) -> Iterator[Grid]:
+    """Plays seeds; an error names its seed, its settings and the end of its history."""
+    for seed in seeds:
+        grid = Grid(seed)
+        try:
+            grid.run()
+        except Exception as error:
+            trace = "\n".join(grid.world.trace)
+            raise AssertionError(f"{error}\n{grid.describe()}\n{trace}") from error
+        yield grid
+
+
+__all__ = ["Grid", "client_link", "play"]

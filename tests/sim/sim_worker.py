@@ -1,320 +1,493 @@
-"""A simulated worker, and the truth about the subtasks that it runs."""
+"""Worker agents: the real core and the real agent's doings over simulated jails.
 
-from __future__ import annotations
+Only the yard is a model: jails that start late or never, die at any moment, hang in a subtask, end
+long after they were killed. What they run and when is told to the checker as it happens.
+"""
 
+import functools
+import hashlib
+import pathlib
+import types
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sim_checker import need
+import zmq
+from nacl.signing import SigningKey
+from sim_jobs import Work, value_of
+from sim_net import Network
+from sim_process import Process
+from sim_world import Shim, World, need, replaced
 
-from gristmill.broker.core import events as ev
-from gristmill.wire.limits import LEASES_PER_SLOT
-from gristmill.wire.meter import Meter, pack_meter, unpack_meter
-from gristmill.wire.outcome import Outcome
-from gristmill.wire.spec import JobSpec, Tariff
-from gristmill.wire.worker import Held, LeaseGrant, ResultHead, Returned
+from gristmill.wire.failure import Failure, pack_failures
+from gristmill.wire.limits import PROTOCOL, RESULT_FLUSH_MS
+from gristmill.wire.meter import pack_meter
+from gristmill.wire.outcome import OWN_DOING, Outcome
+from gristmill.wire.worker import Hello
+from gristmill.worker import agent as worker_agent
+from gristmill.worker.agent import LOOK_MS, LOOK_SOON_MS, Agent
+from gristmill.worker.core import effects as do
+from gristmill.worker.core import events as on
+from gristmill.worker.core.step import next_timer_ms
 
 if TYPE_CHECKING:
-    from sim_grid import Grid
+    from sim_checker import Truth
 
-UTC_MS = 1_700_000_000_000
-
-
-@dataclass
-class SimJob:
-    """What a simulated client wants, and the truth about its subtasks."""
-
-    spec: JobSpec
-    tenant: str
-    size: int
-    seed: int
-    tariff: Tariff
-    fail_rate: float
-    poison: int
-    long_one: int
-
-    def duration(self, index: int) -> float:
-        if index == self.long_one:
-            return 700.0
-        return 1.0 + (index * 7919 + self.seed) % 13
-
-    def outcome(self, index: int, attempt: int) -> Outcome:
-        draw = (index * 2654435761 + attempt * 40503 + self.seed) % 1000
-        return Outcome.ERROR if draw < self.fail_rate * 1000 else Outcome.OK
+BACK = "ipc:///sim/back.sock"
+KEYS: dict[str, SigningKey] = {}
+_ENDS: dict[str, Outcome] = {
+    "time": Outcome.TIME,
+    "cpu": Outcome.CPU,
+    "output": Outcome.OUTPUT,
+    "cancel": Outcome.CANCELLED,
+    "budget": Outcome.BUDGET,
+    "lied": Outcome.ERROR,
+    "start": Outcome.SETUP,
+    "hung": Outcome.LOST,
+}
 
 
 @dataclass
-class Running:
-    """A lease as the simulated worker has it: ``left`` in order; ``chunk`` runs now."""
+class JailSettings:
+    """Rates of what goes wrong with jails, and how long a hang lasts."""
 
-    grant: LeaseGrant
-    left: list[int]
-    chunk: list[int] = field(default_factory=list)
-    spent: int = 0
-    is_recalled: bool = False
+    fails_to_start: float = 0.0
+    starts_slowly: float = 0.0
+    dies: float = 0.0
+    hangs: float = 0.0
+    stops: float = 0.0
+    hang_ms: int = 8_000
+    ends_late: float = 0.0
 
 
-class SimWorker:
-    """One agent; a new session after each loss."""
+@dataclass
+class Feed:
+    """A lease, or part of it, as the jail got it; ``given``: index to input."""
 
-    def __init__(self, grid: Grid, number: int) -> None:
-        r = grid.random
-        self.grid, self.name = grid, f"w{number}"
-        self.slots = r.randint(1, 3)
-        self.cpus_milli = self.slots * 1000
-        self.tiers = ["strict", "job", "batch"] if r.random() < 0.8 else ["job"]
-        self.labels = {"gpu": "1"} if r.random() < 0.4 else {}
-        self.latency = r.choice((1, 5, 60))
-        self.repeat = r.choice((0.0, 0.0, 0.3))
-        self.speed = r.choice((0.3, 1.0, 3.0))
-        self.session = 0
-        self.is_up = False
-        self.unacked: list[ev.ResultArrived] = []
-        self.start()
+    lease: int
+    attempt: int
+    left: deque[int]
+    given: dict[int, int]
 
-    def start(self) -> None:
-        self.grid.sessions += 1
-        self.session = self.grid.sessions
-        self.is_up, self.is_silent, self.is_draining = True, False, False
-        self.hung: dict[int, None] = {}
-        self.result_number = self.report_number = 0
-        self.queues: list[list[Running]] = [[] for _ in range(self.slots)]
-        self.outbox: list[ev.ResultArrived] = []
-        self.returned: list[Returned] = []
-        join = ev.WorkerJoined(
-            self.session,
-            self.name,
-            self.name * 32,
-            self.slots,
-            self.cpus_milli,
-            8 << 30,
-            self.labels,
-            self.tiers,
-            ["3.11"],
-            "cgroup",
-            [],
-        )
-        self.grid.feed(join)
-        unacked, self.unacked = self.unacked, []
-        for old in unacked:  # a result is kept until it is acked, and said again in a new session
-            self.say(old.head, old.meter, old.failures, self.grid.checker.refs[old.ref][4])
-        self.flush()
-        self.later(self.grid.random.randint(1, 1000), self.full_report)
 
-    def later(self, delay: int, action: Callable[..., None], *arguments: object) -> None:
-        session = self.session
+@dataclass
+class Jail:
+    """One slot process. ``page``: (lease, index) as it stands on the shared page."""
+
+    slot: int
+    number: int
+    work: Work
+    job: int
+    function: bytes
+    phase: str = "starting"
+    feeds: deque[Feed] = field(default_factory=deque)
+    page: tuple[int, int] = (0, -1)
+    attempt: int = 0
+    stops: tuple[int, ...] = ()
+    done: list[tuple[int, Outcome, int]] = field(default_factory=list)  # index, outcome, us
+    done_since: int = 0
+    cpu_us: int = 0
+    told_us: int = 0
+    cause: str = ""
+    stopped_until: int = 0
+
+
+class SimYard:
+    """The yard's calls, with jails of virtual time."""
+
+    def __init__(self, worker: "SimWorker") -> None:
+        self.worker, self.world = worker, worker.world
+        self.jails: dict[int, Jail] = {}
+        self.events: list[on.Event] = []
+        self.rooms: dict[int, tuple[Any, bytes]] = {}
+        self.is_look_due = False
+        self.until_ms = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """No jail is left."""
+        return not self.jails
+
+    def take_events(self) -> list[on.Event]:
+        """What happened since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    def tell(self, event: on.Event) -> None:
+        """Something happened in a slot."""
+        self.events.append(event)
+        self.worker.wake()
+
+    def later(self, jail: Jail, delay: int, action: Callable[[Jail], None]) -> None:
+        """Does it unless the worker or the jail is gone by then; not while the node is stopped."""
+        is_alive = self.worker.alive()
 
         def run() -> None:
-            if self.is_up and self.session == session:
-                action(*arguments)
-
-        self.grid.at(delay, run)
-
-    def to_broker(self, *events: ev.AnyEvent) -> None:
-        """Messages of a session arrive in order; one whose session is gone is dropped."""
-        session = self.session
-
-        def arrive() -> None:
-            for event in events:
-                if session in self.grid.live:
-                    self.grid.deliver(event)
-
-        if not self.is_silent:
-            self.grid.at_in_order(session, self.latency, arrive)
-
-    # ------------------------------------------------------------ orders
-
-    def on_dispatch(self, grant: LeaseGrant) -> None:
-        indices = [i for first, count in grant.runs for i in range(first, first + count)]
-        queue = self.queues[grant.slot]
-        queue.append(Running(grant, indices))
-        need(len(queue) <= LEASES_PER_SLOT + 2, "a slot got more leases than it may have")
-        if len(queue) == 1:
-            self.begin(grant.slot)
-
-    def begin(self, slot: int) -> None:
-        queue = self.queues[slot]
-        while queue and not queue[0].left:
-            queue.pop(0)
-        if not queue or slot in self.hung:
-            return
-        running = queue[0]
-        r = self.grid.random
-        running.chunk = running.left[: r.choice((1, 1, 2, 5, 20, 100))]
-        first = running.chunk[0]  # results are contiguous
-        size = next((n for n, i in enumerate(running.chunk) if i != first + n), len(running.chunk))
-        running.chunk = running.chunk[:size]
-        if r.random() < self.grid.trouble(0.02):
-            self.give_back(slot, running, list(running.left), r.choice(("jail", "set-up")))
-            self.flush()
-            self.begin(slot)
-            return
-        job = self.grid.specs[running.grant.job]
-        took = sum(job.duration(index) for index in running.chunk) * self.speed
-        self.later(max(1, int(took)), self.end_chunk, slot, running)
-
-    def end_chunk(self, slot: int, running: Running, outcome: Outcome | None = None) -> None:
-        if slot in self.hung or not running.chunk or self.queues[slot][:1] != [running]:
-            return
-        chunk, running.chunk = running.chunk, []
-        job, grant, r = self.grid.specs[running.grant.job], running.grant, self.grid.random
-        outcomes = bytearray(job.outcome(index, grant.attempt) for index in chunk)
-        if r.random() < self.grid.trouble(0.05):
-            outcomes[0] = r.choice((Outcome.SETUP, Outcome.STORE, Outcome.ERROR))
-        cpu_us = int(sum(job.duration(index) for index in chunk) * self.speed * 1000)
-        if outcome is not None:
-            chunk, outcomes = chunk[:1], bytearray([outcome])
-        price = job.tariff.price(cpu_us, len(chunk))
-        if outcome is None and running.spent + price > grant.budget_ucredits and price:
-            chunk, outcomes = chunk[:1], bytearray([Outcome.BUDGET])
-            cpu_us = cpu_us // 2
-        running.spent += job.tariff.price(cpu_us, len(chunk))
-        self.emit(running, chunk, bytes(outcomes), cpu_us)
-        running.left = [index for index in running.left if index not in chunk]
-        if outcomes[-1] in (Outcome.BUDGET, Outcome.CANCELLED, Outcome.LOST):
-            self.give_back(slot, running, list(running.left), "stopped")
-        if r.random() < 0.6 or not running.left:
-            self.flush()
-        else:
-            self.later(20, self.flush)
-        self.begin(slot)
-
-    def emit(self, running: Running, chunk: list[int], outcomes: bytes, cpu_us: int) -> None:
-        grant, size = running.grant, len(chunk)
-        meter = unpack_meter(pack_meter(size, bytearray(outcomes)), size)
-        failures = [(at, f"bad {o}") for at, o in enumerate(outcomes) if o]
-        ids = (grant.lease_id, grant.job, chunk[0], size)
-        head = ResultHead(0, *ids, "m", cpu_us, cpu_us, 100, "cgroup")
-        self.say(head, meter, failures, outcomes)
-
-    def say(
-        self, head: ResultHead, meter: Meter, failures: list[tuple[int, str]], outcomes: bytes
-    ) -> None:
-        self.result_number += 1
-        self.grid.refs += 1
-        ref = self.grid.refs
-        head = msgspec.structs.replace(head, number=self.result_number)
-        result = ev.ResultArrived(
-            self.session, head, meter, ref, 100, failures, UTC_MS + self.grid.now
-        )
-        self.grid.checker.result(ref, self.session, head.lease_id, head.first, outcomes)
-        self.outbox.append(result)
-        self.unacked.append(result)
-
-    def on_ack(self, upto: int) -> None:
-        self.unacked = [result for result in self.unacked if result.head.number > upto]
-
-    def give_back(self, slot: int, running: Running, indices: list[int], cause: str) -> None:
-        if not indices:
-            return
-        runs: list[tuple[int, int]] = []
-        for index in indices:
-            if runs and runs[-1][0] + runs[-1][1] == index:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            if not is_alive() or self.jails.get(jail.number) is not jail:
+                return
+            if self.worker.is_node_stopped:
+                self.world.at(20, run)
+            elif jail.stopped_until > self.world.now and jail.phase != "killed":
+                self.world.at(jail.stopped_until - self.world.now, run)
             else:
-                runs.append((index, 1))
-        running.left = [index for index in running.left if index not in indices]
-        self.returned.append(Returned(running.grant.lease_id, runs, cause))
+                action(jail)
 
-    def find(self, lease_id: int) -> tuple[int, Running] | None:
-        for slot, queue in enumerate(self.queues):
-            for running in queue:
-                if running.grant.lease_id == lease_id:
-                    return slot, running
-        return None
+        self.world.at(max(delay, 0), run)
 
-    def on_recall(self, lease_id: int) -> None:
-        found = self.find(lease_id)
-        if found is None:
+    # ------------------------------------------------------------ what the agent calls
+
+    def open_job(self, effect: do.OpenJob) -> None:
+        """A job with its function."""
+        self.rooms[effect.opening.job] = (effect.opening, effect.function)
+
+    def close_job(self, effect: do.CloseJob) -> None:
+        """No more of it."""
+        self.rooms.pop(effect.job, None)
+
+    def start(self, effect: do.StartJail) -> None:
+        """Starts a jail: it takes a while, and may fail."""
+        _, function = self.rooms[effect.job]
+        work = self.worker.truth.work_of(function)
+        jail = Jail(effect.slot, effect.jail, work, effect.job, function)
+        taken = [other for other in self.jails.values() if other.slot == effect.slot]
+        need(not taken, f"{self.worker.host} slot {effect.slot} has two jails")
+        self.jails[jail.number] = jail
+        settings, r = self.worker.jails, self.world.random
+        delay = r.choice((1, 5, 30))
+        if self.worker.trouble(settings.starts_slowly):
+            delay = r.randint(500, 5_000)
+            self.world.saw("jail starts slowly")
+        if work.is_unready:
+            self.later(jail, delay, self._unready)
+        elif self.worker.trouble(settings.fails_to_start):
+            self.world.saw("jail fails to start")
+            self.later(jail, delay, lambda jail: self._end(jail, Outcome.SETUP))
+        elif work.dies_at_start:
+            self.world.saw("jail dies at start")
+            self.later(jail, delay, lambda jail: self._end(jail, Outcome.OOM))
+        else:
+            self.later(jail, delay, self._ready)
+            if self.worker.trouble(settings.dies):
+                self.later(jail, r.randint(0, 400), self._die)
+
+    def feed(self, effect: do.FeedSlot) -> None:
+        """A lease for a jail."""
+        jail = self.jails.get(effect.jail)
+        if jail is None:
             return
-        slot, running = found
-        unstarted = [index for index in running.left if index not in running.chunk]
-        self.give_back(slot, running, unstarted, "recalled")
-        if self.queues[slot][0] is not running and not running.left:
-            self.queues[slot].remove(running)
-        self.flush()
+        given: dict[int, int] = {}
+        for head, frame in zip(effect.parcels, effect.frames, strict=True):
+            inputs = msgspec.msgpack.decode(frame)
+            given.update(zip(range(head.first, head.first + head.count), inputs, strict=True))
+        left = deque(i for first, count in effect.runs for i in range(first, first + count))
+        jail.feeds.append(Feed(effect.lease_id, effect.attempt, left, given))
+        if jail.phase == "ready" and jail.page[1] < 0 and len(jail.feeds) == 1:
+            self._next(jail)
 
-    def on_stop(self, lease_id: int, outcome: int) -> None:
-        found = self.find(lease_id)
-        if found is None:
+    def stop_leases(self, effect: do.StopLeases) -> None:
+        """Writes the stop list."""
+        jail = self.jails.get(effect.jail)
+        if jail is not None:
+            jail.stops = effect.lease_ids
+            self.is_look_due = True
+
+    def kill(self, effect: do.KillJail) -> None:
+        """Kills a jail; its end may take a while."""
+        jail = self.jails.get(effect.jail)
+        if jail is None:
             return
-        slot, running = found
-        unstarted = [index for index in running.left if index not in running.chunk[:1]]
-        is_head = self.queues[slot][0] is running
-        self.give_back(slot, running, unstarted, "stopped")
-        if is_head and running.chunk:
-            self.end_chunk(slot, running, Outcome(outcome))
-        elif not is_head:
-            self.queues[slot].remove(running)
-        self.flush()
+        jail.cause, jail.phase = effect.cause, "killed"
+        self.world.saw(f"jail killed: {effect.cause}")
+        delay = self.world.random.choice((0, 1, 10))
+        if self.worker.trouble(self.worker.jails.ends_late):
+            self.world.saw("jail ends late")
+            delay = self.world.random.randint(200, 2_500)
+        outcome = _ENDS.get(effect.cause, Outcome.LOST)
+        self.later(jail, delay, lambda jail: self._end(jail, outcome))
 
-    # ------------------------------------------------------------ reports
+    def run_until(self, until_ms: int) -> None:
+        """The spawner ends all jails then, even if the agent stands still."""
+        self.until_ms, is_alive = until_ms, self.worker.alive()
 
-    def flush(self) -> None:
-        if not self.outbox and not self.returned:
-            return
-        self.report(False)
+        def look() -> None:
+            if not is_alive() or self.until_ms > self.world.now:
+                return
+            if self.worker.is_node_stopped:
+                self.world.at(1, look)
+                return
+            for jail in list(self.jails.values()):
+                self.world.saw("jail ended by spawner")
+                self._end(jail, Outcome.LOST)
 
-    def report(self, is_full: bool) -> None:
-        self.report_number += 1
-        alive = [slot for slot in range(self.slots) if slot not in self.hung]
-        held = [
-            Held(running.grant.lease_id, slot, running.chunk[0] if running.chunk else -1, 0)
-            for slot, queue in enumerate(self.queues)
-            for running in queue
-            if running.left
-        ]
-        report = ev.WorkerReported(
-            self.session,
-            self.report_number,
-            is_full,
-            alive,
-            held,
-            self.returned,
-            self.is_draining,
+        self.world.at(max(0, until_ms - self.world.now), look)
+
+    def replace_spawner(self) -> None:
+        """All jails end with what started them."""
+        for jail in list(self.jails.values()):
+            self._end(jail, Outcome.LOST)
+
+    def look(self) -> on.Looked:
+        """Pages and meters."""
+        self.is_look_due = False
+        return on.Looked(
+            tuple(
+                on.Look(
+                    jail.slot,
+                    jail.number,
+                    *jail.page,
+                    jail.cpu_us,
+                    jail.cpu_us - jail.told_us,
+                    0,
+                    jail.stopped_until > self.world.now,
+                )
+                for jail in self.jails.values()
+                if jail.phase in ("ready", "killed")
+            )
         )
-        results, self.outbox, self.returned = self.outbox, [], []
-        events: list[ev.AnyEvent] = [*results, report]
-        if results and self.grid.random.random() < self.repeat:
-            events = [*results, *results, report]
-        self.to_broker(*events)
 
-    def full_report(self) -> None:
-        self.report(True)
-        self.later(self.grid.state.report_ms, self.full_report)
+    # ------------------------------------------------------------ inside a jail
 
-    # ------------------------------------------------------------ mishaps
+    def _ready(self, jail: Jail) -> None:
+        if jail.phase == "starting":
+            jail.phase = "ready"
+            self.tell(on.JailReady(jail.slot, jail.number))
+            if jail.feeds:
+                self._next(jail)
 
-    def crash(self, is_seen: bool) -> None:
-        """``is_seen``: the connection breaks visibly; otherwise the ttl has to find out."""
-        self.is_up = False
-        if is_seen and self.session in self.grid.live:
-            self.grid.feed(ev.WorkerLost(self.session, False, "connection lost"))
-            self.grid.live.pop(self.session, None)
+    def _unready(self, jail: Jail) -> None:
+        del self.jails[jail.number]
+        self.world.saw("job unready")
+        message = "its files cannot be had"
+        self.tell(on.JobUnready(jail.slot, jail.number, int(Outcome.STORE), message))
 
-    def goodbye(self) -> None:
-        """Results are flushed, the rest is left to the broker as drained."""
-        self.is_up = False
-        if self.session in self.grid.live:
-            self.grid.feed(ev.WorkerLost(self.session, True, "goodbye"))
-            self.grid.live.pop(self.session, None)
+    def _next(self, jail: Jail) -> None:
+        """Between two subtasks: read the stop list, hand over, go on."""
+        jail.page = (0, -1)
+        while jail.phase == "ready" and jail.feeds:
+            feed = jail.feeds[0]
+            if not feed.left or feed.lease in jail.stops:
+                self._hand_over(jail, feed)
+                jail.feeds.popleft()
+                self.tell(on.FeedEnded(jail.slot, jail.number, feed.lease))
+                continue
+            index = feed.left.popleft()
+            jail.page, jail.attempt = (feed.lease, index), feed.attempt
+            self.worker.truth.begins(self.worker, jail)
+            took = jail.work.duration(index)
+            if self.worker.trouble(self.worker.jails.hangs):
+                self.world.saw("subtask hangs")
+                took += self.worker.jails.hang_ms
+            if self.worker.trouble(self.worker.jails.stops):
+                self.world.saw("jail stopped by a signal")
+                jail.stopped_until = self.world.now + self.worker.jails.hang_ms
+            self.later(jail, took, functools.partial(self._finish, feed, index, took))
+            return
 
-    def restart(self) -> None:
-        if self.session in self.grid.live:
-            self.grid.feed(ev.WorkerLost(self.session, False, "replaced"))
-            self.grid.live.pop(self.session, None)
-        self.start()
+    def _finish(self, feed: Feed, index: int, took: int, jail: Jail) -> None:
+        if jail.phase != "ready" or jail.page != (feed.lease, index):
+            return
+        jail.cpu_us += took * 1_000
+        if index == jail.work.poison:
+            self.world.saw("subtask kills its jail")
+            self._end(jail, Outcome.SIGNAL)
+            return
+        outcome = jail.work.outcome(index, feed.attempt)
+        self.worker.truth.ends(jail, index, feed.attempt, outcome)
+        if jail.done and jail.done[-1][0] != index - 1:
+            self._hand_over(jail, feed)
+        if not jail.done:
+            jail.done_since = self.world.now
+        jail.done.append((index, outcome, took * 1_000))
+        if self.world.now - jail.done_since >= RESULT_FLUSH_MS:
+            self._hand_over(jail, feed)
+        self._next(jail)
 
-    def start_if(self, session: int) -> Callable[[], None]:
-        def start() -> None:
-            if self.is_up and self.session == session and not self.is_silent:
-                self.start()
+    def _hand_over(self, jail: Jail, feed: Feed) -> None:
+        done, jail.done = jail.done, []
+        if not done:
+            return
+        seed = msgspec.msgpack.decode(jail.function)[1]
+        values = [value_of(seed, feed.given[i]) for i, outcome, _ in done if outcome == Outcome.OK]
+        failures = [(at, Failure("raised")) for at, (_, outcome, _) in enumerate(done) if outcome]
+        count, cpu_us = len(done), sum(us for _, _, us in done)
+        frames = (
+            msgspec.msgpack.encode(values) if values else b"",
+            pack_meter(count, bytes(outcome for _, outcome, _ in done)),
+            pack_failures(failures),
+            b"",
+        )
+        jail.told_us += cpu_us
+        self.tell(
+            on.ResultArrived(
+                jail.slot, jail.number, feed.lease, done[0][0], count, "m", cpu_us, cpu_us, 100,
+                "cgroup", False, sum(outcome in OWN_DOING for _, outcome, _ in done), frames,
+            )
+        )  # fmt: skip
 
-        return start
+    def _die(self, jail: Jail) -> None:
+        """It dies of something that nobody here did."""
+        if jail.phase == "ready":
+            self.world.saw("jail dies")
+            self._end(jail, Outcome.SIGNAL)
 
-    def on_dropped(self) -> None:
-        """REJOIN: what it held is void; it stops that and joins again."""
-        if self.is_up:
-            self.start()
+    def _end(self, jail: Jail, outcome: Outcome) -> None:
+        if jail.phase == "killed" and not jail.cause:
+            return
+        is_ready = jail.phase == "ready" or jail.cause not in ("", "start")
+        del self.jails[jail.number]
+        self.worker.truth.jail_ended(jail, outcome, is_ready)
+        lease, index = jail.page
+        self.tell(
+            on.JailEnded(
+                jail.slot, jail.number, int(outcome), Failure(f"ended: {jail.cause or 'died'}"),
+                lease, index, 1_000, max(0, jail.cpu_us - jail.told_us), 100, "cgroup",
+            )
+        )  # fmt: skip
+
+
+class SimAgent(Agent):
+    """The agent with a simulated yard; its loop is the process's turns."""
+
+    def __init__(self, worker: "SimWorker", hello: Hello) -> None:
+        self._worker = worker
+        folder = pathlib.Path("/nonexistent")
+        settings = types.SimpleNamespace(
+            state=folder, cache=0, spares=0, slots=worker.slots, grace=worker.grace_ms, broker=BACK
+        )
+        with replaced(
+            [
+                (worker_agent, "Errands", lambda: None),
+                (worker_agent, "Blobs", lambda *_: worker),
+                (worker_agent, "Monitor", lambda _: None),
+                (worker_agent, "Yard", lambda *_: worker.yard),
+                (worker_agent, "select", types.SimpleNamespace(epoll=lambda: None)),
+                (worker_agent, "zmq", Shim(zmq, Context=lambda: worker.context)),
+            ]
+        ):
+            super().__init__(settings, worker.key, hello, None)  # type: ignore[arg-type]
+        self._is_ready_told = True
+
+    def _tell(self, event: on.Event) -> None:
+        """As the agent's; the checker hears what was answered."""
+        if isinstance(event, on.Welcomed):
+            worker = self._worker
+            worker.sent = {0: worker.hello_ms}
+        elif isinstance(event, on.OrdersArrived):
+            self._worker.answered(event.message.answers)
+        super()._tell(event)
+
+    def _do(self, effect: do.Effect) -> None:
+        """As the agent's; the checker hears what was said."""
+        if isinstance(effect, do.SendHello):
+            self._worker.hello_ms = self._worker.world.now
+        if isinstance(effect, do.SendReport) and effect.message.is_full:
+            self._worker.sent[effect.message.number] = self._worker.world.now
+        super()._do(effect)
+
+
+class SimWorker(Process):
+    """One agent with its jails on one node."""
+
+    def __init__(
+        self, world: World, net: Network, name: str, truth: "Truth", jails: JailSettings
+    ) -> None:
+        super().__init__(world, net, name)
+        r = world.random
+        self.truth, self.jails = truth, jails
+        self.key = KEYS.setdefault(name, SigningKey(hashlib.sha256(name.encode()).digest()))
+        self.slots = r.randint(1, 3)
+        self.cpus_milli = self.slots * 1_000
+        self.tiers = ["strict", "job", "batch"] if r.random() < 0.8 else ["job", "batch"]
+        self.labels = {"gpu": "1"} if r.random() < 0.4 else {}
+        self.grace_ms = r.choice((300, 3_000))
+        self.is_calm = lambda: False
+        self.is_node_stopped = False
+        self.is_wanted = True
+        self.look_at = 0
+        self.sent: dict[int, int] = {0: 0}  # full report to when it was sent; 0: what counts now
+        self.hello_ms = 0  # when the last HELLO was sent
+
+    def answered(self, number: int) -> None:
+        """The broker answered this report: the right to run counts from when it was sent."""
+        for answered in [n for n in self.sent if 0 < n <= number]:
+            self.sent[0] = max(self.sent[0], self.sent.pop(answered))
+
+    def answered_sent_ms(self) -> int:
+        """When the newest report was sent that was answered."""
+        return self.sent[0]
+
+    def trouble(self, rate: float) -> bool:
+        """Chance, until everything is well."""
+        return not self.is_calm() and self.world.chance(rate)
+
+    def use_store(self, address: str) -> None:
+        """Stands in for the blobs: nothing here is large."""
+
+    def begin(self) -> None:
+        """A fresh agent: the same name and key, another instance."""
+        self.yard = SimYard(self)
+        instance = self.world.random.randbytes(16)
+        hello = Hello(
+            PROTOCOL, self.host, self.key.verify_key.encode().hex(), instance, self.slots,
+            self.cpus_milli, 8 << 30, 1 << 40, self.labels, self.tiers, ["3.11"], "cgroup", "sim",
+        )  # fmt: skip
+        self.agent = SimAgent(self, hello)
+        self.look_at = self.world.now
+        self.agent._tell(on.Began())
+
+    def turn(self) -> None:
+        """As ``Agent._loop``: messages, slots, a look, what is due."""
+        agent, now = self.agent, self.world.now
+        agent._on_messages()
+        agent._tell_all()
+        if self.yard.is_look_due:
+            self.look_at = min(self.look_at, now + LOOK_SOON_MS)
+        if now >= self.look_at:
+            self.look_at = now + LOOK_MS
+            if not self.yard.is_empty:
+                agent._tell(self.yard.look())
+        agent._tell_all()
+        agent._tell(on.TurnEnded())
+        if agent._exit is not None:
+            self._exited(agent._exit.code)
+        elif agent._link.socket.inbox:
+            self.wake()
+
+    def _exited(self, code: int) -> None:
+        self.world.note(f"{self.host} exits with {code}")
+        self.world.saw(f"worker exits {code}")
+        self.crash()
+        if self.is_wanted:  # as a service manager would
+            self.world.at(self.world.random.randint(200, 2_000), self.start)
+
+    def due_ms(self) -> int:
+        """The core's timer, or the next look."""
+        due = next_timer_ms(self.agent._state)
+        if self.yard.is_look_due:
+            due = min(due, self.world.now + LOOK_SOON_MS)
+        return due if self.yard.is_empty else min(due, self.look_at)
+
+    def pause(self) -> None:
+        """SIGSTOP of the agent alone, or of the whole node with its jails."""
+        super().pause()
+        self.is_node_stopped = self.world.chance(0.5)
+        self.world.saw("node stopped" if self.is_node_stopped else "agent stopped")
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.is_node_stopped = False
+        super().resume()
+
+    def drain(self) -> None:
+        """SIGTERM."""
+        if self.is_up and not self.is_paused:
+            self.world.saw("worker drains")
+            self.agent._tell(on.DrainAsked("SIGTERM was received"))
+            self.wake()
+
+    def drop(self) -> None:
+        """Jails die with their agent."""
+        self.is_node_stopped = False
+        self.yard.jails.clear()
