@@ -1,5 +1,7 @@
 """Why a slot's process ended, in the core's words."""
 
+import sys
+
 from gristmill.sandbox.verdict import Deed
 from gristmill.wire.failure import Failure, LogEntry, pack_logs
 from gristmill.wire.outcome import Outcome
@@ -45,7 +47,8 @@ def ending_of(
         output_bytes=output_bytes,
     )
     outcome, failure = _verdict(port, facts, stderr)
-    if outcome is Outcome.SETUP and not port.is_ready and spec.environment:
+    is_own = spec.environment in ("", sys.executable)  # a client of this host names our own
+    if outcome is Outcome.SETUP and not port.is_ready and not is_own:
         # a Python that somebody named does not work here: the host is not to blame
         return on.JobUnready(port.slot, port.jail, int(outcome), failure.message)
     if outcome is Outcome.SETUP and port.cause is None and _is_cramped(port, spec):

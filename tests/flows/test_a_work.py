@@ -266,6 +266,54 @@ def test_a13_a_jail_that_cannot_be_set_up_says_why_costs_nothing_and_harms_no_ot
     assert list(client.map(nap, [0.0] * 4)) == [0.0] * 4
 
 
+def test_a13_a_worker_whose_jails_do_not_start_drains_itself_and_says_why(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(workers=0)
+    with Client(grid.address) as client:
+        grid.add_worker("broken")
+        # every jail needs the policy: without it nsjail itself refuses, once the worker is up
+        (grid.state / "broken" / "jails" / "policy.kafel").unlink()
+        jobs = [
+            client.post(*client.make_spec(nap, count=1, memory=f"{200 + number}M"), [0.0])
+            for number in range(3)  # jails of their own: no spare was started before
+        ]
+        until("it has drained itself", grid.dead)
+        assert {each.name: each.returncode for each in grid.dead()} == {"broken": 78}
+        words = grid.log("broken").read_text()
+        assert "draining: 3 jails in a row did not start: the jail could not be set up" in words
+        assert "policy.kafel" in words, "nsjail's own reason"
+        grid.forget("broken")
+        grid.add_worker("sound")
+        for job in jobs:
+            assert list(job.results()) == [0.0]
+            status = job.status()
+            assert (status.lost, status.retried) == (0, 0), "a drain costs its job nothing"
+
+
+def test_a14_a_late_result_is_kept_as_superseded_and_shown(own_grid: Callable[..., Grid]) -> None:
+    times = {
+        "GRISTMILL_BROKER_WORKER_TTL_MS": "2000",
+        "GRISTMILL_BROKER_WORKER_REPORT_MS": "200",
+    }
+    grid = own_grid(workers=1, environment=times)
+    with Client(grid.address) as client:
+        job = client.post(*client.make_spec(nap, count=1), [1.0])
+        until("leased", lambda: job.status().leased == 1)
+        until("its child runs", lambda: len(jailed(grid.pid("worker-0"))) >= 3)
+        grid.signal("worker-0", signal.SIGSTOP)  # the agent alone: its jail goes on and ends
+        try:
+            grid.add_worker("worker-late")
+            assert list(job.results()) == [1.0]
+        finally:
+            grid.signal("worker-0", signal.SIGCONT)
+        until("the late result came", lambda: job.status().superseded == 1)
+        assert "superseded" in gristmill(grid, "status", job.id).stdout
+        row = client.subtasks(job)[0]
+        assert (row.attempt, row.state, job.status().done) == (2, "done", 1)
+        assert sum(line.subtasks for line in client.usage(job=job)) == 1
+
+
 def test_a14_what_a_paused_worker_held_runs_elsewhere_and_is_billed_once(
     own_grid: Callable[..., Grid],
 ) -> None:
