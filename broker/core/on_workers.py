@@ -127,13 +127,14 @@ def on_worker_reported(
         _take_back(state, worker, returned, now_ms, effects)
     if event.is_full:
         _renew(state, worker, event, now_ms, effects)
+    worker.ttl_ms = state.ttl_ms
     effects.append(
         AckReport(
             worker.number,
             event.number,
             worker.results_upto,
             state.report_ms,
-            state.ttl_ms,
+            worker.ttl_ms,
             worker.is_draining,
         )
     )
@@ -201,6 +202,7 @@ def _renew(
             effects.append(StopLease(worker.number, entry.lease_id, int(Outcome.LOST)))
         elif find(lease.open, entry.started, 1) >= 0:
             lease.started = entry.started
+    ttl_ms = max(state.ttl_ms, worker.ttl_ms)
     for slot in worker.slots:
         if slot.is_hung and (slot.number in alive or slot.number not in in_use):
             slot.is_hung = False
@@ -208,7 +210,7 @@ def _renew(
             state.dirty_workers[worker.number] = None
         if not slot.leases:
             continue
-        if slot.alive_ms + state.ttl_ms < now_ms:
+        if slot.alive_ms + ttl_ms < now_ms:
             slot.is_hung = slot.number in in_use  # else the agent has let go of it already
             for lease in reversed(list(slot.leases)):  # the one that ran goes first in the queue
                 effects.append(StopLease(worker.number, lease.number, int(Outcome.LOST)))
@@ -216,7 +218,7 @@ def _renew(
             continue
         for lease in list(slot.leases):
             # Orders that never arrived: the worker has had time to name the lease and does not.
-            if lease.number not in held and lease.granted_ms + state.ttl_ms < now_ms:
+            if lease.number not in held and lease.granted_ms + ttl_ms < now_ms:
                 rescue(state, lease, False, "the worker never had it", now_ms, effects)
         if slot.leases:
             charge_elapsed(slot.leases[0], now_ms)
@@ -339,11 +341,15 @@ def remove(
 
 
 def expire(state: State, now_ms: int, effects: list[AnyEffect]) -> None:
-    """Drops workers without a full report for a ttl, the most silent first."""
+    """Drops workers without a full report for a ttl, the most silent first.
+
+    (One that was told a longer ttl holds up those behind it: only while the fleet shrinks.)
+    """
     while state.by_seen:
         worker = next(iter(state.by_seen.values()))
-        if worker.full_ms + state.ttl_ms >= now_ms:
+        ttl_ms = max(state.ttl_ms, worker.ttl_ms)
+        if worker.full_ms + ttl_ms >= now_ms:
             return
-        cause = f"silent for {now_ms - worker.full_ms} ms; the limit is {state.ttl_ms} ms"
+        cause = f"silent for {now_ms - worker.full_ms} ms; the limit is {ttl_ms} ms"
         remove(state, worker, False, cause, now_ms, effects)
         effects.append(DropWorker(worker.number, cause))

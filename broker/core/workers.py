@@ -98,6 +98,7 @@ class Slot:
 class Worker:
     """One agent process in one session. ``full_ms``: its last full report (a renewal).
 
+    ``ttl_ms``: what it was told last and goes by; in a shrinking fleet the grid's own is shorter.
     ``idle``, ``half``: numbers of its slots with no lease, and with one behind which another may
     be stacked. ``shunned``: jobs that could not be set up here -> not again before this time.
     """
@@ -109,6 +110,7 @@ class Worker:
     metering: str
     joined_ms: int
     full_ms: int
+    ttl_ms: int = 0
     slots: list[Slot] = field(default_factory=list)
     cpus_used: int = 0
     memory_used: int = 0

@@ -214,3 +214,19 @@ def test_who_never_had_a_lease_adds_nothing_to_a_card(core: Core) -> None:
     core.join(3)
     assert kinds(core.result(3, lease, *lease.runs[0])) == ["KeepSuperseded", "RecordEvent"]
     assert core.state.finished[1].status.superseded == 0
+
+
+def test_a_worker_keeps_the_time_that_it_was_told_while_the_fleet_shrinks() -> None:
+    core = Core(Config())
+    for number in range(1, 1_001):
+        core.state.dirty_workers.clear()
+        core.join(number)
+    (ack,) = core.report(1)
+    assert isinstance(ack, fx.AckReport) and ack.ttl_ms == 7_000
+    for number in range(2, 1_001):
+        core.do(ev.WorkerLost(number, True, "goodbye"))
+    assert core.state.ttl_ms == 3_500
+    core.tick(5_000)
+    assert 1 in core.state.workers, "its jails may run on: it was told 7 s"
+    core.tick(2_001)
+    assert 1 not in core.state.workers
