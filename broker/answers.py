@@ -352,12 +352,16 @@ class Answers:
                 text = f"the results of {format_job(job)} were freed or kept until their expiry"
                 self._refuse(session, message.request, RemoteError("EXPIRED", text), job)
                 return
+            if found.status.state not in FINAL_JOB_STATES:
+                # Not in the state, and its last card is not final: its row did not survive a start.
+                text = f"{format_job(job)} is damaged on the broker's disk and was not taken up"
+                self._refuse(session, message.request, RemoteError("INTERNAL", text), job)
+                return
             flow = self._delivery.find(job)
             if flow is None:
                 spec = found.record.spec
                 flow = Flow(job, tenant, spec.keep, spec.is_durable, results)
                 flow.status = found.status
-                assert found.status.state in FINAL_JOB_STATES, found.status
                 self._delivery.open(flow)
             self._begin(session, message, flow)
 

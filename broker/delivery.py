@@ -323,15 +323,22 @@ def read_results(
 ) -> list[tuple[int, list[bytes] | None]]:
     """Results ``after + 1 ..`` of a job as they are delivered, at most ``READ_ROWS``.
 
-    None stands for a row that is damaged.
+    None stands for a row that is damaged, or gone from between others.
     """
     found: list[tuple[int, list[bytes] | None]] = []
     size = 0
+    # Where nothing comes before, the first ones were acknowledged and freed.
+    before = connection.execute(
+        "SELECT 1 FROM results WHERE job = ? AND sequence <= ? LIMIT 1", (job, after)
+    ).fetchall()
+    expected = after + 1 if before else None
     for row in connection.execute(
         f"SELECT {records.RESULT_COLUMNS} FROM results"
         " WHERE job = ? AND sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
         (job, after, upto, READ_ROWS),
     ):
+        found += [(gone, None) for gone in range(expected or row[1], row[1])]
+        expected = row[1] + 1
         try:
             frames = records.read_result(row)
         except records.DamagedError:

@@ -10,6 +10,7 @@ says so meanwhile. Any other error of the disk is in ``failure``: the process mu
 recover, because the kernel may have dropped the pages of the failed write.
 """
 
+import contextlib
 import fcntl
 import itertools
 import logging
@@ -17,6 +18,7 @@ import operator
 import os
 import pathlib
 import queue
+import shutil
 import threading
 import time
 from collections import deque
@@ -28,6 +30,7 @@ import apsw
 from gristmill.broker import schema
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.write_ahead import Mark
 
 log = logging.getLogger("gristmill.broker.journal")
 
@@ -76,7 +79,10 @@ class Journal:
         self._lock = _lock(folder / "broker.lock")
         self._metrics = metrics
         self._wake = wake
-        self._connection = open_or_set_aside(self.path, vfs)
+        self._log_path = self.path.with_name(self.path.name + "-wal")
+        self._mark = Mark(self._lock, self._log_path)
+        self._connection = open_or_set_aside(self.path, vfs, self._report_loss)
+        self._connection.set_wal_hook(self._on_commit)
         self.broker, self.incarnation = _begin_incarnation(self._connection)
         self.committed = 0
         self.is_full = False
@@ -175,8 +181,38 @@ class Journal:
         self._thread.join(max(0.1, deadline - time.monotonic()))
         if not self.is_idle:
             raise OSError(f"the journal {self.path} could not be completed: {self.failure!r}")
+        self._mark.close()
         self._connection.close()
         os.close(self._lock)
+
+    def _on_commit(self, connection: apsw.Connection, name: str, frames: int) -> int:
+        """Notes how far the log has come; and what SQLite does where there is no hook."""
+        self._mark.move(frames)
+        if frames >= _CHECKPOINT_PAGES:
+            with contextlib.suppress(apsw.Error):  # tried again after the next commit
+                connection.wal_checkpoint(name, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return apsw.SQLITE_OK
+
+    def _report_loss(self, connection: apsw.Connection) -> None:
+        """Names what SQLite leaves out of a damaged log, and keeps a copy of that log."""
+        frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        log_path = self._log_path
+        loss = self._mark.find_loss(max(0, frames))
+        if loss is None:
+            return
+        if not loss.is_certain:
+            log.warning("journal tail: %s, as after a power cut", loss.told(log_path))
+            return
+        self._metrics.journal_cuts += 1
+        aside = log_path.with_name(f"{log_path.name}.damaged-{time.time_ns()}")
+        if log_path.exists():
+            shutil.copyfile(log_path, aside)
+            os.chmod(aside, 0o600)
+        log.critical(
+            "journal damaged: %s. This start has what was committed before; what was acknowledged "
+            "after it is lost unless a backup has it. What is left of the log is kept as %s",
+            loss.told(log_path), aside,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ the committer's thread
 
@@ -266,10 +302,17 @@ def free_bytes(folder: pathlib.Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def open_or_set_aside(path: pathlib.Path, vfs: str | None = None) -> apsw.Connection:
-    """The journal's connection; a file that SQLite cannot open at all is moved aside first."""
+def open_or_set_aside(
+    path: pathlib.Path,
+    vfs: str | None = None,
+    inspect: Callable[[apsw.Connection], None] = lambda _: None,
+) -> apsw.Connection:
+    """The journal's connection; a file that SQLite cannot open at all is moved aside first.
+
+    ``inspect`` is called when the file can be read and nothing was written yet.
+    """
     try:
-        return _open(path, vfs)
+        return _open(path, vfs, inspect)
     except (apsw.NotADBError, apsw.CorruptError) as error:
         aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
         for suffix in ("", "-wal", "-shm"):
@@ -281,17 +324,20 @@ def open_or_set_aside(path: pathlib.Path, vfs: str | None = None) -> apsw.Connec
             "'sqlite3 %s .recover' may save rows",
             path, error, aside, aside,
         )  # fmt: skip
-        return _open(path, vfs)
+        return _open(path, vfs, lambda _: None)
 
 
-def _open(path: pathlib.Path, vfs: str | None) -> apsw.Connection:
+def _open(
+    path: pathlib.Path, vfs: str | None, inspect: Callable[[apsw.Connection], None]
+) -> apsw.Connection:
     connection = apsw.Connection(str(path), vfs=vfs)
     connection.set_busy_timeout(10_000)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
     connection.execute("PRAGMA journal_size_limit=67108864")
     connection.execute("PRAGMA cache_size=-32768")
+    connection.execute("PRAGMA user_version").fetchall()  # from here on the log is read
+    inspect(connection)
     with connection:
         connection.execute(schema.SCHEMA)
     os.chmod(path, 0o600)

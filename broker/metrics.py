@@ -34,6 +34,7 @@ class Metrics:
     rows_committed: int = 0
     rows_quarantined: int = 0
     journal_full: int = 0
+    journal_cuts: int = 0
     intake_pauses: int = 0
     outbox_added: int = 0
     outbox_posts: int = 0

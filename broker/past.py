@@ -3,6 +3,7 @@
 Each function takes the read-only connection first. Rows that are damaged are left out.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from gristmill.wire.ids import digest_of
 from gristmill.wire.meter import Meter, unpack_meter
 from gristmill.wire.outcome import Outcome
 
+log = logging.getLogger("gristmill.broker.past")
+
 SCAN_ROWS_MAX = 20_000  #: results looked at for one page of subtasks or logs
 
 
@@ -30,15 +33,18 @@ class PastJob(NamedTuple):
 
 
 def find_job(connection: apsw.Connection, tenant: str, job: int) -> PastJob | None:
-    """A job of this tenant, or None."""
+    """A job of this tenant, or None; named in the log when it is there and damaged."""
     row = connection.execute(
-        f"SELECT {records.JOB_COLUMNS} FROM jobs WHERE job = ? AND tenant = ?", (job, tenant)
+        f"SELECT {records.JOB_COLUMNS} FROM jobs WHERE job = ?", (job,)
     ).fetchone()
     if row is None:
         return None
     try:
         record = records.read_job(row)
-    except records.DamagedError:
+    except records.DamagedError as error:
+        _tell(error)
+        return None
+    if record.tenant != tenant:
         return None
     ((first, last),) = connection.execute(
         "SELECT ifnull(min(sequence), 0), ifnull(max(sequence), 0) FROM results WHERE job = ?",
@@ -123,9 +129,14 @@ def _cards(rows: Iterable[records.Row]) -> list[JobStatus]:
     for row in rows:
         try:
             cards.append(records.read_state(row))
-        except records.DamagedError:
-            continue
+        except records.DamagedError as error:
+            _tell(error)
     return cards
+
+
+def _tell(error: Exception) -> None:
+    """What is left out of an answer is named: it must not look as if it had never been."""
+    log.error("journal damaged row left out of an answer: %s", error)
 
 
 def subtasks(
@@ -153,7 +164,8 @@ def subtasks(
             message_first = head.first
             meter = unpack_meter(meter_frame, head.count)
             texts = {offset: one.message for offset, one in unpack_failures(failures_frame)}
-        except (records.DamagedError, RemoteError):
+        except (records.DamagedError, RemoteError) as error:
+            _tell(error)
             continue
         if len(rows) >= limit and message_first > last_index:
             break
@@ -203,7 +215,8 @@ def logs(connection: apsw.Connection, job: int, first: int, limit: int) -> list[
             header, _, _, _, frame = records.read_result(row)
             message = records.decode_header(header)
             entries = unpack_logs(frame)
-        except (records.DamagedError, RemoteError):
+        except (records.DamagedError, RemoteError) as error:
+            _tell(error)
             continue
         for entry in entries:
             index = message.head.first + entry.offset
@@ -232,7 +245,8 @@ def manifest(connection: apsw.Connection, job: int, after: int, limit: int) -> l
             header, values, meter_frame, _, _ = records.read_result(row)
             message = records.decode_header(header)
             meter = unpack_meter(meter_frame, message.head.count)
-        except (records.DamagedError, RemoteError):
+        except (records.DamagedError, RemoteError) as error:
+            _tell(error)
             continue
         head = message.head
         ok = meter.outcome.count(0) if meter.outcome else head.count * (meter.uniform == 0)

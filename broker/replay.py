@@ -112,6 +112,7 @@ _INTENTS = (
 # Of unfinished jobs, in order of job: (job, ...) each.
 _OPEN = "FROM open_jobs o CROSS JOIN"
 _JOBS = f"SELECT {records.JOB_COLUMNS} {_OPEN} jobs r USING(job) ORDER BY o.job"
+_GONE = "SELECT job FROM open_jobs WHERE job NOT IN (SELECT job FROM jobs)"
 _STATES = f"SELECT {records.STATE_COLUMNS} {_OPEN} job_states r USING(job) ORDER BY o.job"
 _CHECKPOINTS = f"SELECT job, upto, crc, body {_OPEN} checkpoints r USING(job) ORDER BY o.job"
 _PARCELS = (
@@ -178,7 +179,16 @@ class _Replay:
     def rows(self, table: str, query: str, bindings: Any = ()) -> Iterator[Any]:
         """The rows of a query, as far as the file can be read."""
         try:
-            for row in self._connection.execute(query, bindings):
+            cursor = self._connection.execute(query, bindings)
+            while True:
+                try:
+                    row = next(cursor)
+                except StopIteration:
+                    return
+                except UnicodeDecodeError as error:  # the cursor is behind that row
+                    self._metrics.rows_quarantined += 1
+                    log.error("journal damaged table=%s: a row is left out: %s", table, error)
+                    continue
                 self.read += 1
                 if not self.read % PROGRESS_ROWS:
                     self._progress(self.read)
@@ -221,6 +231,8 @@ class _Replay:
                 self.quarantine(error)
                 continue
             yield self._fact(record, self._status(states, record.job))
+        for (job,) in self.rows("jobs", _GONE):
+            self.quarantine(records.DamagedError("jobs", f"{job}", "its row is gone"))
 
     def _status(self, states: _ByJob, job: int) -> JobStatus | None:
         status = None
@@ -250,7 +262,10 @@ class _Replay:
         is_kept = self._functions_bytes <= FUNCTIONS_BYTES
         self._records.append(record if is_kept else record._replace(function=b""))
         return dataclasses.replace(
-            fact, parcels=self._parcels(job), results=self._results(job), **self._intent(job)
+            fact,
+            parcels=self._parcels(job, status),
+            results=self._results(job),
+            **self._intent(job),
         )
 
     def _intent(self, job: int) -> dict[str, Any]:
@@ -276,7 +291,7 @@ class _Replay:
                 found["is_capped"] = True
         return found | {"cancelled_runs": runs}
 
-    def _parcels(self, job: int) -> Iterator[ParcelFact]:
+    def _parcels(self, job: int, status: JobStatus | None) -> Iterator[ParcelFact]:
         expected = 0
         for _, first, count, codec, size in self._parcel_rows.take(job):
             if first != expected:
@@ -285,6 +300,9 @@ class _Replay:
                 return
             expected = first + count
             yield ParcelFact(first, count, codec, size)
+        if status is not None and expected < status.uploaded:
+            log.error("journal damaged job=%d has parcels up to %d of %d: the client sends the rest"
+                      " again", job, expected, status.uploaded)  # fmt: skip
 
     # ------------------------------------------------------------ results
 

@@ -100,11 +100,13 @@ class Ledger:
     def open(self) -> None:
         """Audit the books, read them, mint what the settings say."""
         faults, seconds = audit.audit_seconds(self.book.db)
+        if self.book.loss:
+            faults.insert(0, self.book.loss)
         if faults:
             self._set_read_only("its audit failed: " + "; ".join(faults))
         try:
             self.book.load()
-        except (apsw.Error, AssertionError) as error:
+        except (apsw.Error, AssertionError, LookupError, TypeError, ValueError) as error:
             self._set_read_only(f"its books cannot be read: {error}")
         log.info(
             "audit of %s in %.2f s: %d accounts, %d transfers, %s",
@@ -272,7 +274,7 @@ class Ledger:
             self._send(peer, LedgerAnswer(question.request, answer))
         except RemoteError as error:
             self._send(peer, LedgerRefused(question.request, error.code, error.message))
-        except apsw.Error as error:
+        except (apsw.Error, TypeError, ValueError) as error:  # a text that is none, too
             log.error("a question failed: %s", error)
             message = f"the ledger cannot read its books: {error}"
             self._send(peer, LedgerRefused(question.request, "INTERNAL", message))
@@ -348,6 +350,15 @@ def serve(settings: Settings) -> int:
         announce_ready("ledger", ledger.address, settings.ready_fd)
         ledger.run(stop)
         log.info("ends: %s", dict(ledger.counts))
+    except apsw.Error as error:  # the kernel may have dropped what it could not write
+        log.critical(
+            "the disk of %s failed: %s %s. What was acknowledged is on it; start again to read "
+            "what is there",
+            ledger.book.path,
+            type(error).__name__,
+            error,
+        )
+        return EXIT_FAILED
     finally:
         ledger.close()
     return EXIT_OK

@@ -36,8 +36,9 @@ def audit(db: apsw.Connection) -> list[str]:
             if len(faults) >= FAULTS_MAX:
                 faults.append("and perhaps more")
                 break
-    except apsw.Error as error:
-        faults.append(f"the file cannot be read: {error}")
+    except (apsw.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # A damaged page can make anything of a value: a text that is none, a number that is null.
+        faults.append(f"the file cannot be read: {error!r}")
     return faults
 
 

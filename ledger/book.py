@@ -9,6 +9,8 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import shutil
+import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -24,8 +26,10 @@ from gristmill.ledger.core.step import step
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ledger import Contribution, Fund, Post
 from gristmill.wire.units import format_bytes
+from gristmill.wire.write_ahead import Mark
 
 _DAY_MS = 86_400_000
+CHECKPOINT_PAGES = 1_000  #: of the log, between two checkpoints
 
 
 class Book:
@@ -34,6 +38,9 @@ class Book:
     Args:
         folder: has ``ledger.db``; made with mode 0700 if it is missing.
         vfs: name of the SQLite VFS, None for the system's own; proofs of durability give theirs.
+
+    Attributes:
+        loss: what of its log is lost, in words; then the books must not be written.
 
     Raises:
         RemoteError: ``INVALID_SPEC`` when another process has it open, or a newer release made it.
@@ -54,11 +61,14 @@ class Book:
             ) from None
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self.db = apsw.Connection(str(self.path), vfs=vfs)
+        self._mark = Mark(self._lock, folder / "ledger.db-wal")
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
         self.db.execute("PRAGMA foreign_keys=ON")
         self.db.execute("PRAGMA cache_size=-65536")
         self.db.set_busy_timeout(5_000)  # a person with a SQLite shell may be reading
+        self.loss = self._find_loss()
+        self.db.set_wal_hook(self._on_commit)
         self._make_tables()
         self._outbox_ids: dict[str, int] = {}
         self.state = LedgerState()
@@ -74,8 +84,37 @@ class Book:
                 "start the release that made it",
             )
 
+    def _on_commit(self, connection: apsw.Connection, name: str, frames: int) -> int:
+        """Notes how far the log has come; and what SQLite does where there is no hook."""
+        self._mark.move(frames)
+        if frames >= CHECKPOINT_PAGES:
+            with contextlib.suppress(apsw.Error):  # tried again after the next commit
+                connection.wal_checkpoint(name, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return apsw.SQLITE_OK
+
+    def _find_loss(self) -> str:
+        """What SQLite leaves out of a damaged log without a word, in words; empty for nothing.
+
+        What is found is kept beside the file and found again at each start, until somebody has
+        looked at it and removed it: the books without it look like books in order.
+        """
+        log = self.path.with_name("ledger.db-wal")
+        self._one("PRAGMA user_version")  # from here on the log is read
+        frames, _ = self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        loss = self._mark.find_loss(max(0, frames))
+        if loss is not None and loss.is_certain:
+            aside = log.with_name(f"{log.name}.lost-{time.time_ns()}")
+            if log.exists():
+                shutil.copyfile(log, aside)
+            with open(aside.with_name(aside.name + ".txt"), "w") as file:
+                file.write(loss.told(log) + "\n")
+        for kept in sorted(self.path.parent.glob("ledger.db-wal.lost-*.txt")):
+            return f"{kept.read_text().strip()} (remove {kept} to accept that)"
+        return ""
+
     def close(self) -> None:
         """Close the file; what is committed is safe without it too."""
+        self._mark.close()
         self.db.close()
         os.close(self._lock)
 

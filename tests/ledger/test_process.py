@@ -140,6 +140,36 @@ def test_broken_books_are_read_only_and_say_so(ledger: Any, entries: Any) -> Non
     assert "ALARM: this ledger is read-only" in told
 
 
+def spoil(log: pathlib.Path) -> None:
+    body = bytearray(log.read_bytes())
+    body[len(body) // 2] ^= 1
+    log.write_bytes(body)
+
+
+@pytest.mark.parametrize("damage", [spoil, pathlib.Path.unlink], ids=["spoiled", "gone"])
+def test_a_log_that_lost_commits_is_read_only_until_somebody_looked(
+    ledger: Any, entries: Any, damage: Any
+) -> None:
+    """SQLite itself says nothing: the books without those commits look like books in order."""
+    ledger.start("--fund", "ann=2")
+    ledger.post(1, Hold("b/1", "ann", CREDIT))
+    for number in range(5):
+        ledger.post(2 + number, entries.contribution(10 * number))
+    ledger.kill()
+    damage(ledger.state / "ledger.db-wal")
+    for _ in range(2):  # a restart does not forget it
+        ledger.start()
+        refused = ledger.ask(Ping("b"))
+        assert refused.code == "LEDGER_DOWN" and "ledger.db-wal" in refused.message
+        assert ledger.balance().sum_ucredits == 0
+        code, told = ledger.end()
+        assert code == 0 and "ALARM: this ledger is read-only" in told
+    (kept,) = ledger.state.glob("ledger.db-wal.lost-*.txt")
+    kept.unlink()
+    ledger.start()
+    assert ledger.applied() < 6  # it says what it has, so the broker can tell
+
+
 def test_a_file_that_is_no_database(ledger: Any) -> None:
     ledger.start()
     ledger.end()

@@ -112,6 +112,13 @@ class Handle:
     def set_busy_timeout(self, ms: int) -> None:
         """Nobody else is there."""
 
+    def wal_checkpoint(self, *_: object, **__: object) -> tuple[int, int]:
+        """A database in memory has no log."""
+        return -1, -1
+
+    def set_wal_hook(self, hook: object) -> None:
+        """It is never called: there is no log."""
+
     def close(self) -> None:
         """The process lets go of it."""
 
