@@ -12,6 +12,7 @@ import msgspec
 
 from gristmill.broker import past
 from gristmill.broker.core.cards import find_status, subtask_rows, worker_row
+from gristmill.broker.core.on_clients import conflict_text, content_digest
 from gristmill.broker.core.state import State
 from gristmill.broker.core.why import ended_text, why
 from gristmill.broker.delivery import Delivery, Flow
@@ -257,6 +258,31 @@ class Answers:
             self._say(session, message.request, answer)
 
         self._past(session, message, then)
+
+    def is_conflict(self, session: ClientSession, message: Submit) -> bool:
+        """Whether a submission repeats one of an ended job with another content.
+
+        Then it is refused from here, since the first difference is known to the journal only.
+        """
+        known = self._state.submissions.get((session.tenant, message.submission))
+        if known is None or known[0] in self._state.jobs or message.is_dry_run:
+            return False
+        job, digest = known
+        if digest == content_digest(message.spec):
+            return False
+
+        def arrived(found: past.PastJob | None) -> None:
+            text = conflict_text(job, found.record.spec if found else None, message.spec)
+            error = RemoteError("SUBMISSION_CONFLICT", text)
+            self._refuse(session, message.request, error, job)
+
+        self._read(
+            session,
+            message.request,
+            lambda db: past.find_job(db, session.tenant, job),
+            arrived,
+        )
+        return True
 
     def _subtasks(self, session: ClientSession, message: Ask) -> None:
         job, first, limit, wanted = message.job, message.first, message.limit, message.text

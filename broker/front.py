@@ -262,6 +262,8 @@ class Front:
             raise RemoteError(
                 "MALFORMED", f"the function's bytes do not have the digest {spec.function:.12}..."
             )
+        if self._answers.is_conflict(session, message):
+            return
         if not message.is_dry_run and (refusal := self._refusal(session.tenant, True)) is not None:
             raise refusal
         self._find_submission(

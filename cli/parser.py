@@ -332,6 +332,11 @@ def _submit_limits(group: argparse._ArgumentGroup) -> None:
 def _submit_job(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--name", metavar="NAME", help="for people")
     group.add_argument(
+        "--key",
+        metavar="KEY",
+        help="the same key is the same job: safe to type again after any crash",
+    )
+    group.add_argument(
         "--retries",
         type=typed(_count(0, 100)),
         metavar="N",

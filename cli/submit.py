@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             count = inputs.total if inputs.total >= 0 else sum(1 for _ in inputs.values)
             return show_dry_run(client.try_out(spec, function), count, terminal)
         terminal.way_back = "nothing was submitted"
-        job = client.post(spec, function, inputs.values)
+        job = client.post(spec, function, inputs.values, key=args.key)
         return show_submitted(client, job, args, terminal)
 
 

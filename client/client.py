@@ -23,6 +23,7 @@ from gristmill.client.encode import Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, grid_error
 from gristmill.client.futures import CoalescedJob, Future, keep_keywords
 from gristmill.client.jobs import Job
+from gristmill.client.keyed import KeptParcels, submission_of
 from gristmill.client.link import Link, decode_body
 from gristmill.client.map import MapResults, Stream, tell, zipped
 from gristmill.client.options import Duration, Options, make_spec
@@ -30,6 +31,7 @@ from gristmill.client.pickling import FunctionBytes, dump_function
 from gristmill.client.posting import post
 from gristmill.client.progress import Bar
 from gristmill.client.questions import Questions
+from gristmill.client.submitter import Submitter, name_of, origin_of, own_version
 from gristmill.wire import client as wire
 from gristmill.wire import limits
 from gristmill.wire.spec import Command, JobSpec
@@ -91,7 +93,7 @@ class Client(Questions):
             tenant or "",
             token if token is not None else os.environ.get("GRISTMILL_TOKEN", ""),
             f"{sys.version_info[0]}.{sys.version_info[1]}",
-            _version(),
+            own_version(),
         )
         super().__init__(Link(self.address, hello, timeout, warn), warn)
         self._lock = threading.Lock()
@@ -114,6 +116,7 @@ class Client(Questions):
         return_exceptions: bool = False,
         chunk: int | None = None,
         progress: bool | None = False,
+        key: str | None = None,
         **options: Unpack[Options],
     ) -> MapResults:
         """Values of ``fn`` over inputs, as they come.
@@ -132,6 +135,9 @@ class Client(Questions):
             chunk: inputs in one parcel; by default about 1,000 of at most 64 KiB.
             progress: True draws a bar on a terminal, or prints lines elsewhere; None only draws
                 on a terminal.
+            key: the same key is the same job, also after a crash of anybody: its results come
+                again, nothing runs twice. The inputs are read to their end first, and another
+                function, option or input under the key is refused.
             options: see ``Options``.
 
         Raises (from the iterator, unless said otherwise):
@@ -148,10 +154,10 @@ class Client(Questions):
             raise ValueError(f"window is {window}; it is at least 1")
         body = dump_function(fn)
         spec, frame = self._function_spec(
-            options, body, len(iterables) > 1, _name_of(fn), **_origin(iterables[0])
+            options, body, len(iterables) > 1, name_of(fn), **origin_of(iterables[0])
         )
         return self._stream(
-            spec, frame, zipped(iterables), window, ordered, return_exceptions, chunk, progress
+            spec, frame, zipped(iterables), window, ordered, return_exceptions, chunk, progress, key
         )
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -184,6 +190,7 @@ class Client(Questions):
         ordered: bool = True,
         return_exceptions: bool = False,
         progress: bool | None = False,
+        key: str | None = None,
         **options: Unpack[Options],
     ) -> MapResults:
         """Runs of a command, each in a jail; yields a ``CommandOutput`` for each.
@@ -202,6 +209,7 @@ class Client(Questions):
             ordered: as in ``map``.
             return_exceptions: as in ``map``.
             progress: as in ``map``.
+            key: as in ``map``.
             options: see ``Options``.
         """
         if each is not None and stdin is not None:
@@ -217,7 +225,7 @@ class Client(Questions):
             files_out=files_out,
             ok_exit_codes=ok_exit_codes,
         )
-        spec, _ = self.make_spec(command, **_origin(each), **options)
+        spec, _ = self.make_spec(command, **origin_of(each), **options)
         for _, body, _ in bodies:
             self.store_blob(body)
         return self._stream(
@@ -229,6 +237,7 @@ class Client(Questions):
             return_exceptions,
             None,
             progress,
+            key,
             lambda value: CommandOutput(value, self.fetch_blob),
         )
 
@@ -312,17 +321,20 @@ class Client(Questions):
         if isinstance(work, Command):
             more["name"] = os.path.basename(work.argv[0]) if work.argv else ""
             return make_spec(options, command=work, environment=self._environment, **more), b""
-        return self._function_spec(options, dump_function(work), is_star, _name_of(work), **more)
+        return self._function_spec(options, dump_function(work), is_star, name_of(work), **more)
 
-    def post(self, spec: JobSpec, function: bytes, inputs: Iterable[Any]) -> Job:
+    def post(
+        self, spec: JobSpec, function: bytes, inputs: Iterable[Any], *, key: str | None = None
+    ) -> Job:
         """Submit a job and leave it to go on: returns once every input is on the broker's disk.
 
-        When this is interrupted, or an input cannot be read, the job is cancelled.
+        When this is interrupted, or an input cannot be read, the job is cancelled. With a ``key``
+        it is not, and doing it again is harmless: see ``map``.
 
         >>> client.post(*client.make_spec(math.sqrt), [1, 4, 9]).id  # doctest: +SKIP
         'j17'
         """
-        return self.job(post(self._link, self.store_blob, spec, function, inputs, os.urandom(16)))
+        return self.job(post(self._link, self.store_blob, spec, function, inputs, key))
 
     def try_out(self, spec: JobSpec, function: bytes = b"") -> wire.DryRun:
         """What ``post`` would do: nothing is created."""
@@ -434,6 +446,7 @@ class Client(Questions):
         return_exceptions: bool,
         chunk: int | None,
         progress: bool | None,
+        key: str | None,
         convert: Callable[[Any], Any] | None = None,
     ) -> MapResults:
         items_max = chunk
@@ -441,6 +454,9 @@ class Client(Questions):
             # Several parcels to a window: one comes back while the next is on its way.
             items_max = max(1, min(chunk or limits.PARCEL_ITEMS_TARGET, window // 4 or 1))
         parcels = Parcels(source, items_max, self.store_blob)
+        if key is not None:
+            parcels = kept = KeptParcels(source, self.store_blob)
+            spec = kept.spec(spec)
         bar = (
             Bar(spec.name, parcels.length, is_forced=bool(progress))
             if progress is not False
@@ -451,7 +467,8 @@ class Client(Questions):
             function,
             parcels,
             self._reader(convert),
-            window=window,
+            submission_of(key),
+            window=None if key else window,
             ordered=ordered,
             return_exceptions=return_exceptions,
             on_count=bar.show if bar else None,
@@ -463,9 +480,10 @@ class Client(Questions):
         function: bytes,
         parcels: Parcels,
         reader: ResultReader,
+        submission: bytes,
         **how: Any,
     ) -> MapResults:
-        message = wire.Submit(b"", 0, os.urandom(16), spec)
+        message = wire.Submit(b"", 0, submission, spec)
         stream = Stream(self._link, message, function, parcels, reader, warn=self._warn, **how)
         self._streams.add(stream)
         return MapResults(stream)
@@ -485,7 +503,8 @@ class Client(Questions):
             request_digest=digest,
         )
         reader = ResultReader(None, self.fetch_blob)
-        return self._start(spec, frame, Parcels([value], 1, self.store_blob), reader)
+        parcels = Parcels([value], 1, self.store_blob)
+        return self._start(spec, frame, parcels, reader, submission_of(None))
 
     def _submit(
         self,
@@ -529,7 +548,7 @@ class Client(Questions):
         if names:
             body = dump_function(keep_keywords(fn, arguments - len(names), names))
         single: Options = {"keep": False, **options}
-        spec, frame = self._function_spec(single, body, True, _name_of(fn))
+        spec, frame = self._function_spec(single, body, True, name_of(fn))
         return CoalescedJob(
             self._link,
             wire.Submit(b"", 0, os.urandom(16), spec),
@@ -553,18 +572,6 @@ class Client(Questions):
         return ResultReader(loads, self.fetch_blob, convert)
 
 
-class Submitter:
-    """``submit`` with options, made by ``Client.with_options``."""
-
-    def __init__(self, client: Client, options: Options) -> None:
-        self._client = client
-        self._options = options
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """One call, as a future; see ``Client.submit``."""
-        return self._client._submit(self._options, fn, args, kwargs)
-
-
 def _end(link: Link, streams: "weakref.WeakSet[Stream]") -> None:
     """The client or the program ends; of a program, also by Ctrl-C outside any ``with``."""
     is_interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
@@ -574,26 +581,6 @@ def _end(link: Link, streams: "weakref.WeakSet[Stream]") -> None:
         else:
             stream.close()
     link.close()
-
-
-def _origin(source: Any) -> dict[str, Any]:
-    """What a job's spec says of the decomposition that made its inputs."""
-    if not isinstance(source, Decomposition):
-        return {}
-    return {"parent": source.job, "request_digest": source.request_digest}
-
-
-def _name_of(fn: Callable[..., Any]) -> str:
-    return getattr(fn, "__name__", type(fn).__name__)
-
-
-def _version() -> str:
-    from importlib import metadata  # 20 ms that `import gristmill.client` need not pay
-
-    try:
-        return metadata.version("gristmill")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 __all__ = ["Client", "GridError", "Submitter"]

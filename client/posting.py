@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gristmill.client.encode import Parcels
-from gristmill.client.errors import GridError
+from gristmill.client.errors import BrokerUnavailable, GridError
+from gristmill.client.keyed import KeptParcels, submission_of
 from gristmill.client.link import Link, Sink
+from gristmill.client.map import with_way_back
 from gristmill.wire import client as wire
 from gristmill.wire.ids import JobId
 from gristmill.wire.spec import JobSpec
@@ -53,14 +55,14 @@ class Upload(Sink):
     def on_upload_failed(self, error: GridError) -> None:
         """The submission or an input was refused."""
         with self._changed:
-            self._error = error
+            self._error = with_way_back(error, self.job)
             self._changed.notify()
 
     # ------------------------------------------------------------ in the caller's thread
 
     def wait_committed(self, inputs: int) -> None:
         """Until this many inputs are on disk."""
-        self._wait(lambda: self._committed >= inputs)
+        self._wait(lambda: self._committed >= inputs or self._is_closed)
 
     def wait_accepted(self) -> JobId:
         """Until the job has a number."""
@@ -87,19 +89,22 @@ def post(
     spec: JobSpec,
     function: bytes,
     inputs: Iterable[Any],
-    submission: bytes,
+    key: str | None = None,
 ) -> JobId:
     """Submit a job with all of its inputs; the job, once everything is on disk.
 
     When this is interrupted (Ctrl-C, an input that cannot be read) the job is cancelled: nobody
-    asked for a part of it.
+    asked for a part of it. One with a key is left as it is: it will be asked for again.
 
     Raises:
         GridError: the submission or an input was refused.
     """
-    upload = Upload()
-    number = link.open_job(wire.Submit(b"", 0, submission, spec), function, upload)
     parcels = Parcels(inputs, None, store_blob)
+    if key is not None:
+        parcels = kept = KeptParcels(inputs, store_blob)
+        spec = kept.spec(spec)
+    upload = Upload()
+    number = link.open_job(wire.Submit(b"", 0, submission_of(key), spec), function, upload)
     sent = 0
     waiting: list[tuple[int, int]] = []  # (inputs up to here, bytes of the parcel)
     try:
@@ -113,8 +118,8 @@ def post(
                 upload.wait_committed(waiting.pop(0)[0])
         link.end_upload(number)
         upload.wait_closed()
-    except BaseException:
-        if upload.job:
+    except BaseException as error:
+        if upload.job and key is None and not isinstance(error, BrokerUnavailable):
             link.end_upload(number)
             link.ask(wire.Cancel(b"", 0, upload.job, []))
         raise

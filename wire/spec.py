@@ -128,7 +128,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention_s: int = 7 * 86_400
     is_durable: bool = True
     parent: int = 0  #: the decomposition that this job came from
-    request_digest: str = ""  #: of the decomposed request: same request, same list
+    #: names the list of inputs: of the decomposed request, or of a submission with a key
+    request_digest: str = ""
     completion: str = "all"  #: what makes it done: ``all``, ``any``, ``N`` or ``P%``
 
 

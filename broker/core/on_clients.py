@@ -65,6 +65,10 @@ def _first_difference(old: msgspec.Struct, new: msgspec.Struct, path: str) -> st
             continue
         if isinstance(there, msgspec.Struct) and isinstance(here, msgspec.Struct):
             return _first_difference(there, here, f"{path}{name}.")
+        if name == "request_digest":
+            return "its inputs are others"
+        if name == "function":
+            return "its function is another"
         return f"{path}{name} was {there!r:.80} and is {here!r:.80} now"
     return ""
 
@@ -118,8 +122,8 @@ def _replay(
     job = state.jobs.get(number)
     allowed = 0
     if job is not None:
-        allowed = job.bytes_allowed
         _claim(state, job, client)
+        allowed = job.bytes_allowed
     effects.append(AcceptJob(client, request, number, True, allowed))
 
 

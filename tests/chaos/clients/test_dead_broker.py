@@ -4,6 +4,7 @@
 """
 
 import concurrent.futures
+import itertools
 import os
 import signal
 import subprocess
@@ -46,6 +47,22 @@ def test_1000_futures_resume_when_the_broker_is_back(
         (status,) = client.jobs()
         assert (status.done, status.count if status.count >= 0 else FUTURES) == (FUTURES, FUTURES)
         figures(waiting=waiting, broker_back_s=round(back_s, 2), right=len(resumed))
+
+
+def test_an_upload_goes_on_over_restarts_of_the_broker(grid: Grid) -> None:
+    """More bytes than a window of credit, before and after; the broker is down three times."""
+    inputs = [bytes([n % 256]) * 20_000 for n in range(600)]
+    with Client(grid.address, warn=lambda line: None) as client:
+        values = client.map(len, iter(inputs), tier="batch", window=300)
+        read = list(itertools.islice(values, 5))
+        for _ in range(3):
+            grid.kill("broker")
+            grid.restart("broker")
+            read += itertools.islice(values, 100)
+        read += values
+        assert read == [20_000] * len(inputs)
+        (job,) = client.jobs()
+        assert (job.done, job.state) == (len(inputs), "done")
 
 
 def test_1000_futures_of_a_dead_broker_raise_with_the_way_back(

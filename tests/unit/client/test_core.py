@@ -306,6 +306,23 @@ def test_a_job_that_has_enough_does_not_go_on() -> None:
     assert out.UploadClosed(1) in effects
 
 
+@pytest.mark.parametrize("state_word, kind", [("done", out.UploadClosed), ("running", None)])
+def test_a_parcel_that_came_again_after_the_end_of_its_job_is_no_fault(
+    state_word: str, kind: type | None
+) -> None:
+    """The broker had the inputs, and was killed before it said so."""
+    state = opened()
+    spec = msgspec.structs.replace(SUBMIT.spec, count=2)
+    submit = msgspec.structs.replace(SUBMIT, spec=spec)
+    step(state, on.JobRequested(1, submit, b"f"), 10)
+    step(state, on.Received(wire.Accepted(1, 7, False, 1000), []), 11)
+    step(state, on.ParcelReady(1, 2, "q", b"xy"), 13)
+    refused = on.Received(wire.Refused(0, "UPLOAD_CLOSED", "m", "h", 7), [])
+    step(state, refused, 14)
+    told = [e for e in step(state, closed_at(2, state_word), 20) if not isinstance(e, out.Send)]
+    assert [type(e) for e in told[1:]] == ([kind] if kind else [])
+
+
 def test_a_new_session_claims_its_uploads() -> None:
     state = opened()
     accepted(state)

@@ -1,0 +1,45 @@
+"""``submit`` with options, and what a client says of itself and of its work."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gristmill.client.decompose import Decomposition
+from gristmill.client.futures import Future
+from gristmill.client.options import Options
+
+if TYPE_CHECKING:
+    from gristmill.client.client import Client
+
+
+class Submitter:
+    """``submit`` with options, made by ``Client.with_options``."""
+
+    def __init__(self, client: "Client", options: Options) -> None:
+        self._client = client
+        self._options = options
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """One call, as a future; see ``Client.submit``."""
+        return self._client._submit(self._options, fn, args, kwargs)
+
+
+def origin_of(source: Any) -> dict[str, Any]:
+    """What a job's spec says of the decomposition that made its inputs."""
+    if not isinstance(source, Decomposition):
+        return {}
+    return {"parent": source.job, "request_digest": source.request_digest}
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """A function's name, for people."""
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def own_version() -> str:
+    """The release of this client."""
+    from importlib import metadata  # 20 ms that `import gristmill.client` need not pay
+
+    try:
+        return metadata.version("gristmill")
+    except metadata.PackageNotFoundError:
+        return "unknown"
