@@ -200,6 +200,46 @@ class Doctor(Document, frozen=True, tag="gristmill/doctor/1"):
     limits: dict[str, str]
 
 
+class DrillRow(msgspec.Struct, frozen=True):
+    """One fault. ``verdict``: ``ok``, ``FAILED``, ``STUCK`` (not recovered) or ``skipped``.
+
+    ``recovery_ms``: from the end of the fault until a job that was submitted then was done.
+    """
+
+    fault: str
+    hit: str
+    recovery_ms: int
+    lost: int
+    doubled: int
+    verdict: str
+
+
+class Drill(Document, frozen=True, tag="gristmill/drill/1"):
+    """What a drill found. ``accepted``, ``acked``, ``lost`` and ``doubled`` count subtasks.
+
+    ``is_ok``: nothing lost, doubled or odd, and everything recovered. ``seed`` repeats its choices.
+    """
+
+    is_ok: bool
+    accepted: int
+    acked: int
+    lost: int
+    doubled: int
+    jobs: int
+    recovery_p50_ms: int
+    recovery_max_ms: int
+    contributions: int
+    billed_ucredits: int
+    ledger_sum_ucredits: int
+    problems: list[str]
+    faults: list[DrillRow]
+    seed: int
+    seconds: float
+    date: str
+    host: str
+    versions: dict[str, str]
+
+
 class Fault(Document, frozen=True, tag="gristmill/error/1"):
     """An error, on stdout as well when ``--json`` was given."""
 
@@ -227,6 +267,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Balance,
     Drained,
     Doctor,
+    Drill,
     Fault,
 )
 BY_NAME: dict[str, type[Document]] = {

@@ -92,7 +92,7 @@ def test_a_broker_killed_between_commit_and_ack_makes_no_second_job(
     jobs: dict[int, int] = {}
     errors = []
     with Client(grid.address, warn=lambda line: None) as client:
-        spec = client.make_spec(doubled, tier="batch")
+        spec = client.make_spec(doubled, tier="batch", cap=1)
 
         def post() -> None:
             while not is_over.is_set():
@@ -120,7 +120,7 @@ def test_a_broker_killed_between_commit_and_ack_makes_no_second_job(
 
 def test_the_command_takes_a_key(grid: Grid) -> None:
     def submit(*more: str) -> "subprocess.CompletedProcess[str]":
-        return gristmill(grid, "submit", "--wait", "--key", "cli", *more)
+        return gristmill(grid, "submit", "--wait", "--cap", "1", "--key", "cli", *more)
 
     first = submit("--array", "1-3", "--", "echo", "{}")
     again = submit("--array", "1-3", "--", "echo", "{}")
