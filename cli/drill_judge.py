@@ -14,16 +14,13 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gristmill.cli.drill_load import Promise
 from gristmill.wire.ids import format_job
 
-if TYPE_CHECKING:
-    import apsw
-
 PROBLEMS_MAX = 20
-PATIENCE_MS = 10_000  #: for a writer that has the file at the moment
+Database = Any  #: a connection of SQLite, opened for reading by the ledger's room
 
 
 @dataclasses.dataclass
@@ -64,8 +61,10 @@ def judge(state: pathlib.Path, promises: Sequence[Promise], *, is_over: bool) ->
     # The lists first, the files after them: what is in a list by now must be on the disk.
     accepted = [promise for promise in promises if promise.job]
     acked = {promise.job: set(promise.values) for promise in accepted}
-    journal = open_file(state / "broker" / "journal.db")
-    ledger = open_file(state / "ledger" / "ledger.db")
+    from gristmill.ledger.audit import open_for_reading
+
+    journal = open_for_reading(state / "broker" / "journal.db")
+    ledger = open_for_reading(state / "ledger" / "ledger.db")
     try:
         amounts = _judge_journal(journal, accepted, acked, is_over, verdict)
         _judge_bills(ledger, amounts, is_over, verdict)
@@ -76,20 +75,11 @@ def judge(state: pathlib.Path, promises: Sequence[Promise], *, is_over: bool) ->
     return verdict
 
 
-def open_file(path: pathlib.Path) -> "apsw.Connection":
-    """A database that another process may write, for reading."""
-    import apsw
-
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    connection.set_busy_timeout(PATIENCE_MS)
-    return connection
-
-
 # ---------------------------------------------------------------- jobs and results
 
 
 def _judge_journal(
-    journal: "apsw.Connection",
+    journal: Database,
     accepted: Sequence[Promise],
     acked: dict[int, set[int]],
     is_over: bool,
@@ -139,7 +129,7 @@ def _judge_journal(
 
 
 def _final_of(
-    journal: "apsw.Connection", job: int, verdict: Verdict
+    journal: Database, job: int, verdict: Verdict
 ) -> tuple[collections.Counter[int], int]:
     """How often each subtask of a job is final, and what its results cost."""
     from gristmill.broker import records
@@ -169,7 +159,7 @@ def _final_of(
 
 
 def _judge_bills(
-    ledger: "apsw.Connection", amounts: dict[int, int], is_over: bool, verdict: Verdict
+    ledger: Database, amounts: dict[int, int], is_over: bool, verdict: Verdict
 ) -> None:
     """No attempt of a subtask billed twice; bills as the results say, none too many."""
     billed: dict[int, int] = collections.defaultdict(int)
@@ -201,7 +191,7 @@ def _overlaps(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
         end = max(end, first + count)
 
 
-def _judge_books(ledger: "apsw.Connection", verdict: Verdict) -> None:
+def _judge_books(ledger: Database, verdict: Verdict) -> None:
     """The ledger's own audit, and the sum of all accounts."""
     from gristmill.ledger.audit import audit
 

@@ -5,6 +5,7 @@ with its transfers and its entry): what is money is not sampled.
 """
 
 import itertools
+import pathlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ _MONEY = {
     "entry": schema.ENTRY,
     "outbox": schema.OUTBOX,
 }
+
+
+def open_for_reading(path: pathlib.Path, patience_ms: int = 10_000) -> apsw.Connection:
+    """A SQLite file that another process may be writing."""
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    db.set_busy_timeout(patience_ms)
+    return db
 
 
 def audit(db: apsw.Connection) -> list[str]:

@@ -51,7 +51,7 @@ class Upload:
 
     ``parcels`` are those not acknowledged, in order; ``parcels[:sent]`` went out in this session.
     ``sent_bytes`` and ``bytes_allowed`` are cumulative since the job began. ``base``: inputs
-    in earlier jobs of the same upload (see ``uploads.on_cut``); indices, ``count`` and
+    in earlier jobs of the same upload (see ``uploads.on_counted``); indices, ``count`` and
     ``committed`` are those of the present job. ``have``: inputs of a job that takes no more, -1
     while it does.
     """

@@ -64,17 +64,8 @@ def on_claimed(
         pump(state, upload, now_ms, todo)
 
 
-def on_cut(
-    state: State, upload: Upload, refused: wire.Refused, now_ms: int, todo: list[out.AnyEffect]
-) -> None:
-    """The broker takes no more inputs for this job: how many has it?"""
-    if not upload.may_continue:
-        fail(state, upload.number, refused.code, refused.message, refused.hint, todo)
-    else:
-        _ask_count(state, upload, now_ms, todo)
-
-
 def _ask_count(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """The broker takes no more inputs for this job: how many has it?"""
     is_asked = any(p.kind == "count" and p.key == upload.number for p in state.requests.values())
     if not is_asked and upload.have < 0:
         ask(state, "count", upload.number, wire.Ask(b"", 0, "job", upload.job), [], now_ms, todo)
@@ -253,7 +244,7 @@ def on_parcel_refused(
     if upload is None:
         return
     if refused.code == "UPLOAD_CLOSED":
-        on_cut(state, upload, refused, now_ms, todo)
+        _ask_count(state, upload, now_ms, todo)
     elif refused.code != "PARCEL_ORDER" or upload.stalls > 8:
         fail(state, upload.number, refused.code, refused.message, refused.hint, todo)
     elif now_ms - upload.moved_ms >= 50 or upload.stalls == 0:

@@ -84,6 +84,19 @@ def test_two_clients_at_once_make_one_job(grid: Grid) -> None:
     assert len({job for job, _ in got}) == 1
 
 
+def test_the_command_takes_a_key(grid: Grid) -> None:
+    def submit(*more: str) -> "subprocess.CompletedProcess[str]":
+        return gristmill(grid, "submit", "--wait", "--cap", "1", "--key", "cli", *more)
+
+    first = submit("--array", "1-3", "--", "echo", "{}")
+    again = submit("--array", "1-3", "--", "echo", "{}")
+    assert (first.returncode, again.returncode) == (0, 0), (first, again)
+    assert again.stdout.split()[0] == first.stdout.split()[0]
+    other = submit("--array", "1-4", "--", "echo", "{}")
+    assert other.returncode == 2
+    assert "SUBMISSION_CONFLICT" in other.stderr and "count was 3 and is 4 now" in other.stderr
+
+
 def test_a_broker_killed_between_commit_and_ack_makes_no_second_job(
     grid: Grid, sized: Callable[[int, int], int], figures: Callable[..., None]
 ) -> None:
@@ -116,16 +129,3 @@ def test_a_broker_killed_between_commit_and_ack_makes_no_second_job(
         assert not errors and len(set(jobs.values())) == len(jobs)
         assert [row.job for row in client.jobs(len(jobs))][::-1] == sorted(jobs.values())
         figures(keys=len(jobs), kills=wanted, doubled=0)
-
-
-def test_the_command_takes_a_key(grid: Grid) -> None:
-    def submit(*more: str) -> "subprocess.CompletedProcess[str]":
-        return gristmill(grid, "submit", "--wait", "--cap", "1", "--key", "cli", *more)
-
-    first = submit("--array", "1-3", "--", "echo", "{}")
-    again = submit("--array", "1-3", "--", "echo", "{}")
-    assert (first.returncode, again.returncode) == (0, 0), (first, again)
-    assert again.stdout.split()[0] == first.stdout.split()[0]
-    other = submit("--array", "1-4", "--", "echo", "{}")
-    assert other.returncode == 2
-    assert "SUBMISSION_CONFLICT" in other.stderr and "count was 3 and is 4 now" in other.stderr
