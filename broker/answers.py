@@ -4,6 +4,7 @@ A question that needs the disk is read in the reader's thread and answered when 
 client may have ``QUESTIONS_PER_CLIENT`` of them waiting.
 """
 
+import datetime
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -374,8 +375,13 @@ class Answers:
                 self._unknown(session, message.request, job)
                 return
             results = max(found.status.results, found.results_last)
-            if found.results_last == 0 and message.after < results:
-                text = f"the results of {format_job(job)} were freed or kept until their expiry"
+            expires_ms = found.status.finished_ms + found.record.spec.retention_s * 1_000
+            is_final = found.status.state in FINAL_JOB_STATES
+            is_over = is_final and expires_ms <= self._clock()[1]
+            if is_over or (found.results_last == 0 and message.after < results):
+                until = datetime.datetime.fromtimestamp(expires_ms // 1_000, datetime.UTC)
+                text = f"the results of {format_job(job)} were kept until {until:%Y-%m-%d %H:%M:%S}"
+                text += " UTC" if is_over else " UTC at most, and freed once they were read"
                 self._refuse(session, message.request, RemoteError("EXPIRED", text), job)
                 return
             if found.status.state not in FINAL_JOB_STATES:

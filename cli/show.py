@@ -96,6 +96,7 @@ def show_job(job: JobStatus, terminal: Terminal) -> None:
         ("time", told_times(job)),
         ("used", used if job.wall_us or job.cpu_us else ""),
         ("credits", told_money(job)),
+        ("results", told_expiry(job)),
         ("asked for", f"{job.kind}, tier {job.tier}, priority {job.priority}"),
         ("part of", format_job(job.parent) if job.parent else ""),
         ("errors", terminal.style("\n".join(told_errors(job)), "red") if job.errors else ""),
@@ -232,3 +233,12 @@ def show_workers(workers: Sequence[WorkerRow], terminal: Terminal) -> None:
     if trusted:
         noun = plural(len(trusted), "worker")
         terminal.say(f"{noun} admit{'s' * (len(trusted) == 1)} jobs without a jail", "red")
+
+
+def told_expiry(job: JobStatus) -> str:
+    """Until when the results of an ended job can be read; those not kept go as they are read."""
+    if not job.expires_ms:
+        return ""
+    until = datetime.fromtimestamp(job.expires_ms // 1000, UTC)
+    word = "expired: kept" if job.expires_ms <= time.time() * 1000 else "results kept"
+    return f"{word} until {until:%Y-%m-%d %H:%M:%S} UTC"

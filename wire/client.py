@@ -255,7 +255,8 @@ class JobStatus(msgspec.Struct, frozen=True):
 
     ``reason``: why it waits, pauses or failed (an error code or words), ``errors``: the first
     three distinct failures, each
-    (outcome word, message, how often, first index).
+    (outcome word, message, how often, first index). ``expires_ms``: until then the results of an
+    ended job are kept.
     """
 
     job: int
@@ -289,6 +290,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     reason: str = ""
     errors: list[tuple[str, str, int, int]] = []
     parent: int = 0
+    expires_ms: int = 0
 
 
 class JobEvent(Message, frozen=True, tag=5):

@@ -56,6 +56,7 @@ def job_status(state: State, job: Job, now_ms: int) -> JobStatus:
             for line in sorted(job.errors, key=lambda line: line.first)
         ],
         parent=spec.parent,
+        expires_ms=job.finished_utc_ms + spec.retention_s * 1_000 if job.finished_utc_ms else 0,
     )
 
 

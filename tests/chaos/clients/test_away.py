@@ -1,17 +1,19 @@
 """A27: a client that is away, stopped or dead, comes back to what it left."""
 
 import contextlib
+import datetime
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from chaos_client_rig import SECONDS, until
+from chaos_client_rig import SECONDS, doubled, gristmill, until
 
 from gristmill.cli.grid import Grid
-from gristmill.client import Client
+from gristmill.client import Client, GridError
 
 TTL_MS = 1_500  #: of a client's session, instead of 15 s
 
@@ -86,3 +88,43 @@ def test_a_client_that_was_stopped_for_too_long_goes_on(
         assert sum(job.done for job in jobs) == 3_600
         assert all(job.state == "done" for job in jobs), jobs
         figures(jobs=len(jobs), inputs=3_600, lost=0)
+
+
+def test_results_wait_for_their_client_until_an_expiry_that_is_shown(grid: Grid) -> None:
+    """Pain 16 too: live, expired, unknown and another tenant's jobs have four different answers."""
+    with Client(grid.address) as client:
+        kept = client.post(*client.make_spec(doubled, tier="batch"), range(50))
+        brief = client.post(*client.make_spec(doubled, tier="batch", retention=1), range(50))
+        card = brief.wait(SECONDS)
+        assert card.expires_ms == card.finished_ms + 1_000
+        assert kept.wait(SECONDS).expires_ms == kept.status().finished_ms + 7 * 86_400_000
+        bill = kept.bill(SECONDS)
+    until("the expiry is over", lambda: time.time() * 1_000 > card.expires_ms)
+    grid.kill("broker")  # the time away, made as bad as can be
+    grid.restart("broker")
+    with Client(grid.address) as back, Client(grid.address, tenant="another") as stranger:
+        assert list(back.results(kept.id)) == list(range(0, 100, 2))
+        assert back.job(kept.id).bill(SECONDS) == bill
+        told = {}
+        for name, client, job in (
+            ("expired", back, brief.job),
+            ("unknown", back, 123_456),
+            ("another's", stranger, kept.job),
+        ):
+            with pytest.raises(GridError) as caught:
+                list(client.results(job))
+            told[name] = caught.value
+        assert told["expired"].code == "EXPIRED"
+        date = datetime.datetime.fromtimestamp(card.expires_ms // 1_000, datetime.UTC)
+        assert f"kept until {date:%Y-%m-%d %H:%M:%S} UTC" in told["expired"].message
+        assert back.status(brief.job).state == "done"  # known for ever, never waiting
+        for name in ("unknown", "another's"):
+            assert told[name].code == "UNKNOWN_JOB", name
+    for job, code, words in (
+        (brief.id, 1, "EXPIRED the results of"),
+        ("j123456", 2, "UNKNOWN_JOB"),
+        (kept.id, 0, ""),
+    ):
+        done = gristmill(grid, "result", job)
+        assert (done.returncode, words in done.stderr) == (code, True), done
+    assert "results kept until" in gristmill(grid, "status", kept.id).stdout
