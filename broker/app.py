@@ -106,7 +106,12 @@ class Broker:
         self._desk = OrderDesk(self._back_box, self._frames, metrics)
         grants = Grants(key, settings.store, metrics)
         self.outbox = Outbox(
-            self.journal, self.reader, metrics, found.outbox_acked, found.outbox_last
+            self.journal,
+            self.reader,
+            metrics,
+            found.outbox_acked,
+            found.outbox_last,
+            settings.outbox_rows_max,
         )
         self.execution = Execution(
             self.journal, self.outbox, self._frames, self.delivery, self._desk, self._front_box,

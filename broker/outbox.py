@@ -37,8 +37,15 @@ class Outbox:
     """
 
     def __init__(
-        self, journal: Journal, reader: Reader, metrics: Metrics, acked: int, last: int
+        self,
+        journal: Journal,
+        reader: Reader,
+        metrics: Metrics,
+        acked: int,
+        last: int,
+        rows_max: int = limits.OUTBOX_ROWS_MAX,
     ) -> None:
+        self._rows_max = rows_max
         self._journal = journal
         self._reader = reader
         self._metrics = metrics
@@ -57,7 +64,7 @@ class Outbox:
     @property
     def is_full(self) -> bool:
         """Contributions spool at their cap: new jobs must wait."""
-        return len(self) >= limits.OUTBOX_ROWS_MAX
+        return len(self) >= self._rows_max
 
     @property
     def is_waiting(self) -> bool:

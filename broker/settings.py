@@ -42,6 +42,8 @@ class BrokerSettings(pydantic.BaseModel):
     #: silence of the ledger after which a batch is sent again, and after which it counts as down
     ledger_resend_ms: int = pydantic.Field(1_000, ge=10)
     ledger_ttl_ms: int = pydantic.Field(3_500, ge=100)
+    #: contributions spooled while the ledger is down; past it new jobs wait, none is dropped
+    outbox_rows_max: int = pydantic.Field(limits.OUTBOX_ROWS_MAX, ge=1)
     jobs_per_tenant_max: int = pydantic.Field(limits.JOBS_PER_TENANT_MAX, ge=1)
     queued_subtasks_max: int = pydantic.Field(limits.QUEUED_SUBTASKS_MAX, ge=1)
     tick_ms: int = pydantic.Field(20, ge=1, le=1_000)  #: the core hears of time this often
