@@ -131,6 +131,12 @@ def post(client: Client, work: Any, inputs: list[Any], **options: Any) -> Job:
     return client.post(*client.make_spec(work, count=len(inputs), **options), inputs)
 
 
+def values(job: Job, seconds: float = SECONDS) -> list[Any]:
+    """Its results, once it has ended; a job that never does is a failure, not a hang."""
+    job.wait(seconds)
+    return list(job.results())
+
+
 # ---------------------------------------------------------------- files
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lease_rig import billed_twice, events, is_running, post, settled, started, until
+from lease_rig import billed_twice, events, is_running, post, settled, started, until, values
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client, Job
@@ -137,7 +137,7 @@ def test_node_drain_waits_shows_and_says_what_became_of_it(grid_of: Callable[...
         told = json.loads(done.stdout)
         assert told == {"schema": "gristmill/drain/1", "worker": name, "is_ended": True}
         assert "1 slot of 1 still at work" in done.stderr
-        assert list(job.results()) == [3.0]
+        assert values(job) == [3.0]
         assert (job.status().lost, job.status().retried) == (0, 0)
         until("it has ended", grid.dead)
         assert {each.name: each.returncode for each in grid.dead()} == {name: 0}
@@ -185,7 +185,7 @@ def test_the_grid_heals_when_workers_are_killed_again_and_again(
             for name in victims:
                 grid.restart(name)
         for job in jobs:
-            assert list(job.results()) == naps
+            assert values(job, 300) == naps
             account(grid, client, job, len(naps))
             batches += 1
         lost = sum(client.status(job.status().job).lost for job in jobs)
@@ -215,7 +215,7 @@ def test_short_subtasks_never_wait_behind_a_long_one(
         assert [row.index for row in rows] == list(range(1, 101))
         # and of two jobs: the long ones of one leave the slots to the short ones of the other
         other = post(client, work, list(range(1, 101)), tier="job")
-        assert list(other.results()) == list(range(1, 101))
+        assert values(other) == list(range(1, 101))
         job.cancel()
         assert job.wait(30).state == "failed" or job.status().cancelled == 1
     figures(shorts=200, stuck=0)

@@ -26,6 +26,7 @@ from lease_rig import (
     slot_processes,
     started,
     until,
+    values,
 )
 
 from gristmill.cli.grid import Grid
@@ -71,7 +72,7 @@ def test_a_healthy_subtask_of_three_ttls_runs_once(
     with Client(grid.address) as client:
         job = post(client, write_then_nap, [str(starts)], tier="trusted")
         assert list(client.map(nap, [1.8], tier="job")) == [1.8]
-        assert list(job.results()) == [str(starts)]
+        assert values(job) == [str(starts)]
         assert len(starts.read_text().splitlines()) == 1
         for job in (1, 2):
             status = account(grid, client, job, 1)
@@ -89,7 +90,7 @@ def test_an_agent_paused_past_its_ttl_runs_it_twice_and_counts_once(
         grid.signal(victim, signal.SIGSTOP)
         try:
             grid.add_worker("worker-b")
-            assert list(job.results()) == [0.5]  # by the other one
+            assert values(job) == [0.5]  # by the other one
             assert account(grid, client, 1, 1).superseded == 0
             (lost,) = events(grid, "lease.rescued", 1)
         finally:
@@ -128,7 +129,7 @@ def test_jails_of_a_frozen_agent_end_before_their_lease_is_given_away(
             assert gone_ms <= rescued_ms + CLOCKS_MS
         finally:
             grid.signal(victim, signal.SIGCONT)
-        assert list(job.results()) == [5.0]
+        assert values(job) == [5.0]
         status = account(grid, client, 1, 1)
         assert status.lost and not status.superseded, "nothing was finished, nothing is late"
     figures(gone_before_given_away_ms=rescued_ms - gone_ms)
@@ -154,7 +155,7 @@ def test_a_worker_that_is_cut_off_ends_its_jails_before_their_lease_is_given_awa
             grid.add_worker("near")
             until("it runs elsewhere", lambda: started(grid) == "near")
             line.mend()
-            assert list(job.results()) == [5.0]
+            assert values(job) == [5.0]
             until("it is back", lambda: "far" in {row.name for row in client.workers()})
             account(grid, client, 1, 1)
     finally:
@@ -169,7 +170,7 @@ def test_a_slot_process_that_is_stopped_is_made_new(grid_of: Callable[..., Grid]
         name = started(grid)
         (slot,) = [pid for pid in slot_processes(grid.pid(name)) if descendants(pid)]
         os.kill(slot, signal.SIGSTOP)
-        assert list(job.results()) == [1.0, 1.0]
+        assert values(job) == [1.0, 1.0]
         assert not is_running(slot)
         status = account(grid, client, 1, 2)
         assert status.lost and not status.superseded
@@ -184,7 +185,7 @@ def test_a_spawner_that_is_stopped_is_replaced(grid_of: Callable[..., Grid]) -> 
         name = started(grid)
         running, spawner = inside(grid.pid(name)), child_of(grid.pid(name), b"spawner.py")
         os.kill(spawner, signal.SIGSTOP)
-        assert list(job.results()) == [1.0, 1.0]
+        assert values(job) == [1.0, 1.0]
         assert not any(map(is_running, [*running, spawner]))
         assert account(grid, client, 1, 2).superseded == 0
         assert grid.dead() == []
