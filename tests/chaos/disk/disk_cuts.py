@@ -74,7 +74,8 @@ def _recover(state: pathlib.Path) -> list[str]:
         recover(journal, Config(broker=journal.broker), 0, 1_800_000_000_000, metrics)
     finally:
         journal.close()
-    faults = [f"{metrics.rows_quarantined} rows in quarantine"] * bool(metrics.rows_quarantined)
+    counted = metrics.rows_quarantined, metrics.journal_cuts
+    faults = [f"{counted} (rows in quarantine, cuts of the log)"] * any(counted)
     return faults + [f"{path.name} set aside" for path in state.glob("*.unreadable-*")]
 
 
@@ -82,7 +83,7 @@ def _open_books(folder: pathlib.Path) -> list[str]:
     """The audit's faults; then whether what waits in the outbox goes in without an alarm."""
     book = Book(folder / "ledger")
     try:
-        faults = audit.audit(book.db)
+        faults = audit.audit(book.db) + [book.loss] * bool(book.loss)
         book.load()
         with disk_judge.opened(folder / "broker" / "journal.db") as db:
             (broker,) = db.execute("SELECT value FROM meta WHERE key = 'broker'").fetchone()

@@ -28,6 +28,7 @@ from gristmill.broker import journal, reader
 from gristmill.broker.app import Broker
 from gristmill.broker.settings import read_settings
 from gristmill.ledger import app as ledger_app
+from gristmill.ledger import book
 from gristmill.ledger.settings import Settings as LedgerSettings
 from gristmill.wire import client as say
 from gristmill.wire import ledger as wl
@@ -149,6 +150,19 @@ FAULTS: dict[str, Callable[[], None]] = {
 # ---------------------------------------------------------------- the run
 
 
+def _note_marks(recorder: Recorder) -> None:
+    """The marks of the lock files are written past SQLite, and not synced."""
+    write = os.pwrite
+
+    def noted(file: int, body: bytes, at: int) -> int:
+        path = os.readlink(f"/proc/self/fd/{file}")
+        if path.endswith(".lock"):
+            recorder.log.append(Op("w", os.path.relpath(path, recorder.folder), at, bytes(body)))
+        return write(file, body, at)
+
+    os.pwrite = noted
+
+
 def _close_for_reading() -> None:
     """SQLite itself takes no notice that a file opened for reading cannot be locked at its close.
 
@@ -169,6 +183,7 @@ class Run:
     def __init__(self, folder: pathlib.Path, seed: int) -> None:
         self.folder = folder
         self.recorder = Recorder(folder)
+        _note_marks(self.recorder)
         self.said: list[Said] = []
         self._speakers: dict[int, str] = {}
         self._halves: dict[int, tuple[int, list[bytes]]] = {}
@@ -200,7 +215,6 @@ class Run:
             fund=(("local", 10**13),),
         )  # fmt: skip
         ledger = ledger_app.Ledger(settings)
-        ledger.book.db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         self._speakers[id(ledger._socket)] = "ledger"
         ledger.open()
         assert not ledger.read_only, ledger.read_only
@@ -253,7 +267,7 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     FAULTS[fault]()
     _close_for_reading()
-    journal._CHECKPOINT_PAGES = CHECKPOINT_PAGES
+    journal._CHECKPOINT_PAGES = book.CHECKPOINT_PAGES = CHECKPOINT_PAGES
     with tempfile.TemporaryDirectory(prefix="gm-") as folder:
         run = Run(pathlib.Path(folder), seed)
         workers = [run.start_worker(f"w{number}") for number in range(2)]
