@@ -83,7 +83,14 @@ class Journal:
         self._mark = Mark(self._lock, self._log_path)
         self._connection = open_or_set_aside(self.path, vfs, self._report_loss)
         self._connection.set_wal_hook(self._on_commit)
-        self.broker, self.incarnation = _begin_incarnation(self._connection)
+        try:
+            self.broker, self.incarnation = _begin_incarnation(self._connection)
+        except (apsw.NotADBError, apsw.CorruptError, TypeError, ValueError) as error:
+            self._connection.close()
+            _set_aside(self.path, error)
+            self._connection = _open(self.path, vfs, lambda _: None)
+            self._connection.set_wal_hook(self._on_commit)
+            self.broker, self.incarnation = _begin_incarnation(self._connection)
         self.committed = 0
         self.is_full = False
         self.failure: Exception | None = None
@@ -314,17 +321,21 @@ def open_or_set_aside(
     try:
         return _open(path, vfs, inspect)
     except (apsw.NotADBError, apsw.CorruptError) as error:
-        aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
-        for suffix in ("", "-wal", "-shm"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-        log.critical(
-            "journal unreadable file=%s error=%r: moved to %s; this start has no jobs. "
-            "'sqlite3 %s .recover' may save rows",
-            path, error, aside, aside,
-        )  # fmt: skip
+        _set_aside(path, error)
         return _open(path, vfs, lambda _: None)
+
+
+def _set_aside(path: pathlib.Path, error: Exception) -> None:
+    aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    log.critical(
+        "journal unreadable file=%s error=%r: moved to %s; this start has no jobs. "
+        "'sqlite3 %s .recover' may save rows",
+        path, error, aside, aside,
+    )  # fmt: skip
 
 
 def _open(

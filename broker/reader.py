@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import apsw
-import msgspec
 
 log = logging.getLogger("gristmill.broker.reader")
 
@@ -89,7 +88,7 @@ class Reader:
                     self._answers.append((then, question(self._connection)))
                 except apsw.IOError:
                     raise
-                except (apsw.Error, ValueError, msgspec.MsgspecError) as error:  # not its text
+                except Exception as error:  # a damaged page can make anything of a value
                     log.error("journal damaged file=%s error=%r", self._path, error)
                     self._answers.append((failed, error))
                 self._wake()

@@ -161,7 +161,12 @@ def read_parcel(row: Row) -> bytes:
 
 
 def result_crc(header: bytes, frames: list[bytes]) -> int:
-    """The checksum of a result: of its header, and of its frames with their lengths."""
+    """The checksum of a result: of its header, and of its frames with their lengths.
+
+    -1, which no row has, for what a damaged page made of them.
+    """
+    if not all(isinstance(part, bytes) for part in (header, *frames)):
+        return -1
     crc = zlib.crc32(header)
     for frame in frames:
         crc = zlib.crc32(frame, zlib.crc32(b"%d:" % len(frame), crc))

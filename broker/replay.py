@@ -326,7 +326,10 @@ class _Replay:
                 yield checkpoints.read_fact(row)
             except records.DamagedError as error:
                 first, count, attempt = row[8:11]
-                self.quarantine(error, bytes(row[4]))
+                if not all(isinstance(value, int) for value in row[8:11]):
+                    self.quarantine(error)  # not even what it was about is known
+                    continue
+                self.quarantine(error, row[4] if isinstance(row[4], bytes) else b"")
                 self._void(job, sequence, first, count, attempt)
                 # Nothing of it ended: its subtasks are tried again, as if they had been lost.
                 again = [(first, count)]

@@ -34,6 +34,9 @@ UNREAD = frozenset({"quarantine", "live_workers"})
 #: keys that name another row once they change: the row itself is as if it had never been. Inside a
 #: page that breaks the tree's order, which SQLite finds; as a value of a column nothing does.
 KEYS = frozenset({"open_jobs.job", "outbox.sequence"})
+#: readings of results as they were accepted: only those of the header are under the checksum, so a
+#: card of an unfinished job may sum up others (its bill does not: that is a contribution)
+READINGS = frozenset({"wall_us", "cpu_us", "peak_kib", "amount_ucredits"})
 
 
 class Spoilable(NamedTuple):
@@ -123,7 +126,9 @@ def test_a_spoiled_journal_starts_and_tells_no_lies(
     whole = tmp_path / "whole"
     shutil.copytree(killed.broker, whole)
     settle(whole / "journal.db")
-    counts, faults = look(tmp_path, [(killed.broker, kinds), (whole, {**kinds, "no-log": 0})])
+    # Pages of the file itself have no checksums of SQLite's: many trials, at release size.
+    pages = {kind: copies // 2 for kind, copies in kinds.items()} if sized(0, 1) else {}
+    counts, faults = look(tmp_path, [(killed.broker, kinds), (whole, pages)])
     figures(
         bits_flipped=counts["flips"] * disk_damage.FLIPS,
         **{name.replace("-", "_"): counts[name] for name in
@@ -144,7 +149,9 @@ def test_a_flipped_bit_in_any_column_of_the_journal_tells_no_lies(
         columns = [
             f"cell:{table}.{column}"
             for table, column in disk_damage.columns_of(copy / "journal.db")
-            if table not in UNREAD and f"{table}.{column}" not in KEYS
+            if table not in UNREAD
+            and f"{table}.{column}" not in KEYS
+            and not (table == "results" and column in READINGS)
         ]
     columns = columns[:: sized(3, 1)]
     times = sized(1, 20)

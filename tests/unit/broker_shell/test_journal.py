@@ -1,6 +1,7 @@
 """The journal alone: groups, full and failing disks, chores, damage."""
 
 import pathlib
+import shutil
 import sqlite3
 import threading
 import time
@@ -11,6 +12,7 @@ import apsw
 import pytest
 
 from gristmill.broker import records, schema
+from gristmill.broker.delivery import read_results
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.reader import Reader
@@ -220,3 +222,58 @@ def test_every_connection_goes_through_the_vfs_that_was_named(tmp_path: pathlib.
     reader = Reader(journal.path, lambda: None, vfs="counting")
     reader.close()
     vfs.unregister()
+
+
+def test_a_page_of_zeros_where_the_start_writes_does_not_keep_it_down(
+    tmp_path: pathlib.Path,
+) -> None:
+    first = Opened(tmp_path)
+    first.journal.close()
+    with sqlite3.connect(first.journal.path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'meta'").fetchone()
+    db.close()
+    with open(first.journal.path, "r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(bytes(4096))
+    second = Opened(tmp_path)
+    assert second.journal.broker != first.journal.broker
+    assert len(list(tmp_path.glob("journal.db.unreadable-*"))) >= 1
+    second.wait(second.event(1))
+    second.journal.close()
+
+
+def test_a_log_that_lost_commits_is_named_and_kept(tmp_path: pathlib.Path, caplog: Any) -> None:
+    (tmp_path / "first").mkdir()
+    first = Opened(tmp_path / "first")
+    for job in range(5):
+        first.wait(first.event(job))
+    shutil.copytree(tmp_path / "first", tmp_path / "killed")
+    first.journal.close()
+    log = tmp_path / "killed" / "journal.db-wal"
+    body = bytearray(log.read_bytes())
+    body[len(body) // 2] ^= 1
+    log.write_bytes(body)
+    second = Opened(tmp_path / "killed")
+    assert second.metrics.journal_cuts == 1
+    assert "transactions after that are cut off" in caplog.text
+    (kept,) = log.parent.glob("journal.db-wal.damaged-*")
+    assert kept.read_bytes() == body
+    second.journal.close()
+    third = Opened(tmp_path / "killed")
+    assert third.metrics.journal_cuts == 0
+    third.journal.close()
+
+
+def test_a_result_that_is_gone_from_between_others_is_told() -> None:
+    db = apsw.Connection(":memory:")
+    db.execute(schema.SCHEMA)
+    for sequence in (3, 4, 6):  # 1 and 2 were freed, 5 is gone
+        frames = [b"p", b"m", b"", b""]
+        row = (1, sequence, 0, 1, 1, 1, "", "", 0, 0, 0, "", 0, 0, 0, 2,
+               records.result_crc(b"h", frames), b"h", b"m", b"", b"", b"p")  # fmt: skip
+        db.execute(schema.ADD_RESULT, row)
+    assert [(n, body is None) for n, body in read_results(db, 1, 0, 6)] == [
+        (3, False), (4, False), (5, True), (6, False),
+    ]  # fmt: skip
+    assert [n for n, _ in read_results(db, 1, 4, 6)] == [5, 6]
