@@ -11,6 +11,7 @@ import contextlib
 import json
 import mmap
 import os
+import signal
 import socket
 import stat
 import struct
@@ -322,6 +323,10 @@ class Host:
         with self._lock:
             self._send(request, fds)
             reply, received = self._receive()
+            if not received:  # the kernel drops what we have no descriptor for
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(reply["pid"]), signal.SIGKILL)
+                raise SandboxError("Too many open files: a jail's handle could not be taken")
             return int(reply["pid"]), received[0]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
