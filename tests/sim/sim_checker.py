@@ -5,6 +5,7 @@ reads both files at the end. None of them looks into a process.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -105,8 +106,8 @@ class Truth:
 class Promises:
     """What clients were told, for ever: it must stay true whatever crashes."""
 
-    def __init__(self, world: World, truth: Truth) -> None:
-        self.world, self.truth = world, truth
+    def __init__(self, truth: Truth, told: Callable[[int, bool], bool]) -> None:
+        self.truth, self.told = truth, told
         self.jobs: dict[tuple[int, int], int] = {}  # (work, which of its jobs) to job
         self.works: dict[int, Work] = {}  # job to work
         self.results: dict[tuple[int, int], bytes] = {}  # (job, sequence) to its bytes
@@ -122,6 +123,7 @@ class Promises:
         owner = self.works.setdefault(job, work)
         need(owner is work, f"j{job} was accepted for works {owner.number} and {work.number}")
         self.truth.bases[job] = base
+        self.told(job, False)
 
     def refused(self, work: Work, code: str) -> None:
         """A submission was refused for good."""
@@ -129,9 +131,10 @@ class Promises:
         need(not known, f"work {work.number}: accepted, then refused: {code}")
         self.refusals[work.number] = code
 
-    def cancel_confirmed(self, work: Work) -> None:
-        """A cancel of the whole job is on disk."""
-        self.cancelled[work.number] = None
+    def cancel_confirmed(self, job: int) -> None:
+        """A cancel of the whole job is on disk: unless it had ended, it cannot end well now."""
+        if self.told(job, True):
+            self.cancelled[job] = None
 
     def got(self, work: Work, reading: "Reading", result: Results, frames: list[bytes]) -> None:
         """A result was delivered: the same bytes each time, each index final once, true values."""
@@ -168,6 +171,7 @@ class Promises:
         name, finals = f"work {work.number} j{job}", self.finals.get(job, {})
         before = self.cards.setdefault(job, card)
         need(before.state == card.state, f"{name}: {before.state}, then {card.state}")
+        need(card.state != "done" or job not in self.cancelled, f"{name}: cancelled, then done")
         if not work.spec.keep and reading.sequences[job] < card.results:
             return  # what was acknowledged is freed
         need(len(finals) == card.count, f"{name}: {len(finals)} results of {card.count} subtasks")

@@ -309,11 +309,11 @@ class SimClient(Process):
             self.world.saw("job cancelled" if not runs else "runs cancelled")
             work.is_cancel_asked = True
             message = Cancel(b"", 0, reading.job, runs)
-            promises = self.promises
+            promises, job = self.promises, reading.job
 
             def then(answer: Any, error: GridError | None) -> None:
                 if error is None and not runs:
-                    promises.cancel_confirmed(work)
+                    promises.cancel_confirmed(job)
 
             self.link.request(message, then)
 

@@ -9,7 +9,7 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,10 +26,12 @@ from gristmill.broker import app as broker_app
 from gristmill.broker.core import events as ev
 from gristmill.broker.core import invariants
 from gristmill.broker.core.state import State
-from gristmill.client import link as client_link
 from gristmill.worker import agent as worker_agent
 
 END_MS = 240_000  #: after the heal: what has not ended by then never will
+
+STEPS_MAX = 300_000  #: of the world: a seed has some thousands, seldom fifty thousand
+WHOLE_CHECK_EVERY = 16  #: steps of the broker's core between two checks of its whole state
 
 #: What a seed may arm, and the mean time between two strikes in ms.
 FAULTS = {
@@ -126,20 +128,28 @@ def draw_settings(world: World) -> Settings:
 class Grid:
     """One seed. ``run`` plays it to its end; ``figures`` says what happened in it."""
 
-    def __init__(self, seed: int, whole_check_every: int = 16) -> None:
+    def __init__(
+        self,
+        seed: int,
+        settings: Settings | None = None,
+        works: list[Work] | None = None,
+        end_ms: int = END_MS,
+    ) -> None:
         self.world = world = World(seed)
-        self.seed, self.whole_check_every = seed, whole_check_every
-        self.settings = settings = draw_settings(world)
+        self.seed, self.end_ms = seed, end_ms
+        self.settings = settings = settings or draw_settings(world)
         self.folder = pathlib.Path(tempfile.gettempdir())
         self.is_calm = False
         r = world.random
         self.works: list[Work] = []
         self.net = Network(world, settings.network)
-        for number in range(settings.clients * settings.works):
+        for number in range(settings.clients * settings.works if works is None else 0):
             tenant = f"t{number % settings.clients}"
             self.works.append(make_work(r, number, tenant, settings.ttl_ms))
+        self.works += works or []
         self.truth = Truth(world, self.works, settings.poor)
-        self.promises = Promises(world, self.truth)
+        self.watcher = Watcher(world, self._has_hold)
+        self.promises = Promises(self.truth, self._on_promise)
         self.workers = [self._worker(f"w{number}") for number in range(settings.workers)]
         self.clients = []
         for number in range(settings.clients):
@@ -147,7 +157,6 @@ class Grid:
             client.spread_ms = settings.heal_ms * 3 // 4
             client.works = [work for work in self.works if work.tenant == f"t{number}"]
             self.clients.append(client)
-        self.watcher = Watcher(self._has_hold)
         self._held: dict[int, None] = {}
         self._steps = 0
 
@@ -174,6 +183,7 @@ class Grid:
                         break
                 self._finish()
         finally:
+            self.world.seen.update(self.watcher.events)
             with contextlib.suppress(Exception):
                 for process in self._processes():
                     process.crash()
@@ -243,9 +253,10 @@ class Grid:
 
     def _is_over(self) -> bool:
         world, healed = self.world, self.settings.heal_ms
+        need(world.steps < STEPS_MAX, f"{world.steps} steps, and no end in sight")
         if world.now < healed + 1_000:
             return False
-        if world.now > healed + END_MS:
+        if world.now > healed + self.end_ms:
             return True
         if not all(client.is_up and client.is_done for client in self.clients):
             return False
@@ -282,7 +293,7 @@ class Grid:
             watcher, journal = self.watcher, self.broker.journal
             watcher.event(event)
             effects = real(state, event, now_ms)
-            invariants.check(state, self._steps % self.whole_check_every == 0)
+            invariants.check(state, self._steps % WHOLE_CHECK_EVERY == 0)
             tag = (journal.incarnation, journal._open.number)
             for effect in effects:
                 watcher.see(effect, tag)
@@ -318,6 +329,15 @@ class Grid:
             self._held[job] = None
         return True
 
+    def _on_promise(self, job: int, is_cancel: bool) -> bool:
+        """A client was promised something: the worst moment to crash. Says if it was unfinished."""
+        is_unfinished = job in self.watcher.cancelled_ms
+        if "broker crash" in self.settings.faults and not self.is_calm:
+            if self.world.chance(0.5 if is_cancel else 0.05):
+                self.world.saw("broker crash after an ack")
+                self._broker_crash()
+        return is_unfinished
+
     # ------------------------------------------------------------ faults
 
     def _pick(self, processes: list[Any]) -> Any:
@@ -346,7 +366,13 @@ class Grid:
         self._crash(self.ledger, (6_000, 9_000))
 
     def _worker_crash(self) -> None:
-        self._crash(self._pick(self.workers), (10, 1_000, 6_000))
+        worker = self._pick(self.workers)
+        if worker.is_up and self.world.chance(0.15):
+            self.world.saw("worker gone for good")
+            worker.is_wanted = False
+            worker.crash()
+        elif worker.is_wanted:
+            self._crash(worker, (10, 1_000, 6_000))
 
     def _client_crash(self) -> None:
         self._crash(self._pick(self.clients), (10, 1_000, 6_000))
@@ -463,7 +489,8 @@ class Grid:
         self.workers.append(extra)
         for process in self._processes():
             process.resume()
-            world.at(1, process.start)
+            if getattr(process, "is_wanted", True):
+                world.at(1, process.start)
         world.at(1_000, self._look_after)
 
     def _look_after(self) -> None:
@@ -490,18 +517,3 @@ class Grid:
             "lost": self.net.lost,
             "repeated": self.net.repeated,
         }
-
-
-def play(seeds: range) -> Iterator[Grid]:
-    """Plays seeds; an error names its seed, its settings and the end of its history."""
-    for seed in seeds:
-        grid = Grid(seed)
-        try:
-            grid.run()
-        except Exception as error:
-            trace = "\n".join(grid.world.trace)
-            raise AssertionError(f"{error}\n{grid.describe()}\n{trace}") from error
-        yield grid
-
-
-__all__ = ["Grid", "client_link", "play"]

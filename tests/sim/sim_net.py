@@ -97,8 +97,8 @@ class Connection:
         world, settings, message = net.world, net.settings, list(frames)
         times = 1
         is_harsh = settings.is_harsh and not (way == DOWN and self.dealer.is_orderly)
-        if is_harsh:
-            if world.chance(settings.lose):
+        if settings.is_harsh:
+            if is_harsh and world.chance(settings.lose):
                 net.lost += 1
                 world.saw("message lost")
                 return

@@ -31,6 +31,11 @@ from gristmill.ledger.settings import Settings
 FRONT = "ipc:///sim/front.sock"
 LEDGER = "ipc:///sim/ledger.sock"
 Name = tuple[Any, str, Any]
+#: of the broker's own counters: ways of recovery
+COUNTED = (
+    "outbox_resends", "rejoins", "results_read_back", "superseded", "clients_expired",
+    "peers_unreachable", "journal_full",
+)  # fmt: skip
 
 
 class SimLedger(Process):
@@ -231,6 +236,9 @@ class SimBroker(Process):
         """The lock and the descriptors go; of the group that was being written, who knows."""
         broker, self.broker = self.broker, None
         if broker is not None:
+            counted = broker.metrics.export()
+            for name in COUNTED:
+                self.world.saw(name, counted[name])
             self.journal.tear()
         self.disk.recover()
         while self._descriptors:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim_world import need
+from sim_world import World, need
 
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
@@ -47,6 +47,7 @@ class LeaseView:
     job: int
     attempt: int
     open: dict[int, None]
+    cpu_us: int = 0
     is_void: bool = False
     is_unsure: bool = (
         False  #: the broker restarted: still current only if nobody else gets its work
@@ -56,8 +57,10 @@ class LeaseView:
 class Watcher:
     """Fed with every effect, in order, and with what the simulated outside did."""
 
-    def __init__(self, has_hold: Callable[[int], bool]) -> None:
-        self.has_hold = has_hold
+    def __init__(self, world: World, has_hold: Callable[[int], bool]) -> None:
+        self.world, self.has_hold = world, has_hold
+        self.granted_ms: dict[int, int] = {}  # lease to when it left
+        self.cancelled_ms: dict[int, int] = {}  # job to when all of it was cancelled, unfinished
         self.events: dict[str, int] = {}
         self.log: list[tuple[Tag, fx.AnyEffect, Told]] = []
         self.restarts = 0
@@ -91,6 +94,10 @@ class Watcher:
         elif isinstance(event, ev.WorkerReported):
             for returned in event.returned:
                 self.returned(event.worker, returned.lease_id, returned.runs)
+        elif isinstance(event, ev.CancelAsked) and not event.runs:
+            job = self.jobs.get(event.job)
+            if job is not None and job.state not in FINAL_JOB_STATES:
+                self.cancelled_ms.setdefault(event.job, self.world.now)
 
     def returned(self, worker: int, lease_id: int, runs: list[tuple[int, int]]) -> None:
         """A worker hands runs back."""
@@ -125,6 +132,7 @@ class Watcher:
         for lease in self.leases.values():
             lease.is_unsure = True
         self.opened.clear()
+        self.cancelled_ms.clear()
 
     # ------------------------------------------------------------ effects
 
@@ -188,6 +196,7 @@ class Watcher:
                 self.out[key] = lease.lease_id
                 view.open[index] = None
         self.leases[lease.lease_id] = view
+        self.granted_ms.setdefault(lease.lease_id, self.world.now)
 
     def _take_over(self, key: tuple[int, int]) -> None:
         """A lease of the broker's last life loses a subtask that is handed out or ends."""
@@ -271,6 +280,11 @@ class Watcher:
                 key not in job.billed, f"{entry.ref}/{index}: attempt {entry.attempt} billed twice"
             )
             job.billed[key] = entry.lease_id
+        lease.cpu_us += entry.cpu_us
+        until = self.cancelled_ms.get(lease.job)
+        if until is not None:
+            most = job.spec.limits.cpus_milli * (until - self.granted_ms[entry.lease_id] + 1)
+            self.need(lease.cpu_us <= most, f"{entry.ref}: charged for time after its cancel")
         self.need(0 <= entry.toll_ucredits <= entry.amount_ucredits, "toll")
         job.amount += entry.amount_ucredits
         self.need(job.amount <= job.spec.cap_ucredits, f"{entry.ref}: billed over its cap")

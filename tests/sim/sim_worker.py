@@ -85,6 +85,7 @@ class Jail:
     feeds: deque[Feed] = field(default_factory=deque)
     page: tuple[int, int] = (0, -1)
     attempt: int = 0
+    began_ms: int = 0
     stops: tuple[int, ...] = ()
     done: list[tuple[int, Outcome, int]] = field(default_factory=list)  # index, outcome, us
     done_since: int = 0
@@ -130,7 +131,7 @@ class SimYard:
             if self.worker.is_node_stopped:
                 self.world.at(20, run)
             elif jail.stopped_until > self.world.now and jail.phase != "killed":
-                self.world.at(jail.stopped_until - self.world.now, run)
+                self.world.at(min(jail.stopped_until - self.world.now, 100), run)
             else:
                 action(jail)
 
@@ -166,6 +167,7 @@ class SimYard:
             self.later(jail, delay, lambda jail: self._end(jail, Outcome.SETUP))
         elif work.dies_at_start:
             self.world.saw("jail dies at start")
+            delay = r.choice((1, 30, 500))
             self.later(jail, delay, lambda jail: self._end(jail, Outcome.OOM))
         else:
             self.later(jail, delay, self._ready)
@@ -274,25 +276,28 @@ class SimYard:
                 continue
             index = feed.left.popleft()
             jail.page, jail.attempt = (feed.lease, index), feed.attempt
+            jail.began_ms = self.world.now
             self.worker.truth.begins(self.worker, jail)
+            settings = self.worker.jails
             took = jail.work.duration(index)
-            if self.worker.trouble(self.worker.jails.hangs):
+            if self.worker.trouble(settings.hangs):
                 self.world.saw("subtask hangs")
-                took += self.worker.jails.hang_ms
-            if self.worker.trouble(self.worker.jails.stops):
+                took += settings.hang_ms
+            if self.worker.trouble(settings.stops):
                 self.world.saw("jail stopped by a signal")
-                jail.stopped_until = self.world.now + self.worker.jails.hang_ms
+                for_ever = self.world.chance(0.5)
+                jail.stopped_until = self.world.now + (1 << 40 if for_ever else settings.hang_ms)
             self.later(jail, took, functools.partial(self._finish, feed, index, took))
             return
 
     def _finish(self, feed: Feed, index: int, took: int, jail: Jail) -> None:
         if jail.phase != "ready" or jail.page != (feed.lease, index):
             return
-        jail.cpu_us += took * 1_000
         if index == jail.work.poison:
             self.world.saw("subtask kills its jail")
             self._end(jail, Outcome.SIGNAL)
             return
+        jail.cpu_us += took * 1_000
         outcome = jail.work.outcome(index, feed.attempt)
         self.worker.truth.ends(jail, index, feed.attempt, outcome)
         if jail.done and jail.done[-1][0] != index - 1:
@@ -336,6 +341,8 @@ class SimYard:
         if jail.phase == "killed" and not jail.cause:
             return
         is_ready = jail.phase == "ready" or jail.cause not in ("", "start")
+        if jail.page[1] >= 0:
+            jail.cpu_us += (self.world.now - jail.began_ms) * 1_000
         del self.jails[jail.number]
         self.worker.truth.jail_ended(jail, outcome, is_ready)
         lease, index = jail.page
