@@ -9,6 +9,7 @@ from gristmill.broker.core.effects import (
     AckReport,
     AnyEffect,
     DropWorker,
+    OpenJob,
     RecallLease,
     RecordEvent,
     StopLease,
@@ -214,14 +215,29 @@ def _renew(
             slot.is_hung = slot.number in in_use  # else the agent has let go of it already
             for lease in reversed(list(slot.leases)):  # the one that ran goes first in the queue
                 effects.append(StopLease(worker.number, lease.number, int(Outcome.LOST)))
-                rescue(state, lease, True, "the slot hangs", now_ms, effects)
+                if lease.number in held:
+                    rescue(state, lease, True, "the slot hangs", now_ms, effects)
+                else:
+                    _forget_order(state, worker, lease, now_ms, effects)
             continue
         for lease in list(slot.leases):
             # Orders that never arrived: the worker has had time to name the lease and does not.
             if lease.number not in held and lease.granted_ms + ttl_ms < now_ms:
-                rescue(state, lease, False, "the worker never had it", now_ms, effects)
+                _forget_order(state, worker, lease, now_ms, effects)
         if slot.leases:
             charge_elapsed(slot.leases[0], now_ms)
+
+
+def _forget_order(
+    state: State, worker: Worker, lease: Lease, now_ms: int, effects: list[AnyEffect]
+) -> None:
+    """The orders that brought it were lost on the way, or the result of it was.
+
+    Nobody cut a subtask, so no loss is spent. The opening of its job may have been in the same
+    orders: without one the worker ignores every lease of the job, so it is said again.
+    """
+    effects.append(OpenJob(worker.number, lease.job.number))
+    rescue(state, lease, False, "the worker does not have it", now_ms, effects)
 
 
 def charge_elapsed(lease: Lease, now_ms: int) -> None:

@@ -230,3 +230,15 @@ def test_a_worker_keeps_the_time_that_it_was_told_while_the_fleet_shrinks() -> N
     assert 1 in core.state.workers, "its jails may run on: it was told 7 s"
     core.tick(2_001)
     assert 1 not in core.state.workers
+
+
+def test_a_lease_that_a_worker_never_names_spends_no_loss(core: Core) -> None:
+    """Its orders were lost on the way, or its result was: no subtask was cut."""
+    core.join(1)
+    big_lease(core)
+    for _ in range(4):
+        effects = core.report(alive=[], held=[], after=1_000)
+    job = core.state.jobs[1]
+    assert job.lost == 0 and job.retried == 0
+    assert only(effects, fx.OpenJob), "the opening may have been lost with the lease"
+    assert all(attempt == 1 for _, _, attempt, _ in job.ready.runs)
