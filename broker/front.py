@@ -173,14 +173,23 @@ class Front:
                 "QUEUE_FULL", f"{len(self._clients)} sessions; the limit is {limits.SESSIONS_MAX}"
             )
         known = self._clients.known(tenant, message.client)
-        if known is not None:
-            self._mailbox.forget(known.peer)
-        session = self._clients.join(routing, message.client, tenant, is_operator, now_ms)
-        self._delivery.drop_session(session)
-        log.info(
-            "client=%d generation=%d tenant=%s version=%.40s joined",
-            session.number, session.generation, tenant, message.version,
-        )  # fmt: skip
+        if (
+            known is not None
+            and known.token
+            and known.peer.routing == routing
+            and known.is_operator == is_operator
+        ):
+            # Said again because our answer was slow: a new token would void what came meanwhile.
+            session, session.seen_ms = known, now_ms
+        else:
+            if known is not None:
+                self._mailbox.forget(known.peer)
+            session = self._clients.join(routing, message.client, tenant, is_operator, now_ms)
+            self._delivery.drop_session(session)
+            log.info(
+                "client=%d generation=%d tenant=%s version=%.40s joined",
+                session.number, session.generation, tenant, message.version,
+            )  # fmt: skip
         pythons = sorted({python for one in self._workers for python in one.hello.pythons})
         settings = self._settings
         welcome = say.Welcome(
@@ -350,7 +359,23 @@ class Front:
             )
         )
 
+    def _is_repeated(self, session: ClientSession, request: int) -> bool:
+        """Whether this request took effect before: then it is only answered.
+
+        A pause that comes a second time after the resume that followed it must not pause again.
+        """
+        if request not in session.done:
+            return False
+        self._metrics.requests_repeated += 1
+        answer = [encode(say.Answer(request))]
+        self._execution.when_durable(lambda: self._mailbox.send(session.peer, answer))
+        return True
+
     def _on_steer(self, session: ClientSession, message: say.Steer, bodies: list[bytes]) -> None:
+        if self._is_repeated(session, message.request):
+            return
+        if message.job in self._execution.jobs:
+            session.note_done(message.request)
         event = on.PauseAsked if message.verb == "pause" else on.ResumeAsked
         self._apply(event(session.number, message.request, session.tenant, message.job))
 
@@ -380,6 +405,8 @@ class Front:
     def _on_drain_worker(
         self, session: ClientSession, message: say.DrainWorker, bodies: list[bytes]
     ) -> None:
+        if self._is_repeated(session, message.request):
+            return
         worker = self._workers.named(message.worker)
         if worker is None:
             known = sorted(one.hello.name for one in self._workers)
@@ -390,6 +417,7 @@ class Front:
                 f"no live worker is named {message.worker!r:.80}; {names}",
                 "gristmill node list",
             )
+        session.note_done(message.request)
         worker.is_draining = True
         self._apply(on.WorkerDrainAsked(worker.number))
         self._mailbox.send(session.peer, [encode(say.Answer(message.request))])

@@ -12,6 +12,7 @@ class Metrics:
     malformed: int = 0
     refused: int = 0
     rejoins: int = 0
+    requests_repeated: int = 0
     jobs_accepted: int = 0
     parcels_kept: int = 0
     parcel_bytes: int = 0

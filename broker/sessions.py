@@ -12,18 +12,20 @@ from gristmill.wire.worker import Hello as WorkerHello
 from gristmill.wire.worker import HostReading
 
 TOKEN_BYTES = 16
+DONE_MAX = 256  #: requests remembered for each client; it has few without an answer
 
 
 class ClientSession:
     """A client that said HELLO.
 
     ``number`` is the core's name for it and stays the same when the same client object says HELLO
-    again before its time-to-live is over.
+    again before its time-to-live is over. ``done``: its newest requests whose repetition must
+    change nothing more, in order.
     """
 
     __slots__ = (
-        "client", "generation", "is_operator", "number", "peer", "questions", "seen_ms", "tenant",
-        "token",
+        "client", "done", "generation", "is_operator", "number", "peer", "questions", "seen_ms",
+        "tenant", "token",
     )  # fmt: skip
 
     def __init__(self, number: int, client: bytes, tenant: str, is_operator: bool) -> None:
@@ -36,6 +38,13 @@ class ClientSession:
         self.peer = Peer(b"")
         self.seen_ms = 0
         self.questions = 0
+        self.done: dict[int, None] = {}
+
+    def note_done(self, request: int) -> None:
+        """This request took effect; said again it is only answered again."""
+        self.done[request] = None
+        if len(self.done) > DONE_MAX:
+            del self.done[next(iter(self.done))]
 
 
 class WorkerSession:

@@ -3,7 +3,7 @@
 from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
 from gristmill.client.core.requests import ask
-from gristmill.client.core.state import State, Subscription
+from gristmill.client.core.state import NEVER, QUIET_MS, QUIET_MS_MAX, State, Subscription
 from gristmill.wire import client as wire
 from gristmill.wire.client import FINAL_JOB_STATES
 
@@ -13,7 +13,7 @@ def subscribe(state: State, job: int, after: int, now_ms: int, todo: list[out.An
     known = state.subscriptions.get(job)
     if known is not None and not known.is_final:
         return
-    subscription = Subscription(job, after=after, acked=after, told_acked=after)
+    subscription = Subscription(job, after=after, acked=after, told_acked=after, moved_ms=now_ms)
     state.subscriptions[job] = subscription
     _ask(state, subscription, now_ms, todo)
 
@@ -87,6 +87,7 @@ def on_results(
         return
     size_bytes = sum(map(len, frames))
     subscription.got_bytes += size_bytes
+    subscription.moved_ms, subscription.quiet_ms = now_ms, QUIET_MS
     if result.sequence <= subscription.after:
         _grant(state, subscription, todo)
         return
@@ -141,6 +142,7 @@ def on_job_event(
     subscription = state.subscriptions.get(status.job)
     if subscription is None or subscription.is_final:
         return
+    subscription.moved_ms = now_ms
     is_final = status.state in FINAL_JOB_STATES
     if is_final and status.results > subscription.after and not _is_gone(subscription):
         _ask_again(state, subscription, now_ms, todo)
@@ -150,6 +152,28 @@ def on_job_event(
         _grant(state, subscription, todo)
         _forget_if_over(state, subscription)
     todo.append(out.StatusArrived(status, is_final))
+
+
+def on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
+    """Asks again where nothing came for long; returns when to look again.
+
+    The last result, the final card or our last credit may have been lost, and nothing that comes
+    later would show it. Who waits for a long subtask asks ever more seldom.
+    """
+    due = NEVER
+    if state.phase != "open":
+        return due
+    for subscription in state.subscriptions.values():
+        if subscription.is_final:
+            continue
+        if now_ms - subscription.moved_ms >= subscription.quiet_ms:
+            subscription.moved_ms = now_ms
+            subscription.quiet_ms = min(2 * subscription.quiet_ms, QUIET_MS_MAX)
+            asked = {p.key for p in state.requests.values() if p.kind == "subscribe"}
+            if subscription.job not in asked:
+                _ask(state, subscription, now_ms, todo)
+        due = min(due, subscription.moved_ms + subscription.quiet_ms)
+    return due
 
 
 def _forget_if_over(state: State, subscription: Subscription) -> None:

@@ -10,6 +10,8 @@ from gristmill.wire.client import Hello, Submit
 RESEND_MS = 1_000  #: first pause before a request is said again; it doubles to RESEND_MS_MAX
 RESEND_MS_MAX = 8_000
 GREET_MS = 250  #: between HELLOs that nobody answers
+QUIET_MS = 3_000  #: first silence of a subscription after which it is said again; it doubles
+QUIET_MS_MAX = 24_000
 STALL_MS = 3_000  #: parcels without an acknowledgement for this long are said again
 TELL_SHARE = 3  #: after this part of the patience a silence is told, after all of it given up
 LATE_MS = 500  #: a turn later than this was not ours to take: we were stopped, or starved
@@ -83,7 +85,8 @@ class Subscription:
     ``after``: the last sequence handed on. ``acked``: the last that the consumer took.
     ``got_bytes`` and ``granted_bytes`` are cumulative since the newest SUBSCRIBE;
     ``queued_bytes`` were handed on and not yet taken. ``is_fresh``: SUBSCRIBE was answered and
-    nothing came since. ``retried_after``: where it was asked again because of a gap.
+    nothing came since. ``retried_after``: where it was asked again because of a gap. ``moved_ms``:
+    when something last came of it, and after ``quiet_ms`` without it is asked for again.
     """
 
     job: int
@@ -96,6 +99,8 @@ class Subscription:
     is_fresh: bool = False
     retried_after: int = -1
     is_final: bool = False
+    moved_ms: int = 0
+    quiet_ms: int = QUIET_MS
 
 
 @dataclasses.dataclass(slots=True)

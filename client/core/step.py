@@ -12,6 +12,7 @@ request   RESEND_MS..    Answer, Accepted, Refused; ``timeout_ms`` silence  subm
                                                                             a question
 parcel    STALL_MS       InputCredit.committed passes it                    its position
 results   by the broker  Credit.acked; a gap: SUBSCRIBE after the last got  the sequence
+SUBSCRIBE QUIET_MS..     the final card                                     the sequence
 ========= ============== ================================================== ==================
 
 A new Welcome says everything again at once: requests in the order they were made, then
@@ -237,6 +238,7 @@ def _on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
         due.append(state.greeted_ms + GREET_MS if state.is_linked else now_ms + GREET_MS)
     due.append(_resend(state, now_ms, todo))
     due.append(uploads.on_time(state, now_ms, todo))
+    due.append(results.on_time(state, now_ms, todo))
     due.append(_notice_silence(state, now_ms, todo))
     state.next_ms = max(min(due), now_ms + 1)
 

@@ -135,9 +135,11 @@ class ChaosProxy:
     def close(self) -> None:
         """Ends it; what was delayed is lost. Fails when its thread had failed."""
         self._is_ending = True
-        os.eventfd_write(self._wake_fd, 1)
-        self._thread.join(10)
+        if self._thread.is_alive():
+            os.eventfd_write(self._wake_fd, 1)
+            self._thread.join(10)
         assert not self._thread.is_alive()
+        os.close(self._wake_fd)
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
         if self.failure is not None:
@@ -231,7 +233,6 @@ class ChaosProxy:
                 self._forget(link)
             self._router.close(0)
             self._context.term()
-            os.close(self._wake_fd)
 
     def _turn(self) -> None:
         ready = dict(self._poller.poll(self._wait_ms()))
@@ -294,6 +295,8 @@ class ChaosProxy:
 
     def _read(self, link: _Link) -> None:
         for _ in range(1_000):
+            if link.upstream.closed:  # the peer that it was for is gone
+                return
             try:
                 frames = link.upstream.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

@@ -1,5 +1,7 @@
 """Jobs through a real broker process: what an ack means, and what comes back."""
 
+import gristmill.wire.client as wc
+from gristmill.wire.frames import encode
 from gristmill.wire.values import unpack
 
 
@@ -31,3 +33,31 @@ def test_a_job_from_submit_to_its_last_card(grid):
     sequences = [message.sequence for message, _ in client.results]
     assert sequences == list(range(1, card.results + 1))
     assert client.committed[1] == 1_000
+
+
+def test_a_hello_said_twice_is_one_session(grid):
+    client = grid.client()
+    first = client.session
+    client.hello()
+    assert client.session == first and client.ask("grid")["clients"] == 1
+    other = grid.client()
+    other.id = client.id
+    other.hello()  # the same client on another connection: the old one's token is void
+    client.send(wc.Ping(first))
+    assert client.wait_for(lambda m: isinstance(m, wc.Refused)).code == "REJOIN"
+
+
+def test_a_late_copy_of_a_pause_does_not_pause_what_was_resumed(grid):
+    client = grid.client()
+    job = client.submit().job
+    client.upload(job, 4)
+    pause = [encode(wc.Steer(client.session, 901, job, "pause"))]
+    client.socket.send_multipart(pause)
+    client.wait_for(lambda m: getattr(m, "request", 0) == 901)
+    assert client.ask("job", wc.JobStatus, job=job).state == "paused"
+    client.send(wc.Steer(client.session, 902, job, "resume"))
+    client.wait_for(lambda m: getattr(m, "request", 0) == 902)
+    client.socket.send_multipart(pause)
+    assert isinstance(client.wait_for(lambda m: getattr(m, "request", 0) == 901), wc.Answer)
+    assert client.ask("job", wc.JobStatus, job=job).state != "paused"
+    assert client.ask("grid")["requests_repeated"] == 1

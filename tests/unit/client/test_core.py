@@ -7,7 +7,7 @@ import pytest
 
 from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
-from gristmill.client.core.state import GREET_MS, RESEND_MS, STALL_MS, State
+from gristmill.client.core.state import GREET_MS, QUIET_MS, RESEND_MS, STALL_MS, State
 from gristmill.client.core.step import step
 from gristmill.wire import client as wire
 from gristmill.wire.spec import JobSpec
@@ -404,3 +404,23 @@ def test_a_close_that_overtook_a_lost_parcel_is_said_again() -> None:
     step(state, on.Received(late, []), 15)
     again = sent(step(state, on.Received(wire.InputCredit(7, 4, 1000), []), 16))
     assert [(m.job, m.count) for m in again if isinstance(m, wire.CloseUpload)] == [(7, 4)]
+
+
+def test_a_quiet_subscription_is_asked_for_again_ever_more_seldom() -> None:
+    """The last result or the final card may be lost, and nothing later would show it."""
+    state = opened()
+    step(state, on.ResultsWanted(7, 0), 10)
+    step(state, on.Received(wire.Answer(1), []), 20)
+    step(state, result(1), 30)
+    asked = []
+    for now in range(100, 30_000, 100):
+        state.heard_ms = now  # the broker answers pings: only this subscription is quiet
+        for message in sent(step(state, on.TimePassed(), now)):
+            if isinstance(message, wire.Subscribe):
+                asked.append(now)
+                assert message.after == 1
+                step(state, on.Received(wire.Answer(message.request), []), now)
+    assert asked[0] == 30 + QUIET_MS + 70 and len(asked) == 3, asked
+    effects = step(state, status("done", 1), 30_000)
+    assert [type(effect) for effect in effects].count(out.StatusArrived) == 1
+    assert not [m for m in sent(step(state, on.TimePassed(), 90_000)) if type(m) is wire.Subscribe]
