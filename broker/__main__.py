@@ -10,11 +10,13 @@ import sys
 
 import zmq
 
+from gristmill.broker.memory import default_limit, limit_private_bytes, resident_bytes
 from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_settings
 from gristmill.broker.tokens import make_token
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
 from gristmill.wire.process import announce_ready, die_with_parent
+from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.broker")
 
@@ -92,6 +94,8 @@ def _serve(given: argparse.Namespace) -> int:
             return EXIT_OK
     names = ("state", "front", "back", "ledger", "store")
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
+    limit = settings.memory_bytes or default_limit()
+    limit_private_bytes(limit)
     try:
         broker = Broker(settings)
     except zmq.ZMQError as error:
@@ -100,6 +104,13 @@ def _serve(given: argparse.Namespace) -> int:
             f"cannot listen on {settings.front} and {settings.back}: {error}",
             "end the process that holds the address, or choose another",
         ) from None
+    if (held := resident_bytes()) > limit:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"after its start the broker holds {format_bytes(held)} of memory; its limit is"
+            f" {format_bytes(limit)}",
+            "raise GRISTMILL_BROKER_MEMORY_BYTES",
+        )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
     announce_ready("broker", broker.front_address, given.ready_fd)

@@ -29,6 +29,7 @@ from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal, free_bytes
 from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
+from gristmill.broker.memory import MemoryWatch, default_limit, resident_bytes
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
@@ -71,6 +72,7 @@ class Broker:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = load_key(settings.state / BROKER_KEY)
         self.metrics = metrics = Metrics()
+        self._memory = MemoryWatch(settings.memory_bytes or default_limit(), metrics)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = False
         self._paused_ms = 0
@@ -299,6 +301,7 @@ class Broker:
             self.ledger.close()
             self._front_socket.close()
             self._back_socket.close()
+            self._memory.close()
             self._context.term()
             os.close(self._wake_fd)
 
@@ -435,6 +438,9 @@ class Broker:
             "parcel_cache_bytes": self._frames.size_bytes,
             "result_cache_bytes": self.delivery.cached_bytes,
             "disk_free_bytes": self._free_disk_bytes,
+            "memory_bytes": resident_bytes(),
+            "memory_peak_bytes": self._memory.peak,
+            "memory_limit_bytes": self._memory.limit,
             **self.metrics.export(),
         }
 

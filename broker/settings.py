@@ -35,6 +35,9 @@ class BrokerSettings(pydantic.BaseModel):
     disk_reserve_bytes: int = pydantic.Field(64 << 20, ge=0)
     #: parcels, and results that were not dropped, of one tenant on the broker's disk (each)
     tenant_disk_bytes: int = pydantic.Field(limits.TENANT_DISK_BYTES, ge=1 << 20)
+    #: resident memory at which the broker ends itself, to be started again; 0 is a quarter of the
+    #: host's memory, and at least 1 GiB
+    memory_bytes: int = pydantic.Field(0, ge=0)
     client_ttl_ms: int = pydantic.Field(limits.CLIENT_TTL_MS, ge=100)
     client_ping_ms: int = pydantic.Field(limits.CLIENT_PING_MS, ge=10)
     worker_ttl_ms: int = pydantic.Field(limits.TTL_MS, ge=100)

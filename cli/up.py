@@ -21,10 +21,11 @@ from gristmill.cli.output import Terminal, clean_lines, plural
 from gristmill.cli.places import default_address, run_folder, state_folder
 from gristmill.cli.process import ProcessEndedError, wait_readable
 from gristmill.wire.client import WorkerRow
-from gristmill.wire.errors import EXIT_OK, RemoteError
+from gristmill.wire.errors import EXIT_MEMORY, EXIT_OK, RemoteError
 
 RESTARTS_MAX = 3  #: of one process within ``RESTARTS_S``: past it the grid ends instead
 RESTARTS_S = 60.0
+MEMORY_PAUSE_S_MAX = 1.0  #: with the start itself, still back within two seconds
 EXIT_NO_COMMAND, EXIT_NOT_EXECUTABLE = 127, 126  #: as a shell says it
 
 
@@ -201,13 +202,16 @@ class Watch:
     """Reports every process that ends by itself, and starts it again, aloud.
 
     A process that ends ``RESTARTS_MAX`` times within ``RESTARTS_S`` ends the grid: a loop of
-    crashes hides its cause.
+    crashes hides its cause. One that served and ended itself at its memory limit does not count:
+    a hostile peer would end the grid with a few messages. It starts again after a short pause, for
+    as long as it comes up.
     """
 
     def __init__(self, grid: Grid, terminal: Terminal) -> None:
         self.grid = grid
         self.terminal = terminal
         self._restarts: dict[str, deque[float]] = {}
+        self._memory_ends: dict[str, tuple[int, float]] = {}
 
     def once(self, more: Sequence[int]) -> None:
         """Wait until a process has ended (it is started again) or one of ``more`` is readable.
@@ -217,9 +221,9 @@ class Watch:
         """
         wait_readable([*self.grid.pidfds().values(), *more], None)
         for ended in self.grid.dead():
-            self._restart(ended)
+            self._restart(ended, more)
 
-    def _restart(self, ended: ProcessEndedError) -> None:
+    def _restart(self, ended: ProcessEndedError, more: Sequence[int]) -> None:
         name = ended.name
         is_worker = name in self.grid.worker_names
         if is_worker and ended.returncode == EXIT_OK:
@@ -227,23 +231,35 @@ class Watch:
             self.terminal.say(f"{name} has drained and ended")
             return
         recent = self._restarts.setdefault(name, deque(maxlen=RESTARTS_MAX))
+        has_served = True
         while True:
             self._tell(ended)
             now = time.monotonic()
-            if len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_S:
+            if has_served and ended.returncode == EXIT_MEMORY:
+                if wait_readable(more, self._memory_pause(name, now)):
+                    return  # somebody wants the end; if not, it is still dead the next time
+            elif len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_S:
                 self.grid.forget(name)
                 self.terminal.say(f"{name} ended {RESTARTS_MAX + 1} times in {RESTARTS_S:g} s")
                 if is_worker:  # the other workers go on
                     return
                 raise ended
-            recent.append(now)
+            else:
+                recent.append(now)
             try:
                 self.grid.restart(name)
             except ProcessEndedError as error:
-                ended = error
+                ended, has_served = error, False
                 continue
             self.terminal.say(f"{name} was started again (pid {self.grid.pid(name)})")
             return
+
+    def _memory_pause(self, name: str, now: float) -> float:
+        """Seconds before the next start: none at first, more when it happens again and again."""
+        times, last = self._memory_ends.get(name, (0, 0.0))
+        times = times + 1 if now - last < RESTARTS_S else 0
+        self._memory_ends[name] = (times, now)
+        return min(MEMORY_PAUSE_S_MAX, 0.05 * 2 ** min(times, 10)) if times else 0.0
 
     def _tell(self, ended: ProcessEndedError) -> None:
         self.terminal.say(clean_lines(f"{ended.message}\n  next: {ended.hint}"), "red")
