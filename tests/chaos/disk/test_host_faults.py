@@ -269,7 +269,9 @@ def test_without_descriptors_it_waits_and_does_not_lie(
         if not ended(grid, name):
             resource.prlimit(grid.pid(name), resource.RLIMIT_NOFILE, limit)
     for error in list(grid.dead()):  # crash-only is allowed; what counts is what was promised
-        assert error.returncode == 1, error
+        # libzmq itself aborts when it cannot accept on ipc:// for want of descriptors, and says so.
+        is_abort = error.returncode == -signal.SIGABRT and "Too many open files" in str(error)
+        assert error.returncode == 1 or is_abort, error
         grid.restart(error.name)
     goes_on(load)
     goes_on(second)
