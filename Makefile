@@ -52,8 +52,10 @@ chaos: .venv/.stamp ## real processes killed, stopped, starved and lied to
 
 release-check: .venv/.stamp ## the simulator and the faults at release size: an hour
 	@mkdir -p out && rm -f out/reliability.jsonl
+	@status=0; \
 	GRISTMILL_SIZE=release GRISTMILL_FIGURES="$(CURDIR)/out/reliability.jsonl" \
-		.venv/bin/pytest tests/sim tests/chaos $(PYTEST)
+		.venv/bin/pytest tests/sim tests/chaos $(PYTEST) || status=$$?; \
+	.venv/bin/python bench/harness/reliability.py out/reliability.jsonl && exit $$status
 
 clean: ## remove what the other targets made
 	rm -rf .venv build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
