@@ -164,9 +164,13 @@ def bind_router(
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.BACKLOG, 4_096)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 1_000)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 1_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3_000)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, 3_000)
+    # No HEARTBEAT_IVL here: libzmq 4.3.5 aborts the process when a ping of ours falls due on a
+    # connection whose input stands at RCVHWM and whose peer has gone. Peers ping us with a TTL,
+    # which ends a connection that went silent; strangers meet HANDSHAKE_IVL and the kernel.
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 2)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
     with contextlib.ExitStack() as stack:
         stack.callback(socket.close)
         socket.bind(address)

@@ -75,9 +75,8 @@ class Ledger:
             (zmq.SNDHWM, 1_000),
             (zmq.RCVHWM, 1_000),
             (zmq.LINGER, 0),
-            (zmq.HEARTBEAT_IVL, 1_000),
-            (zmq.HEARTBEAT_TIMEOUT, 3_000),
-            (zmq.HEARTBEAT_TTL, 3_000),
+            # no HEARTBEAT_IVL: with a RCVHWM it lets a peer abort us (broker/mailbox.py says how)
+            (zmq.HANDSHAKE_IVL, 1_000),
             (zmq.BACKLOG, 256),
             (zmq.IPV6, int("[" in address)),
         ):

@@ -31,7 +31,9 @@ class Link:
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,
             zmq.SNDHWM: 1_000,
-            zmq.RCVHWM: 1_000,
+            # A bound and a heartbeat together let a broker that ends abort us (libzmq 4.3.5); what
+            # may be on the way is bounded by leases.
+            zmq.RCVHWM: 0,
             zmq.MAXMSGSIZE: limits.ZMQ_FRAME_BYTES_MAX,
             zmq.RECONNECT_IVL: 100,
             zmq.RECONNECT_IVL_MAX: 2_000,
