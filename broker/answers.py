@@ -382,6 +382,7 @@ class Answers:
                 until = datetime.datetime.fromtimestamp(expires_ms // 1_000, datetime.UTC)
                 text = f"the results of {format_job(job)} were kept until {until:%Y-%m-%d %H:%M:%S}"
                 text += " UTC" if is_over else " UTC at most, and freed once they were read"
+                text += f"; its content has the digest {content_digest(found.record.spec).hex()}"
                 self._refuse(session, message.request, RemoteError("EXPIRED", text), job)
                 return
             if found.status.state not in FINAL_JOB_STATES:

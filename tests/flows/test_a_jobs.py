@@ -1,10 +1,12 @@
 """Rows of job lifecycle that a client sees: submit, validate, decompose, aggregate, explain."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -386,3 +388,62 @@ def test_a16_completion_is_an_explicit_rule_and_the_manifest_names_every_byte(
         f"<{rows[0].count}q", *range(2 * rows[0].first, 2 * (rows[0].first + rows[0].count), 2)
     )
     assert rows[0].codec == "q" and hashlib.sha256(frame).hexdigest() == rows[0].values
+
+
+LEAVING = """
+import itertools, sys, time
+from gristmill.client import Client
+
+def slow(x):
+    import time
+    time.sleep(0.002)
+    return 2 * x
+
+with Client(sys.argv[1]) as client:
+    job = client.post(*client.make_spec(slow, tier="batch"), range(1000))
+    read = list(itertools.islice(client.results(job.id), 10))
+    print(job.id, *read, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a27_who_was_away_gets_the_same_result_and_bill_until_an_expiry_that_is_shown(
+    own_grid: Callable[..., Grid],
+) -> None:
+    """A session of 1 s stands for an hour; the process that submitted is killed, not closed."""
+    grid = own_grid(environment={"GRISTMILL_BROKER_CLIENT_TTL_MS": "1000"})
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", LEAVING, grid.address], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        name, *read = child.stdout.readline().split()
+        child.kill()
+    assert [int(value) for value in read] == list(range(0, 20, 2))
+    number = int(name[1:])
+    with Client(grid.address) as other:
+        until("its session is over", lambda: other.grid()["clients_expired"] >= 1)
+        card = other.wait(number, timeout=60)
+        assert (card.state, card.done) == ("done", 1_000), "the job went on without it"
+        bill = other.job(number).bill(60)
+        assert (bill.subtasks, bill.amount_ucredits) == (1_000, card.spent_ucredits)
+        assert bill.amount_ucredits > 0
+    with Client(grid.address) as back:
+        assert list(back.results(number)) == list(range(0, 2_000, 2))
+        assert back.job(number).bill(60) == bill
+        spec, function = back.make_spec(double, tier="batch", retention=1)
+        brief = back.post(spec, function, range(10))
+        over_ms = brief.wait(60).expires_ms
+        assert list(back.results(name)) == list(range(0, 2_000, 2)), "read twice, the same twice"
+        until("the expiry is over", lambda: time.time() * 1_000 > over_ms)
+        with pytest.raises(GridError) as expired:
+            list(back.results(brief.id))
+        assert back.status(brief.job).state == "done", "never waiting"
+    date = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(over_ms // 1_000))
+    with contextlib.closing(sqlite3.connect(grid.state / "broker" / "journal.db")) as journal:
+        ((content,),) = journal.execute("SELECT spec FROM jobs WHERE job = ?", (brief.job,))
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert expired.value.code == "EXPIRED"
+    assert date in expired.value.message and digest in expired.value.message
+    assert "results kept until" in gristmill(grid, "status", name).stdout
+    told = gristmill(grid, "result", brief.id)
+    assert told.returncode == EXIT_FAILED and "EXPIRED" in told.stderr and digest in told.stderr
