@@ -6,6 +6,7 @@ client may have ``QUESTIONS_PER_CLIENT`` of them waiting.
 
 import datetime
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,20 @@ QUESTIONS_PER_CLIENT = 64
 ROWS_MAX = 10_000  #: in one answer
 LOG_ROWS_MAX = 200  #: an answer with output is larger
 USAGE_BY = ("job", "node", "day")
+
+
+def gone(tombstone: past.Tombstone) -> RemoteError:
+    """What a question about a pruned job is answered."""
+    return RemoteError(
+        "EXPIRED",
+        f"{format_job(tombstone.job)} ended {format_utc(tombstone.finished_ms)} as"
+        f" {tombstone.state!r}; its record was kept for its time and is gone",
+    )
+
+
+def format_utc(ms: int) -> str:
+    """``2026-11-22 05:12:01 UTC``."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ms / 1_000))
 
 
 class Answers:
@@ -117,8 +132,15 @@ class Answers:
         self._mailbox.send(session.peer, [encode(refused)])
 
     def _unknown(self, session: ClientSession, request: int, job: int) -> None:
-        text = f"no job {format_job(job)} of tenant {session.tenant!r}"
-        self._refuse(session, request, RemoteError("UNKNOWN_JOB", text), job)
+        """No such job, or one of which only a tombstone is left."""
+        tenant = session.tenant
+        text = f"no job {format_job(job)} of tenant {tenant!r}"
+        unknown = RemoteError("UNKNOWN_JOB", text)
+        self._reader.ask(
+            lambda db: past.find_tombstone(db, tenant, job),
+            lambda found: self._refuse(session, request, gone(found) if found else unknown, job),
+            lambda _: self._refuse(session, request, unknown, job),
+        )
 
     def _read(
         self,
@@ -175,6 +197,9 @@ class Answers:
 
         def arrived(known: past.KnownSubmission | None) -> None:
             if session.token != token:
+                return
+            if known is not None and known.pruned is not None:
+                self._refuse(session, message.request, gone(known.pruned), known.job)
                 return
             if known is not None and not known.digest:
                 text = f"{format_job(known.job)} has this submission id; it is damaged on the disk"

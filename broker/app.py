@@ -28,6 +28,7 @@ from gristmill.broker.front import Front
 from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal, free_bytes
 from gristmill.broker.ledger_link import LedgerLink
+from gristmill.broker.lobby import Lobby
 from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
 from gristmill.broker.memory import MemoryWatch, default_limit, resident_bytes
 from gristmill.broker.metrics import Metrics
@@ -36,7 +37,7 @@ from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FrameCache
 from gristmill.broker.quota import ResultQuota, used_by_tenants
 from gristmill.broker.reader import Reader
-from gristmill.broker.replay import recover
+from gristmill.broker.replay import SHARE, recover
 from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSession
 from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import limits
@@ -49,6 +50,7 @@ log = logging.getLogger("gristmill.broker")
 
 SECOND_MS = 1_000
 EXPIRY_MS = 60_000
+DAY_MS = 86_400_000
 LOOK_AFTER_MS = 5_000  #: after a start, when the first work is under way
 NEVER_MS = 1 << 62
 MISSED_JOBS = 5_000  #: looked at in one question
@@ -79,22 +81,25 @@ class Broker:
         self._must_restart = ""
         self._lost: list[tuple[object, str]] = []
         self.journal = Journal(settings.state, self._wake, metrics)
-        self.reader = Reader(self.journal.path, self._wake, self.journal.vfs)
         config = Config(
             broker=self.journal.broker,
             report_ms=settings.worker_report_ms,
             ttl_ms=settings.worker_ttl_ms,
+            adopt_ms=settings.adopt_ms,
             jobs_per_tenant_max=settings.jobs_per_tenant_max,
             queued_subtasks_max=settings.queued_subtasks_max,
             tenant_disk_bytes=settings.tenant_disk_bytes,
         )
         self._quota = ResultQuota(settings.tenant_disk_bytes)
         now_ms, utc_ms = _monotonic_ms(), time.time_ns() // 1_000_000
-        found = recover(self.journal, config, now_ms, utc_ms, metrics)
-        self.state = found.state
         self._context = zmq.Context(io_threads=1)
         self._front_socket = bind_router(self._context, settings.front, limits.ZMQ_FRAME_BYTES_MAX)
         self._back_socket = bind_router(self._context, settings.back, limits.ZMQ_FRAME_BYTES_MAX)
+        self._lobby = Lobby(self._front_socket, self._back_socket, metrics)
+        found = recover(self.journal, config, now_ms, utc_ms, metrics, self._lobby.note)
+        self._lobby.close()
+        self.state = found.state
+        self.reader = Reader(self.journal.path, self._wake, self.journal.vfs)
         bounds = settings.peer_queue_messages, settings.peer_queue_bytes
         self._front_box = Mailbox(self._front_socket, *bounds, self._on_lost, metrics)
         self._back_box = Mailbox(self._back_socket, *bounds, self._on_lost, metrics)
@@ -149,6 +154,7 @@ class Broker:
         self.reader.ask(find_leftovers, self._finish_deletions, lambda _: None)
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
+        self._awaited = found.workers
         # Clients of the last incarnation have this long to come back to their uploads.
         self._look_at_ms = now_ms + LOOK_AFTER_MS
         self._absent_until_ms: int | None = now_ms + settings.client_ttl_ms
@@ -252,6 +258,8 @@ class Broker:
             self._absent_until_ms = None
             self._apply(on.ClientLost(0))
         self._free_disk_bytes = free_bytes(self.settings.state)
+        if self._awaited and not self.state.awaited:
+            self._forget_absent()
         if now_ms >= self._look_at_ms:
             self._look_at_ms = NEVER_MS
             self._look_for_missed()
@@ -260,6 +268,9 @@ class Broker:
         if now_ms >= self._next_expiry_ms:
             self._next_expiry_ms = now_ms + EXPIRY_MS
             self._expire_results()
+            for tenant in self.state.active.values():
+                row = (SHARE + tenant.name, tenant.share)
+                self.journal.record("meta", schema.SET_META, row, 64)
 
     def _wait_ms(self) -> int:
         if self._front_box.has_waiting or self._back_box.has_waiting:
@@ -328,6 +339,13 @@ class Broker:
         elif isinstance(owner, ClientSession) and self.clients.get(owner.number) is owner:
             if owner.peer.is_lost:
                 self._front.suspend_session(owner, cause)
+
+    def _forget_absent(self) -> None:
+        """Workers from before the restart that did not come back in time are not awaited again."""
+        for name in self._awaited:
+            if self.workers.named(name) is None:
+                self.journal.record("live_workers", schema.DROP_LIVE, (name,), 64)
+        self._awaited = []
 
     def _on_core_dropped(self, session: WorkerSession, cause: str) -> None:
         self._back.forget_session(session, cause)
@@ -419,6 +437,33 @@ class Broker:
 
         utc_ms = self.execution.inbox.utc_ms
         self.reader.ask(lambda db: past.expired(db, utc_ms), arrived, lambda _: None)
+        settings = self.settings
+        before_ms = utc_ms - settings.past_days * DAY_MS
+        self.reader.ask(
+            lambda db: past.prunable(db, before_ms, settings.past_jobs_max),
+            self._prune, lambda _: None,
+        )  # fmt: skip
+        self.journal.add_chore(schema.DROP_EVENTS, (0, before_ms))  # of workers
+
+    def _prune(self, found: list[tuple[int, str, bytes, str, int]]) -> None:
+        """Past jobs leave the journal, but for a tombstone."""
+        utc_ms = self.execution.inbox.utc_ms
+        for row in found:
+            job = row[0]
+            old = self.state.finished.pop(job, None)
+            if old is not None:
+                self.state.submissions.pop((old.tenant, old.submission), None)
+            self.state.has_past = True
+            self.journal.record("tombstones", schema.ADD_TOMBSTONE, (*row, utc_ms), 128)
+            for table, statement in (
+                ("jobs", schema.DROP_JOB),
+                ("job_states", schema.DROP_STATE),
+                ("checkpoints", schema.DROP_CHECKPOINT),
+            ):
+                self.journal.record(table, statement, (job,), 16)
+            self.journal.add_chore(schema.DROP_EVENTS, (job, utc_ms + DAY_MS))
+        if found:
+            log.info("pruned jobs=%d up to job=%d", len(found), found[-1][0])
 
     # ------------------------------------------------------------ figures
 
@@ -427,6 +472,8 @@ class Broker:
         return {
             "broker": self.journal.broker,
             "incarnation": self.journal.incarnation,
+            "recovery_ms": self._lobby.took_ms,
+            "recovery_rows": self._lobby.rows,
             "is_ledger_up": self.ledger.is_up,
             "is_journal_full": self.journal.is_full,
             "clients": len(self.clients),

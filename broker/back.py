@@ -140,6 +140,8 @@ class Back:
             routing, message, settings.worker_report_ms, settings.worker_ttl_ms, now_ms
         )
         session.seen_utc_ms = self._execution.inbox.utc_ms
+        row = (name, session.seen_utc_ms)
+        self._journal.record("live_workers", schema.ADD_LIVE, row, 64)
         log.info(
             "worker=%d name=%s node=%.12s slots=%d held=%d joined",
             session.number, name, message.node, message.slots, len(message.held),
@@ -148,7 +150,7 @@ class Back:
             on.WorkerJoined(
                 session.number, name, message.node, message.slots, message.cpus_milli,
                 message.memory_bytes, message.labels, message.tiers, message.pythons,
-                message.metering, message.held,
+                message.metering, message.held, message.claims,
             )
         )  # fmt: skip
         welcome = say.Welcome(
@@ -176,6 +178,7 @@ class Back:
         """What it says next is answered with REJOIN."""
         log.info("worker=%d name=%s left: %s", session.number, session.hello.name, cause)
         self._workers.remove(session)
+        self._journal.record("live_workers", schema.DROP_LIVE, (session.hello.name,), 64)
         self._desk.forget(session)
         self._mailbox.forget(session.peer)
 

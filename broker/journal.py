@@ -27,7 +27,7 @@ from typing import Any
 
 import apsw
 
-from gristmill.broker import schema
+from gristmill.broker import salvage, schema
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.write_ahead import Mark
@@ -81,7 +81,7 @@ class Journal:
         self._wake = wake
         self._log_path = self.path.with_name(self.path.name + "-wal")
         self._mark = Mark(self._lock, self._log_path)
-        self._connection = open_or_set_aside(self.path, vfs, self._report_loss)
+        self._connection = open_somehow(self.path, vfs, self._report_loss)
         self._connection.set_wal_hook(self._on_commit)
         try:
             self.broker, self.incarnation = _begin_incarnation(self._connection)
@@ -125,6 +125,19 @@ class Journal:
         self._chores.append((statement, row))
         if self._in_flight is None and not self._open.rows:
             self.record("chore", "", (), 0)
+
+    def salvage(self) -> None:
+        """The file is damaged: goes on with a new one that has what can be read.
+
+        Before anything was handed to the committer; what was recorded so far is recorded again.
+        """
+        assert self._in_flight is None
+        self._open = Group(self._open.number)
+        self._connection.close()
+        salvage.salvage(self.path, self.vfs)
+        self._connection = _open(self.path, self.vfs, lambda _: None)
+        self._mark = Mark(self._lock, self._log_path)
+        self._connection.set_wal_hook(self._on_commit)
 
     @property
     def group(self) -> int:
@@ -233,6 +246,9 @@ class Journal:
                 self._finish()
         except apsw.Error as error:
             self.failure = error
+            if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+                with contextlib.suppress(OSError):
+                    salvage.suspect_mark(self.path).touch()  # the next start looks at all of it
         except BaseException as error:  # a thread's edge: the loop logs it and exits
             self.failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
         finally:
@@ -309,28 +325,35 @@ def free_bytes(folder: pathlib.Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def open_or_set_aside(
+def open_somehow(
     path: pathlib.Path,
     vfs: str | None = None,
     inspect: Callable[[apsw.Connection], None] = lambda _: None,
 ) -> apsw.Connection:
-    """The journal's connection; a file that SQLite cannot open at all is moved aside first.
+    """The journal's connection. A damaged file is salvaged, one without anything is moved aside.
 
     ``inspect`` is called when the file can be read and nothing was written yet.
     """
+    salvage.finish_interrupted(path)
+    is_suspect = salvage.suspect_mark(path).exists()
     try:
-        return _open(path, vfs, inspect)
+        connection = _open(path, vfs, inspect)
+        if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchall():
+            connection.execute("SELECT * FROM meta").fetchall()
+        if not is_suspect:
+            return connection
+        connection.close()
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        log.critical("journal damaged file=%s error=%r", path, error)
+    try:
+        salvage.salvage(path, vfs)
     except (apsw.NotADBError, apsw.CorruptError) as error:
         _set_aside(path, error)
-        return _open(path, vfs, lambda _: None)
+    return _open(path, vfs, lambda _: None)
 
 
 def _set_aside(path: pathlib.Path, error: Exception) -> None:
-    aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
+    aside = salvage.set_aside(path)
     log.critical(
         "journal unreadable file=%s error=%r: moved to %s; this start has no jobs. "
         "'sqlite3 %s .recover' may save rows",
@@ -361,7 +384,7 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
         meta: dict[Any, Any] = dict(connection.execute("SELECT key, value FROM meta").fetchall())  # type: ignore[arg-type]
         version = meta.get("schema_version", schema.SCHEMA_VERSION)
         if version == 1:
-            connection.execute(schema.MIGRATE_1)
+            connection.execute(schema.LIST_OPEN)
         elif version != schema.SCHEMA_VERSION:
             raise RemoteError(
                 "PROTOCOL",

@@ -13,6 +13,7 @@ class Metrics:
     refused: int = 0
     rejoins: int = 0
     requests_repeated: int = 0
+    recovering: int = 0
     jobs_accepted: int = 0
     parcels_kept: int = 0
     parcel_bytes: int = 0
@@ -34,6 +35,7 @@ class Metrics:
     groups_committed: int = 0
     rows_committed: int = 0
     rows_quarantined: int = 0
+    journal_salvaged: int = 0
     journal_full: int = 0
     journal_cuts: int = 0
     intake_pauses: int = 0

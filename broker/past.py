@@ -56,11 +56,24 @@ def find_job(connection: apsw.Connection, tenant: str, job: int) -> PastJob | No
     return PastJob(record, cards[0] if cards else None, first, last)
 
 
+class Tombstone(NamedTuple):
+    """What is left of a job that was pruned."""
+
+    job: int
+    state: str
+    finished_ms: int
+
+
 class KnownSubmission(NamedTuple):
-    """A submission that the journal has. ``digest``: of its content; empty when it is damaged."""
+    """A submission that the journal has.
+
+    ``digest``: of its content; empty when it is damaged. ``pruned``: what is left of a job that
+    was pruned.
+    """
 
     job: int
     digest: bytes
+    pruned: Tombstone | None = None
 
 
 def find_submission(
@@ -72,11 +85,51 @@ def find_submission(
         (tenant, submission),
     ).fetchone()
     if row is None:
-        return None
+        gone = connection.execute(
+            "SELECT job, state, finished_ms FROM tombstones WHERE tenant = ? AND submission = ?",
+            (tenant, submission),
+        ).fetchone()
+        return None if gone is None else KnownSubmission(gone[0], b"", Tombstone(*gone))
     try:
         return KnownSubmission(row[0], content_digest(records.read_job(row).spec))
     except records.DamagedError:
         return KnownSubmission(row[0], b"")
+
+
+def find_tombstone(connection: apsw.Connection, tenant: str, job: int) -> Tombstone | None:
+    """The tombstone of a job of this tenant, or None."""
+    row = connection.execute(
+        "SELECT job, state, finished_ms FROM tombstones WHERE job = ? AND tenant = ?", (job, tenant)
+    ).fetchone()
+    return None if row is None else Tombstone(*row)
+
+
+def prunable(
+    connection: apsw.Connection, before_ms: int, jobs_max: int
+) -> list[tuple[int, str, bytes, str, int]]:
+    """(job, tenant, submission, state, finished_ms) of past jobs that may leave the journal.
+
+    Their results are gone, and they ended before this time or are not among the newest
+    ``jobs_max``. At most 500, oldest first.
+    """
+    found = []
+    newest = connection.execute(
+        "SELECT job FROM job_states WHERE is_final = 1 ORDER BY job DESC LIMIT 1 OFFSET ?",
+        (jobs_max,),
+    ).fetchone()
+    upto = newest[0] if newest else 0
+    for job, tenant, submission, *state in connection.execute(
+        "SELECT j.job, j.tenant, j.submission, s.job, s.tenant, s.status, s.crc"
+        " FROM job_states s JOIN jobs j USING(job) WHERE s.is_final = 1 AND s.expires_ms = 0"
+        " AND NOT EXISTS (SELECT 1 FROM results r WHERE r.job = s.job) ORDER BY s.job LIMIT 500"
+    ):
+        try:
+            status = records.read_state(tuple(state))
+        except records.DamagedError:
+            continue
+        if status.finished_ms <= before_ms or job <= upto:
+            found.append((job, tenant, bytes(submission), status.state, status.finished_ms))
+    return found
 
 
 def find_missed(connection: apsw.Connection, after: int, limit: int) -> tuple[list[int], int]:

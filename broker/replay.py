@@ -17,7 +17,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from gristmill.broker import checkpoints, records, schema
+from gristmill.broker import checkpoints, records, salvage, schema
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.effects import AnyEffect
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
@@ -33,6 +33,7 @@ from gristmill.wire.worker import ResultHead
 log = logging.getLogger("gristmill.broker.replay")
 
 FUNCTIONS_BYTES = 32 << 20  #: functions kept from the start on; others are read when needed
+SHARE = "share:"  #: before a tenant's name: key of its share in ``meta``
 PROGRESS_ROWS = 256  #: rows between two calls of ``progress``
 
 _decode_json = msgspec.json.Decoder().decode
@@ -52,7 +53,10 @@ class LiveJob:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a start begins with. ``last_row``: the newest result's rowid."""
+    """What a start begins with.
+
+    ``last_row``: the newest result's rowid. ``workers``: who was there when the broker ended.
+    """
 
     state: State
     effects: list[AnyEffect]
@@ -61,6 +65,7 @@ class Recovered:
     outbox_acked: int
     outbox_last: int
     last_row: int
+    workers: list[str]
 
 
 def recover(
@@ -73,16 +78,44 @@ def recover(
 ) -> Recovered:
     """Everything unfinished that the journal has, before the first event; see the module's text.
 
-    ``progress`` is called now and then with the rows read so far.
+    A file that cannot be read somewhere is salvaged, and read again. ``progress`` is called now and
+    then with the rows read so far.
     """
-    replay = _Replay(journal, now_utc_ms, metrics, progress)
+    given = journal, config, now_ms, now_utc_ms, metrics, progress
+    try:
+        return _recover(*given, is_strict=True)
+    except salvage.DAMAGED as error:
+        log.critical("journal damaged file=%s error=%r: salvaged first", journal.path, error)
+    metrics.journal_salvaged += 1
+    journal.salvage()
+    return _recover(*given, is_strict=False)
+
+
+def _recover(
+    journal: Journal,
+    config: Config,
+    now_ms: int,
+    now_utc_ms: int,
+    metrics: Metrics,
+    progress: Callable[[int], None],
+    is_strict: bool,
+) -> Recovered:
+    replay = _Replay(journal, now_utc_ms, metrics, progress, is_strict)
     was_collecting = gc.isenabled()
     gc.disable()  # nothing is garbage here, and there is much to look through
     try:
-        state, effects = rebuild(config, journal.incarnation, replay.facts(), now_ms, now_utc_ms)
+        workers = [row[0] for row in replay.rows("live_workers", "SELECT name FROM live_workers")]
+        meta = dict(replay.rows("meta", "SELECT key, value FROM meta"))
+        shares = {
+            key.removeprefix(SHARE): float(value)
+            for key, value in meta.items()
+            if key.startswith(SHARE)
+        }
+        state, effects = rebuild(
+            config, journal.incarnation, replay.facts(), now_ms, now_utc_ms, workers, shares
+        )
         replay.finish_deletions(state)
         nodes = dict(replay.rows("nodes", "SELECT name, node FROM nodes"))
-        meta = dict(replay.rows("meta", "SELECT key, value FROM meta"))
         acked = int(meta.get("outbox_acked", 0))
         last = max([row[0] for row in replay.rows("outbox", _LAST_ENTRY)], default=0)
         state.job_counter = max(
@@ -98,15 +131,20 @@ def recover(
         "journal incarnation=%d broker=%s unfinished=%d jobs=%d rows=%d",
         journal.incarnation, journal.broker, len(state.jobs), state.job_counter, replay.read,
     )  # fmt: skip
-    return Recovered(state, effects, replay.live(), nodes, acked, max(acked, last), last_row)
+    return Recovered(
+        state, effects, replay.live(), nodes, acked, max(acked, last), last_row, workers
+    )
 
 
 _LAST_ENTRY = "SELECT ifnull(max(sequence), 0) FROM outbox"
 _LAST_ROW = "SELECT ifnull(max(rowid), 0) FROM results"
-_LAST_JOB = "SELECT ifnull(max(job), 0) FROM jobs"
+_LAST_JOB = (
+    "SELECT max((SELECT ifnull(max(job), 0) FROM jobs),"
+    " (SELECT ifnull(max(job), 0) FROM tombstones))"
+)
 _INTENTS = (
     names.HOLD_GRANTED, names.HOLD_REFUSED, names.UPLOAD_CLOSED, names.CANCEL_ASKED,
-    names.PAUSED, names.RESUMED, names.CAP_REACHED,
+    names.PAUSED, names.RESUMED, names.CAP_REACHED, names.LEASE_RESCUED,
 )  # fmt: skip
 
 # Of unfinished jobs, in order of job: (job, ...) each.
@@ -158,7 +196,9 @@ class _Replay:
         now_utc_ms: int,
         metrics: Metrics,
         progress: Callable[[int], None],
+        is_strict: bool,
     ) -> None:
+        self._is_strict = is_strict
         self._journal = journal
         self._now_utc_ms = now_utc_ms
         self._metrics = metrics
@@ -177,7 +217,7 @@ class _Replay:
         self._connection.close()
 
     def rows(self, table: str, query: str, bindings: Any = ()) -> Iterator[Any]:
-        """The rows of a query, as far as the file can be read."""
+        """The rows of a query, as far as the file can be read (raises there if ``is_strict``)."""
         try:
             cursor = self._connection.execute(query, bindings)
             while True:
@@ -193,7 +233,9 @@ class _Replay:
                 if not self.read % PROGRESS_ROWS:
                     self._progress(self.read)
                 yield row
-        except apsw.CorruptError as error:
+        except salvage.DAMAGED as error:
+            if self._is_strict:
+                raise
             self._metrics.rows_quarantined += 1
             log.critical(
                 "journal damaged table=%s error=%s: what lies behind is not read; "
@@ -271,6 +313,7 @@ class _Replay:
     def _intent(self, job: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         runs: list[Any] = []
+        losses: list[tuple[int, int]] = []
         for _, name, text in self._events.take(job):
             detail = _decode_json(text)
             if name == names.HOLD_GRANTED:
@@ -287,9 +330,14 @@ class _Replay:
                 found["pause_reason"] = detail.get("reason") or "paused"
             elif name == names.RESUMED:
                 found.pop("pause_reason", None)
+                found["failed_at_resume"] = detail.get("failed", 0)
+            elif name == names.LEASE_RESCUED:
+                found.setdefault("rescued", []).append(detail["lease"])
+                if detail.get("cut", -1) >= 0:
+                    losses.append((detail["cut"], detail.get("attempt", 0)))
             else:
                 found["is_capped"] = True
-        return found | {"cancelled_runs": runs}
+        return found | {"cancelled_runs": runs, "losses": losses}
 
     def _parcels(self, job: int, status: JobStatus | None) -> Iterator[ParcelFact]:
         expected = 0

@@ -5,7 +5,8 @@ Times are ms since the epoch (UTC); structs are MessagePack, ``events.detail`` i
 
 ``open_jobs`` names what a start must read: a job is in it from its acceptance to its last card, so
 that finished jobs cost nothing at a start. ``checkpoints`` stands for results of an unfinished job
-that its client has acknowledged and that left the disk.
+that its client has acknowledged and that left the disk. ``tombstones`` are what is left of jobs
+that were pruned.
 """
 
 SCHEMA_VERSION = 2
@@ -91,6 +92,14 @@ CREATE TABLE IF NOT EXISTS nodes(
     name TEXT PRIMARY KEY,
     node TEXT NOT NULL,
     pinned_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tombstones(
+    job INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    submission BLOB NOT NULL,
+    state TEXT NOT NULL,
+    finished_ms INTEGER NOT NULL,
+    pruned_ms INTEGER NOT NULL) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS tombstones_submission ON tombstones(tenant, submission);
 CREATE TABLE IF NOT EXISTS live_workers(
     name TEXT PRIMARY KEY,
     joined_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -127,6 +136,10 @@ SET_META = "INSERT OR REPLACE INTO meta VALUES(?,?)"
 AMEND_CARD = "UPDATE job_states SET status = ?, crc = ? WHERE job = ?"
 CLEAR_EXPIRY = "UPDATE job_states SET expires_ms = 0 WHERE job = ?"
 
+ADD_TOMBSTONE = "INSERT OR IGNORE INTO tombstones VALUES(?,?,?,?,?,?)"
+DROP_JOB = "DELETE FROM jobs WHERE job = ?"
+DROP_STATE = "DELETE FROM job_states WHERE job = ?"
+
 # Chores: each runs by one chunk at a time until it changes nothing.
 CHUNK_ROWS = 128
 DROP_PARCELS = (
@@ -138,8 +151,12 @@ DROP_RESULTS = (
     f" WHERE job = ? AND sequence <= ? LIMIT {CHUNK_ROWS})"
 )
 
-#: from version 1: which of its jobs are unfinished
-MIGRATE_1 = (
+DROP_EVENTS = (
+    "DELETE FROM events WHERE seq IN"
+    f" (SELECT seq FROM events WHERE job = ? AND ms < ? ORDER BY seq LIMIT {CHUNK_ROWS})"
+)
+#: ``open_jobs`` from the jobs themselves: of a file of version 1, and of one that was damaged
+LIST_OPEN = (
     "INSERT OR IGNORE INTO open_jobs SELECT job FROM jobs WHERE job NOT IN"
     " (SELECT job FROM job_states WHERE is_final = 1)"
 )

@@ -38,9 +38,14 @@ class BrokerSettings(pydantic.BaseModel):
     #: resident memory at which the broker ends itself, to be started again; 0 is a quarter of the
     #: host's memory, and at least 1 GiB
     memory_bytes: int = pydantic.Field(0, ge=0)
+    #: past jobs whose results are gone leave a tombstone after this many days, or beyond this many
+    past_days: int = pydantic.Field(30, ge=0)
+    past_jobs_max: int = pydantic.Field(100_000, ge=0)
     client_ttl_ms: int = pydantic.Field(limits.CLIENT_TTL_MS, ge=100)
     client_ping_ms: int = pydantic.Field(limits.CLIENT_PING_MS, ge=10)
     worker_ttl_ms: int = pydantic.Field(limits.TTL_MS, ge=100)
+    #: after a restart, started work waits this long for the workers that may hold it
+    adopt_ms: int = pydantic.Field(1_000, ge=0)
     worker_report_ms: int = pydantic.Field(limits.REPORT_MS, ge=10)
     #: silence of the ledger after which a batch is sent again, and after which it counts as down
     ledger_resend_ms: int = pydantic.Field(1_000, ge=10)

@@ -379,6 +379,8 @@ class Link:
                     f"{effect.silent_ms / 1000:.3g} s; waiting {effect.left_ms / 1000:.3g} s more: "
                     "what was accepted goes on, and results resume when it is back"
                 )
+            case out.BrokerRecovering():
+                self._warn(f"{effect.message}; waiting for it")
             case out.BrokerBack():
                 self._warn(f"the broker at {self.address} is back")
 

@@ -251,6 +251,14 @@ CODES: dict[str, ErrorSpec] = _table(
         "say HELLO again and go on",
     ),
     (
+        "RECOVERING",
+        "the broker was started a moment ago and still reads its journal",
+        True,
+        503,
+        EXIT_UNREACHABLE,
+        "wait: clients and workers go on by themselves when it is through",
+    ),
+    (
         "UNAUTHORISED",
         "the credential is missing, wrong or expired",
         False,

@@ -35,6 +35,23 @@ class Held(msgspec.Struct, array_like=True, frozen=True):
     done: int
 
 
+class Claim(msgspec.Struct, array_like=True, frozen=True):
+    """What a broker that was started again must know of a lease to adopt it.
+
+    ``runs``: those of ``job`` for which no result was acked, of attempt ``attempt``; also of a
+    lease that is over but for acks. ``budget_ucredits`` as granted, ``age_ms`` ago.
+    """
+
+    lease_id: int
+    slot: int
+    started: int
+    job: int
+    attempt: int
+    runs: list[Run]
+    budget_ucredits: int
+    age_ms: int
+
+
 class ResultHead(msgspec.Struct, array_like=True, frozen=True):
     """One result: ``count`` subtasks from ``first``, contiguous and all of one lease.
 
@@ -110,6 +127,7 @@ class Hello(Message, frozen=True, tag=1):
     ``node``: hex of the worker's Ed25519 public key, pinned to ``name`` at the first HELLO;
     ``instance``: 16 random bytes made at process start, so that a restarted worker is told from a
     second one of the same name. ``pythons``: versions that its environments offer, its own first.
+    ``claims``: of leases in ``held``, and of those whose results wait for their ack.
     """
 
     protocol: int
@@ -126,6 +144,7 @@ class Hello(Message, frozen=True, tag=1):
     metering: str
     version: str
     held: list[Held] = []
+    claims: list[Claim] = []
 
 
 class Report(Message, frozen=True, tag=2):

@@ -93,10 +93,44 @@ def latency(line: dict[str, Any]) -> str:
     return "\n".join(text) + "\n"
 
 
+RECOVERIES = {
+    "one_job": "one job of all of them, in parcels of 1,000",
+    "many_jobs": "jobs of 1,000",
+    "half_done": "one job, results of half of it there",
+    "single_subtasks": "jobs of one subtask, a hundredth as many",
+    "beside_finished": "one job, beside a tenth as many finished jobs",
+}
+
+
+def recovery(line: dict[str, Any]) -> str:
+    """From the start of a killed broker's process to its first dispatch."""
+    found = {name: figures(line, name) for name in ("seconds", "cpu_s", "peak_mib")}
+    text = ["## Restart of a broker with unfinished subtasks on disk\n", provenance(line)]
+    text += [
+        "Process start to the first lease, and the replay alone; medians.\n",
+        "| on disk | first lease s | CPU s | peak MiB | replay s | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for shape, words in RECOVERIES.items():
+        start = [statistics.median(found[name][f"{shape} start"]) for name in found]
+        alone = [
+            statistics.median(found[name][f"{shape} recover"]) for name in ("seconds", "cpu_s")
+        ]
+        text.append(
+            f"| {words} | {start[0]:.2f} | {start[1]:.2f} | {start[2]:.0f} |"
+            f" {alone[0]:.3f} | {alone[1]:.3f} |"
+        )
+    return "\n".join(text) + "\n"
+
+
 def main() -> None:
     """Write the page from what has run here."""
     parts = [HEAD]
-    for scenario, render in (("throughput", throughput), ("latency", latency)):
+    for scenario, render in (
+        ("throughput", throughput),
+        ("latency", latency),
+        ("recovery", recovery),
+    ):
         line = last(scenario)
         if line is not None:
             parts.append(render(line))

@@ -9,7 +9,7 @@ import msgspec
 
 from gristmill.wire.meter import Meter
 from gristmill.wire.spec import JobSpec, Tariff
-from gristmill.wire.worker import Held, ResultHead, Returned, Run
+from gristmill.wire.worker import Claim, Held, ResultHead, Returned, Run
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -104,7 +104,10 @@ class ClientLost(Event, frozen=True):
 
 
 class WorkerJoined(Event, frozen=True):
-    """A worker's HELLO was admitted. ``held``: leases that it says it still has."""
+    """A worker's HELLO was admitted.
+
+    ``held``: leases that it says it still has; ``claims``: what it says of them.
+    """
 
     worker: int
     name: str
@@ -117,6 +120,7 @@ class WorkerJoined(Event, frozen=True):
     pythons: list[str]
     metering: str
     held: list[Held]
+    claims: list[Claim] = []
 
 
 class ResultArrived(Event, frozen=True):

@@ -85,7 +85,11 @@ def _check_columns(state: State, job: Job) -> None:
 
 def _check_leases(state: State) -> None:
     for number, lease in state.leases.items():
-        assert unpack_lease_id(number)[0] == state.incarnation, f"lease {number} of another start"
+        incarnation = unpack_lease_id(number)[0]
+        is_ours = incarnation == state.incarnation
+        assert is_ours or (lease.is_adopted and 0 < incarnation < state.incarnation), (
+            f"lease {number} of another start"
+        )
         assert number in lease.job.leases and lease.job.number in state.jobs, f"lease {number}"
         assert lease in lease.slot.leases, f"lease {number} is on no slot"
         assert lease.slot.worker.leases.get(number) is lease, f"lease {number} on no worker"
@@ -119,7 +123,8 @@ def _check_worker(state: State, worker: Worker) -> None:
 
 def _check_slot(worker: Worker, slot: Slot) -> None:
     name = f"{worker.name}[{slot.number}]"
-    assert len(slot.leases) <= LEASES_PER_SLOT, f"{name}: {len(slot.leases)} leases"
+    granted = sum(not lease.is_adopted for lease in slot.leases)
+    assert granted <= LEASES_PER_SLOT, f"{name}: {granted} leases"
     is_idle, is_half = slot.number in worker.idle, slot.number in worker.half
     is_open = not worker.is_draining and not slot.is_hung
     assert is_idle == (not slot.leases and is_open), f"{name}: idle index"

@@ -45,7 +45,9 @@ class Job:
     ``refused``. ``ending``: once set, whatever is not running ends with this outcome. ``est_us``:
     wall per subtask, 0 before the first measurement. ``ramp``: what a lease may hold at most until
     larger ones have come back. ``waiting_ended``: subtasks that ended
-    before their input came (they have no columns). ``outstanding_ucredits``: budgets of its leases.
+    before their input came (they have no columns). ``may_be_held``: workers from before a restart
+    may hold leases of it; it waits for them (adoption.py). ``outstanding_ucredits``: budgets of its
+    leases.
     """
 
     number: int
@@ -63,6 +65,7 @@ class Job:
     is_paused: bool = False
     pause_reason: str = ""
     is_queued: bool = False
+    may_be_held: bool = False
     ending: Outcome | None = None
     ending_state: str = ""
     ending_code: str = ""

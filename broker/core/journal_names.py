@@ -9,9 +9,11 @@ HOLD_REFUSED = "hold.refused"  #: detail: code, message
 UPLOAD_CLOSED = "upload.closed"  #: detail: count; recovery reads this
 CANCEL_ASKED = "cancel.asked"  #: detail: runs (absent: the whole job); recovery reads this
 PAUSED = "job.paused"  #: detail: reason; recovery reads this
-RESUMED = "job.resumed"  #: recovery reads this
+RESUMED = "job.resumed"  #: detail: failed (so far); recovery reads this
 CAP_REACHED = "cap.reached"  #: detail: spent, cap; recovery reads this
-LEASE_RESCUED = "lease.rescued"  #: detail: lease, node, runs, cut (-1: nothing ran), cause
+#: detail: lease, node, runs, cut (-1: nothing ran), attempt, cause; recovery reads this
+LEASE_RESCUED = "lease.rescued"
+LEASE_ADOPTED = "lease.adopted"  #: after a restart; detail: lease, node, runs
 LEASE_RETURNED = "lease.returned"  #: detail: lease, node, runs, cause, detail
 RESULT_REFUSED = "result.refused"  #: detail: lease, node, cause
 WORKER_JOINED = "worker.joined"  #: detail: name, node, slots

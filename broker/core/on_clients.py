@@ -386,7 +386,7 @@ def on_resume_asked(
     job.is_paused, job.pause_reason = False, ""
     job.failed_at_resume = job.failed  # it may fail as often again before it pauses again
     job.state = "running" if job.started_utc_ms else "accepted"
-    effects.append(RecordEvent(job.number, names.RESUMED, {}, now_ms))
+    effects.append(RecordEvent(job.number, names.RESUMED, {"failed": job.failed}, now_ms))
     endings.tell_state(state, job, now_ms, effects)
     state.enlist(job)
 

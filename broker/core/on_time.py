@@ -6,6 +6,7 @@ import heapq
 
 from gristmill.broker.core import endings
 from gristmill.broker.core import journal_names as names
+from gristmill.broker.core.adoption import end_wait
 from gristmill.broker.core.cards import job_status
 from gristmill.broker.core.effects import AnyEffect, RecordEvent, TellStatus
 from gristmill.broker.core.events import HoldAnswered, LedgerSeen, TimePassed
@@ -22,6 +23,8 @@ _DRAIN_WEIGHT = 0.1  #: averages over about ten of those
 def on_time_passed(state: State, event: TimePassed, now_ms: int, effects: list[AnyEffect]) -> None:
     """Expiry, shuns that end, recalls, cards. Call it every 50 ms or so."""
     expire(state, now_ms, effects)
+    if state.awaited and now_ms >= state.await_until_ms:
+        end_wait(state)
     while state.shuns and state.shuns[0][0] <= now_ms:
         worker = heapq.heappop(state.shuns)[1]
         if worker in state.workers:

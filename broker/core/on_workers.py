@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gristmill.broker.core import endings
 from gristmill.broker.core import journal_names as names
+from gristmill.broker.core.adoption import adopt, note_back
 from gristmill.broker.core.columns import ATTEMPT_MAX
 from gristmill.broker.core.effects import (
     AckReport,
@@ -38,7 +39,11 @@ Detail = dict[str, str | int | list[Run]]
 def on_worker_joined(
     state: State, event: WorkerJoined, now_ms: int, effects: list[AnyEffect]
 ) -> None:
-    """A worker in a new session. Leases that it still holds are not current: they are stopped."""
+    """A worker in a new session.
+
+    Leases that it holds from before a restart of the broker are adopted if they still hold; what
+    else it has is not current, and stopped.
+    """
     if event.worker in state.workers or not 0 < event.slots <= limits.SLOTS_PER_WORKER_MAX:
         return
     profile = profile_of(
@@ -58,8 +63,13 @@ def on_worker_joined(
     state.dirty_workers[worker.number] = None
     detail: Detail = {"name": worker.name, "node": worker.node, "slots": event.slots}
     effects.append(RecordEvent(0, names.WORKER_JOINED, detail, now_ms))
+    adopted = {
+        claim.lease_id for claim in event.claims if adopt(state, worker, claim, now_ms, effects)
+    }
     for held in event.held:
-        effects.append(StopLease(worker.number, held.lease_id, int(Outcome.LOST)))
+        if held.lease_id not in adopted:
+            effects.append(StopLease(worker.number, held.lease_id, int(Outcome.LOST)))
+    note_back(state, worker.name)
 
 
 def _join_pool(state: State, worker: Worker) -> None:
@@ -222,7 +232,8 @@ def _renew(
             continue
         for lease in list(slot.leases):
             # Orders that never arrived: the worker has had time to name the lease and does not.
-            if lease.number not in held and lease.granted_ms + ttl_ms < now_ms:
+            told_ms = max(lease.granted_ms, worker.joined_ms)
+            if lease.number not in held and told_ms + ttl_ms < now_ms:
                 _forget_order(state, worker, lease, now_ms, effects)
         if slot.leases:
             charge_elapsed(slot.leases[0], now_ms)
@@ -280,6 +291,7 @@ def rescue(
         "node": lease.slot.worker.node,
         "runs": open_runs,
         "cut": suspect,
+        "attempt": lease.attempt,
         "cause": cause,
     }
     effects.append(RecordEvent(job.number, names.LEASE_RESCUED, detail, now_ms))

@@ -269,16 +269,13 @@ def grant(state: State, job: Job, slot: Slot, now_ms: int, effects: list[AnyEffe
     )
     if not slot.leases:
         slot.alive_ms = now_ms
-    _occupy(state, lease)
+    occupy(state, lease)
     tenant.charge(charged)
     if job.state == "accepted":
         job.state = "running"
         job.started_utc_ms = job.started_utc_ms or state.utc(now_ms)
         effects.append(RecordState(job.number, job_status(state, job, now_ms)))
-    if job.number not in worker.jobs:
-        worker.jobs[job.number] = None
-        job.workers[worker.number] = None
-        effects.append(OpenJob(worker.number, job.number))
+    open_on(job, worker, effects)
     heads = job.parcels.covering(job.number, runs)
     grant_head = LeaseGrant(number, slot.number, job.number, attempt, runs, budget, heads)
     effects.append(Dispatch(worker.number, grant_head))
@@ -286,7 +283,16 @@ def grant(state: State, job: Job, slot: Slot, now_ms: int, effects: list[AnyEffe
     return True
 
 
-def _occupy(state: State, lease: Lease) -> None:
+def open_on(job: Job, worker: Worker, effects: list[AnyEffect]) -> None:
+    """The worker has heard of the job before its first lease."""
+    if job.number not in worker.jobs:
+        worker.jobs[job.number] = None
+        job.workers[worker.number] = None
+        effects.append(OpenJob(worker.number, job.number))
+
+
+def occupy(state: State, lease: Lease) -> None:
+    """The lease is out: its slot, worker, job and tenant know of it."""
     job, slot = lease.job, lease.slot
     worker, tenant = slot.worker, job.tenant
     if not any(other.job is job for other in slot.leases):

@@ -1,8 +1,8 @@
 """The state after a restart, from what the journal has: unfinished work is ready again.
 
 The shell reads facts (the dataclasses here) from its tables and calls ``rebuild`` once, before any
-event, with an incarnation that was never used: every lease of an earlier one is void by its id.
-Workers that still hold such leases are told to stop them when they join.
+event, with an incarnation that was never used: a lease of an earlier one is current again only if a
+worker that joins holds it and it is adopted (adoption.py).
 
 The shell then carries out the effects that ``rebuild`` gives (holds asked again under their old
 ref, cancellations finished, jobs that turn out to be complete), and after ``CLIENT_TTL_MS`` steps
@@ -11,11 +11,13 @@ ref, cancellations finished, jobs that turn out to be complete), and after ``CLI
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from gristmill.broker.core import endings
-from gristmill.broker.core.columns import CANCELLED, DONE, FAILED, READY
+from gristmill.broker.core.adoption import begin_wait
+from gristmill.broker.core.columns import ATTEMPT_MAX, CANCELLED, DONE, FAILED, READY
 from gristmill.broker.core.effects import AddToOutbox, AnyEffect
 from gristmill.broker.core.events import JobSubmitted
 from gristmill.broker.core.jobs import Job
@@ -74,6 +76,8 @@ class JobFact:
     ``hold.refused`` line. ``closed_at``: count of its ``upload.closed`` line. ``pause_reason``: of
     a ``job.paused`` line without a later ``job.resumed``. ``is_cancelled``: a ``cancel.asked`` line
     without runs; ``cancelled_runs``: runs of the others. ``is_capped``: a ``cap.reached`` line.
+    ``failed_at_resume``: of its last ``job.resumed`` line. ``losses``: (subtask, attempt) that was
+    cut with its worker, of each ``lease.rescued`` line; ``rescued``: the leases of these lines.
     """
 
     job: int
@@ -90,14 +94,27 @@ class JobFact:
     is_cancelled: bool = False
     cancelled_runs: list[Run] = field(default_factory=list)
     is_capped: bool = False
+    failed_at_resume: int = 0
+    losses: list[tuple[int, int]] = field(default_factory=list)
+    rescued: list[int] = field(default_factory=list)
     parcels: Iterable[ParcelFact] = ()
     results: Iterable[ResultFact] = ()
 
 
 def rebuild(
-    config: Config, incarnation: int, facts: Iterable[JobFact], now_ms: int, now_utc_ms: int
+    config: Config,
+    incarnation: int,
+    facts: Iterable[JobFact],
+    now_ms: int,
+    now_utc_ms: int,
+    workers: Iterable[str] = (),
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[State, list[AnyEffect]]:
-    """The state that these facts (in order of job number) leave, and what is to be done next."""
+    """The state that these facts (in order of job number) leave, and what is to be done next.
+
+    ``workers``: names of those that were there when the broker ended. ``shares``: what tenants had
+    been charged by then.
+    """
     state = State.new(config, incarnation)
     state.utc_offset_ms = now_utc_ms - now_ms
     state.drain.at_ms = now_ms
@@ -110,6 +127,10 @@ def rebuild(
             state.remember(fact.job, Finished(fact.tenant, fact.status, fact.submission))
         else:
             _restore(state, fact, now_ms, effects)
+    for name, share in shares.items():
+        if name in state.tenants:
+            state.tenants[name].share = max(0.0, share)
+    begin_wait(state, list(workers), now_ms)
     place(state, now_ms, effects)
     return state, effects
 
@@ -131,7 +152,10 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
     is_ended = fact.is_cancelled or fact.is_capped or fact.refusal is not None
     for result in fact.results:
         _replay_result(state, job, result, is_ended)
+    _restore_losses(job, fact.losses)
+    state.rescued.update(dict.fromkeys(fact.rescued))
     _restore_ready(job)
+    job.failed_at_resume = fact.failed_at_resume
     if fact.status is not None:
         job.started_utc_ms = fact.status.started_ms
         job.state = "running" if job.started_utc_ms else "accepted"
@@ -232,6 +256,19 @@ def _count_end(
         job.failed += count
         job.note_error(outcome, fact.message, first, count)
     state.queued -= count
+
+
+def _restore_losses(job: Job, losses: list[tuple[int, int]]) -> None:
+    """A subtask that was cut with its worker spent a loss and an attempt, which no result tells."""
+    for index, attempt in losses:
+        job.lost += 1
+        job.retried += 1
+        if not job.columns.part_of(index, min(1, job.uploaded - index), READY):
+            continue  # it ended since
+        ((_, _, spent),) = job.columns.spent(index, 1, True)
+        ((_, _, tried),) = job.columns.attempts(index, 1)
+        job.columns.set_spent(index, 1, True, spent + 1)
+        job.columns.spend(index, 1, min(max(attempt, tried), ATTEMPT_MAX - 1))
 
 
 def _restore_ready(job: Job) -> None:

@@ -39,6 +39,7 @@ class Config:
     recall_after_ms: int = 100  #: an unstarted lease this old is asked back for an idle slot
     status_ms: int = 100  #: a job's card goes to its subscribers at most this often
     shun_ms: int = 1_000  #: a job that could not be set up on a worker stays away, doubling
+    adopt_ms: int = 1_000  #: after a restart, started work waits this long for who may hold it
     finished_max: int = 10_000  #: final jobs whose cards stay in memory
 
 
@@ -66,11 +67,13 @@ class State:
     """Owned by ``step``; the shell only reads it, through ``cards.py`` and ``why.py``.
 
     ``submissions``: (tenant, submission id) -> (job, digest of its content), of jobs in memory;
-    ``has_past``: there are others, in the journal alone (events name them). ``by_seen``:
-    workers, the one silent for longest first. ``recallable``: leases of which something has
-    probably not started, oldest first. ``taken``: leases that were taken from a silent worker, to
-    (job, node), the oldest first. ``dirty_workers``, ``dirty_requirements``: who gained room,
-    who gained work in this step.
+    ``has_past``: there are others, in the journal alone (events name them). ``awaited``: names of
+    workers from before a restart that may hold leases of jobs that ``may_be_held``, until
+    ``await_until_ms``; ``rescued``: leases that nobody adopts any more. ``by_seen``: workers,
+    the one silent for longest first. ``recallable``: leases of which something has probably not
+    started, oldest first. ``taken``: leases that were taken from a silent worker, to (job, node),
+    the oldest first. ``dirty_workers``, ``dirty_requirements``: who gained room, who gained work in
+    this step.
     """
 
     config: Config
@@ -83,6 +86,9 @@ class State:
     finished: dict[int, Finished] = field(default_factory=dict)
     submissions: dict[tuple[str, bytes], tuple[int, bytes]] = field(default_factory=dict)
     has_past: bool = False
+    awaited: dict[str, None] = field(default_factory=dict)
+    await_until_ms: int = 0
+    rescued: dict[int, None] = field(default_factory=dict)
     uploads: dict[int, dict[int, None]] = field(default_factory=dict)
     tenants: dict[str, Tenant] = field(default_factory=dict)
     active: dict[str, Tenant] = field(default_factory=dict)
@@ -182,6 +188,7 @@ class State:
             and job.ending is None
             and not job.is_paused
             and not job.is_waiting_for_budget
+            and not job.may_be_held
             and not (job.spec.concurrency_max and job.leased >= job.spec.concurrency_max)
             and not (self.is_outbox_full and not job.started_utc_ms)
         )
@@ -193,16 +200,19 @@ class State:
         tenant, requirement = job.tenant, job.requirement
         job.is_queued = True
         tenant.ready_jobs += 1
-        if not tenant.is_active:
-            # A returning tenant is owed nothing for its absence.
-            lowest = min((other.share for other in self.active.values()), default=tenant.share)
-            tenant.share = max(tenant.share, lowest)
-            tenant.is_active = True
-            self.active[tenant.name] = tenant
+        self.wake(tenant)
         is_to_be_offered = requirement.add(job)
         self.ready[requirement.key] = requirement
         if is_to_be_offered:
             self.dirty_requirements[requirement.key] = None
+
+    def wake(self, tenant: Tenant) -> None:
+        """The tenant has something ready or running; it is owed nothing for its absence."""
+        if not tenant.is_active:
+            lowest = min((other.share for other in self.active.values()), default=tenant.share)
+            tenant.share = max(tenant.share, lowest)
+            tenant.is_active = True
+            self.active[tenant.name] = tenant
 
     def note_dequeued(self, job: Job) -> None:
         """The job left its lane (the caller popped it)."""

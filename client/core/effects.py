@@ -38,6 +38,12 @@ class BrokerBack(Effect, frozen=True):
     """After ``BrokerSilent``: the broker answers again."""
 
 
+class BrokerRecovering(Effect, frozen=True):
+    """It was started again and reads its journal; told once, in its own words."""
+
+    message: str
+
+
 class Answered(Effect, frozen=True):
     """The answer to a request: ``Answer`` or ``Accepted``."""
 
@@ -123,6 +129,7 @@ AnyEffect = (
     | Welcomed
     | BrokerSilent
     | BrokerBack
+    | BrokerRecovering
     | Answered
     | RequestFailed
     | JobAccepted

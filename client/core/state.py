@@ -125,6 +125,7 @@ class State:
     said_ms: int = 0
     greeted_ms: int = -GREET_MS
     is_silence_told: bool = False
+    is_recovery_told: bool = False
     last_request: int = 0
     requests: dict[int, Pending] = dataclasses.field(default_factory=dict)
     uploads: dict[int, Upload] = dataclasses.field(default_factory=dict)

@@ -130,7 +130,7 @@ def _on_welcome(
 ) -> None:
     if state.phase == "open" and welcome.session == state.session:
         return  # the answer to a HELLO that was said twice
-    state.phase = "open"
+    state.phase, state.is_recovery_told = "open", False
     state.session = welcome.session
     state.ping_ms = max(welcome.ping_ms, 1)
     state.said_ms = now_ms
@@ -181,6 +181,12 @@ def _on_refused(
             return  # of a session that we have left: what it had was said again in this one
         if state.phase == "open" or now_ms - state.greeted_ms >= GREET_MS:
             _greet(state, now_ms, todo)
+        return
+    if refused.code == "RECOVERING":  # nothing that we said was taken: it is said again
+        state.phase, state.greeted_ms = "greeting", now_ms
+        if not state.is_recovery_told:
+            state.is_recovery_told = True
+            todo.append(out.BrokerRecovering(refused.message))
         return
     if refused.request == 0 and state.phase == "greeting" and refused.code in _FINAL_REFUSALS:
         state.phase = "refused"

@@ -117,6 +117,22 @@ class Watcher:
             if self.out.get((lease.job, index)) == lease_id:
                 self.out.pop((lease.job, index))
 
+    def adopted(self, lease_id: int, runs: list[tuple[int, int]]) -> None:
+        """A restarted broker goes on with what a worker holds: a hand-out under the old id."""
+        lease = self.leases[lease_id]
+        name = f"j{lease.job}"
+        self.need(not lease.is_void, f"{name}: a lease that was taken away is adopted")
+        for first, count in runs:
+            for index in range(first, first + count):
+                key = (lease.job, index)
+                self.need(
+                    index not in self.jobs[lease.job].finals, f"{name}/{index} is final and adopted"
+                )
+                self._take_over(key)
+                self.need(key not in self.out, f"{name}/{index} is out already and adopted")
+                self.out[key] = lease_id
+                lease.open[index] = None
+
     def restarted(self, is_durable: Callable[[Tag], bool]) -> None:
         """The broker's memory is gone: what was on disk is told again."""
         log, self.is_quiet = self.log, True
@@ -164,6 +180,8 @@ class Watcher:
         lease = effect.detail.get("lease")
         if effect.name == "lease.rescued" and lease in self.leases:
             self.void(int(lease))  # type: ignore[arg-type]
+        if effect.name == "lease.adopted" and lease in self.leases:
+            self.adopted(int(lease), effect.detail["runs"])  # type: ignore[arg-type]
 
     def on_Dispatch(self, effect: fx.Dispatch) -> None:  # noqa: N802
         lease = effect.lease

@@ -19,11 +19,12 @@ import msgspec
 
 from gristmill.wire.errors import CODES
 from gristmill.wire.limits import RESULTS_PER_REPORT_MAX
-from gristmill.wire.worker import Held, LeaseGrant, Report
+from gristmill.wire.worker import LeaseGrant, Report
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
 from gristmill.worker.core import slots
 from gristmill.worker.core.drain import begin_drain
+from gristmill.worker.core.holding import all_held, claims
 from gristmill.worker.core.state import (
     HELLO_FIRST_MS,
     HELLO_LAST_MS,
@@ -70,7 +71,7 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
 
 
 def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
-    """REJOIN: HELLO again. Anything else ends the worker."""
+    """REJOIN: HELLO again; RECOVERING: a little later. Anything else ends the worker."""
     if state.phase == "ended":
         return []
     if event.code == "REJOIN":
@@ -78,6 +79,9 @@ def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
             return []  # of a session that we have left: this one is good
         if state.phase == "open":
             state.phase, state.hello_at_ms = "greeting", now_ms
+        return []
+    if event.code == "RECOVERING":  # it reads its journal: what we hold, the next HELLO tells
+        state.phase, state.hello_at_ms = "greeting", now_ms + HELLO_FIRST_MS
         return []
     if event.code == "NAME_TAKEN" and state.phase == "greeting":
         # An agent that was killed keeps its name until the broker has missed it for a ttl.
@@ -180,7 +184,7 @@ def _take_answer(state: State, answers: int, acked: int, now_ms: int) -> None:
 
 
 def _take_lease(state: State, grant: LeaseGrant, frames: tuple[bytes, ...], now_ms: int) -> Effects:
-    lease = Lease(grant, frames, list(grant.runs))
+    lease = Lease(grant, frames, list(grant.runs), since_ms=now_ms)
     is_known = grant.job in state.jobs and 0 <= grant.slot < len(state.slots)
     if not is_known or _held(state, grant.lease_id):
         return [do.Tell(f"lease {grant.lease_id} of job {grant.job} makes no sense; ignored")]
@@ -225,17 +229,10 @@ def _say_hello(state: State, now_ms: int) -> Effects:
     state.hello_at_ms = now_ms + pause + state.jitter % (pause + 1)
     state.hello_pause_ms = min(pause * 2, HELLO_LAST_MS)
     state.hello_sent_ms = now_ms
-    hello = msgspec.structs.replace(state.setting.hello, held=_all_held(state))
+    hello = msgspec.structs.replace(
+        state.setting.hello, held=all_held(state), claims=claims(state, now_ms)
+    )
     return [do.SendHello(hello)]
-
-
-def _all_held(state: State) -> list[Held]:
-    held = []
-    for slot in state.slots:
-        for lease in slot.leases:
-            started = slot.started[1] if slot.started[0] == lease.lease_id else -1
-            held.append(Held(lease.lease_id, slot.number, started, lease.done))
-    return held
 
 
 def _report(state: State, now_ms: int) -> Effects:
@@ -266,7 +263,7 @@ def _report(state: State, now_ms: int) -> Effects:
         number=state.report_number,
         is_full=is_full,
         slots_alive=[slot.number for slot in state.slots if slots.is_alive(state, slot, now_ms)],
-        held=_all_held(state) if is_full else [],
+        held=all_held(state) if is_full else [],
         results=[pending.head for pending in batch],
         returned=state.returned,
         is_draining=state.is_draining,

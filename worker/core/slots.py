@@ -511,7 +511,7 @@ def _conclude(
         peak_kib=peak_kib,
         metering=metering or state.setting.hello.metering,
     )
-    _append(state, Pending(head, frames, tariff_of(state, lease.grant.job)))
+    _append(state, lease, head, frames)
 
 
 def _keep_result(state: State, lease: Lease, event: on.ResultArrived) -> None:
@@ -528,10 +528,11 @@ def _keep_result(state: State, lease: Lease, event: on.ResultArrived) -> None:
         metering=event.metering,
         is_estimated=event.is_estimated,
     )
-    _append(state, Pending(head, event.frames, tariff_of(state, lease.grant.job)))
+    _append(state, lease, head, event.frames)
 
 
-def _append(state: State, pending: Pending) -> None:
+def _append(state: State, lease: Lease, head: ResultHead, frames: Frames4) -> None:
     """Numbered when it is sent: numbers begin at 1 in each session."""
-    state.results.append(pending)
+    tariff = tariff_of(state, lease.grant.job)
+    state.results.append(Pending(head, frames, tariff, lease.grant, lease.since_ms))
     state.unsent += 1

@@ -64,7 +64,7 @@ class Lease:
 
     ``cause``: why it is being handed back, empty while it runs. ``stop_outcome``: of the subtask
     that runs when the broker stops the lease, -1 if it did not. ``fed``: the slot has it.
-    ``returned_at``: with ``cause``, whether what has not started was already returned.
+    ``since_ms``: when it came.
     """
 
     grant: LeaseGrant
@@ -76,6 +76,7 @@ class Lease:
     done: int = 0
     cpu_us: int = 0
     billed: int = 0
+    since_ms: int = 0
 
     @property
     def lease_id(self) -> int:
@@ -114,11 +115,13 @@ class Slot:
 
 @dataclasses.dataclass(slots=True)
 class Pending:
-    """A result until its ack."""
+    """A result until its ack. ``grant``, ``since_ms``: of its lease, without the inputs."""
 
     head: ResultHead
     frames: Frames4
     tariff: Tariff
+    grant: LeaseGrant
+    since_ms: int
     is_sent: bool = False
 
 

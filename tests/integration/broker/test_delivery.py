@@ -199,4 +199,4 @@ def test_credit_stands_still_while_a_tenants_disk_is_full(broker):
     client.send(wc.Credit(client.session, job, 0, 1 << 40))
     client.watch(lambda: sum(m.head.count for m, _ in client.results) == 150_003)
     client.send(wc.Credit(client.session, job, client.results[-1][0].sequence, 1 << 40))
-    client.watch(lambda: client.committed[job] == 150_003, "the credit goes on")
+    client.watch(lambda: client.committed.get(job) == 150_003, "the credit goes on")

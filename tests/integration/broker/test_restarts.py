@@ -2,11 +2,18 @@
 
 import hashlib
 import os
+import pathlib
 import sqlite3
 
+import zmq
+
+from gristmill.broker import records, schema
 from gristmill.wire import client as wc
+from gristmill.wire import limits
+from gristmill.wire import worker as ww
+from gristmill.wire.frames import encode
 from gristmill.wire.ledger import Contribution
-from gristmill.wire.spec import JobSpec
+from gristmill.wire.spec import JobSpec, Tariff
 
 
 def billed(grid):  # type: ignore[no-untyped-def]
@@ -107,3 +114,87 @@ def test_a_job_that_was_damaged_is_refused_by_name_and_the_broker_lives(grid):
     assert (refused.code, refused.job) == ("INTERNAL", job) and "damaged" in refused.message
     assert again.submit().job == job + 1
     assert grid.process.poll() is None
+
+
+def test_who_knocks_while_the_journal_is_read_is_told_to_wait(broker):
+    """``recovering`` until the replay ends, then everybody is let in without a new connection."""
+    broker.ledger().start()
+    broker.start()
+    broker.terminate()
+    fill(broker.state / "journal.db", jobs=6_000)
+    front, back = knock(broker.front), knock(broker.back)
+    hello = wc.Hello(limits.PROTOCOL, os.urandom(16), "local", "", "3.11", "test")
+    front.send(encode(hello))
+    back.send(encode(ww.Goodbye(b"old session", "whatever")))
+    broker.start()
+    refused = wc.decode_broker.decode(front.recv())
+    assert (refused.code, refused.request) == ("RECOVERING", 0) and "rows in" in refused.message
+    assert ww.decode_orders.decode(back.recv()).code == "RECOVERING"
+    front.send(encode(hello))
+    assert isinstance(wc.decode_broker.decode(front.recv()), wc.Welcome)
+    front.close()
+    back.close()
+    figures = broker.client().ask("grid")
+    assert figures["recovery_rows"] > 6_000 and figures["recovery_ms"] > 0
+    assert figures["recovering"] >= 2 and figures["jobs"] == 6_000
+
+
+def knock(address):  # type: ignore[no-untyped-def]
+    """A socket that connects as soon as somebody listens there."""
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RECONNECT_IVL, 5)
+    socket.setsockopt(zmq.RCVTIMEO, 30_000)
+    socket.connect(address)
+    return socket
+
+
+def fill(path: pathlib.Path, jobs: int) -> None:
+    """Unfinished jobs of one subtask each, with their inputs."""
+    with sqlite3.connect(path) as db:
+        for job in range(1, jobs + 1):
+            spec = JobSpec("function", function="0" * 64, count=1)
+            record = records.JobRecord(job, "local", b"%016d" % job, 1, spec, Tariff(), b"f")
+            db.execute(schema.ADD_JOB, records.job_row(record))
+            db.execute(schema.ADD_OPEN, (job,))
+            db.execute(schema.ADD_EVENT, records.event_row(job, 1, "hold.granted", {}))
+            db.execute(schema.ADD_PARCEL, records.parcel_row(job, 0, 1, "m", b"x"))
+    db.close()
+
+
+def test_a_job_that_was_pruned_is_expired_with_its_date_and_never_unknown(grid):
+    client, worker = grid.client(), grid.worker()
+    worker.hello()
+    worker.start()
+    submission = os.urandom(16)
+    spec = grid.function_spec(retention_s=0)
+    job = client.submit(spec, submission).job
+    client.subscribe(job)
+    client.upload(job, 10)
+    client.close_upload(job, 10)
+    client.finish(job)
+    worker.close()
+
+    def rows(query):  # type: ignore[no-untyped-def]
+        with sqlite3.connect(grid.state / "journal.db") as db:
+            ((count,),) = db.execute(query, (job,))
+        return count
+
+    for query in ("SELECT count(*) FROM results WHERE job = ?",
+                  "SELECT count(*) FROM events WHERE job = ?"):  # fmt: skip
+        grid.terminate()
+        grid.start(past_days=0)  # it looks at once, then each minute
+        grid.until(lambda q=query: rows(q) == 0, query)
+    again = grid.client()
+    for refused in (
+        again.ask("job", job=job),
+        again.submit(spec, submission),
+        again.subscribe(job),
+        again.call(wc.Cancel, job, []),
+    ):
+        assert (refused.code, refused.job) == ("EXPIRED", job), refused
+        assert " UTC as 'done'" in refused.message
+    assert again.ask("job", job=job + 1).code == "UNKNOWN_JOB"
+    assert grid.client(tenant="stranger").ask("job", job=job).code == "UNKNOWN_JOB"
+    assert again.submit().job == job + 1  # its number is not used again
+    assert rows("SELECT count(*) FROM tombstones WHERE job = ?") == 1

@@ -187,3 +187,30 @@ def test_a_damaged_journal_never_stops_a_start() -> None:
     state, _ = restore(fact(parcels=PARCELS, results=results))
     job = state.jobs[3]
     assert (job.done, job.uploaded, job.ready.count) == (25, 100, 75)
+
+
+def test_losses_spent_and_failures_before_a_resume_are_not_forgotten() -> None:
+    results = [
+        ResultFact(1, 0, 10, 1, b"\1"),
+        ResultFact(2, 20, 1, 2, b"\1", [(20, 1)]),
+    ]
+    losses = [(20, 1), (30, 1), (30, 2), (5, 1)]
+    spec = {"count": 100, "retries": 3, "losses_max": 2, "failures_max": 10}
+    state, _ = restore(
+        fact(spec=spec, parcels=PARCELS, results=results, losses=losses, failed_at_resume=10)
+    )
+    job = state.jobs[3]
+    assert (job.failed, job.failed_at_resume, job.lost) == (10, 10, 4)
+    assert list(job.columns.spent(30, 1, True)) == [(30, 1, 2)]
+    assert list(job.columns.attempts(30, 1)) == [(30, 1, 2)]
+    assert list(job.columns.attempts(20, 1)) == [(20, 1, 2)]
+    assert list(job.columns.spent(20, 1, True)) == [(20, 1, 1)]
+    assert {(20, 3), (30, 3)} <= {(start, attempt) for start, _, attempt, _ in job.ready.runs}
+
+
+def test_a_tenant_goes_on_with_the_share_that_it_had() -> None:
+    facts = [fact(parcels=PARCELS), fact(job=4, tenant="u", submission=b"y", parcels=PARCELS)]
+    state, _ = rebuild(Config(), 9, facts, 50, UTC, (), {"t": 7e9, "gone": 1.0})
+    assert state.tenants["t"].share == 7e9 and state.tenants["u"].share == 0.0
+    assert "gone" not in state.tenants
+    check(state)

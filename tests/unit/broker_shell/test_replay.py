@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import apsw
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gristmill.broker import checkpoints, records, replay, schema
@@ -145,7 +145,7 @@ def test_a_submission_of_a_damaged_job_is_known_as_damaged(file: File) -> None:
     known = find_submission(file.db, "t", b"s1")
     assert known and known.job == 1 and known.digest
     file.db.execute("UPDATE jobs SET function = x'00' WHERE job = 1")
-    assert find_submission(file.db, "t", b"s1") == (1, b"")
+    assert find_submission(file.db, "t", b"s1") == (1, b"", None)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -191,6 +191,7 @@ def state_of(facts: list[ResultFact]) -> State:
     return state
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 99), st.integers(1, 9), st.sampled_from("oaml")), max_size=30

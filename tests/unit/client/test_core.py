@@ -132,6 +132,19 @@ def test_the_upload_is_closed_behind_its_last_parcel() -> None:
     assert not state.uploads
 
 
+def test_a_broker_that_reads_its_journal_is_waited_for_and_nothing_fails() -> None:
+    state = opened()
+    step(state, on.Requested(9, wire.Ask(b"", 0, "jobs")), 22)
+    refused = on.Received(wire.Refused(0, "RECOVERING", "the broker reads", ""), [])
+    effects = step(state, refused, 300)
+    assert effects == [out.BrokerRecovering("the broker reads")]
+    assert step(state, refused, 301) == []  # told once
+    assert sent(step(state, on.TimePassed(), 301 + GREET_MS)) == [HELLO]
+    second = wire.Welcome(b"t" * 16, "b", "local", 1000, 15000, "", True)
+    messages = sent(step(state, on.Received(second, []), 2_000))
+    assert [type(message) for message in messages] == [wire.Ask]
+
+
 def test_a_new_session_says_everything_again() -> None:
     state = opened()
     accepted(state)

@@ -481,3 +481,25 @@ def test_a_stop_ends_what_a_drain_lets_run() -> None:
     assert rig.look(1, 0) == [do.KillJail(0, 1, "cancel")]
     rig.died(Outcome.CANCELLED, 1, 0)
     assert told(rig.turn())[0] == [(0, 1, Outcome.CANCELLED)]
+
+
+def test_a_broker_that_reads_its_journal_is_greeted_again_a_little_later() -> None:
+    rig = Rig().running()
+    assert rig.tell(on.WasRefused("RECOVERING", "m", "h")) == []
+    assert not [effect for effect in rig.turn() if isinstance(effect, do.SendHello)]
+    (hello,) = [effect for effect in rig.turn(500) if isinstance(effect, do.SendHello)]
+    assert [held.lease_id for held in hello.message.held] == [1]
+
+
+def test_hello_claims_what_runs_and_what_waits_for_its_ack() -> None:
+    rig = Rig().running()
+    rig.result(1, 0, 2)
+    rig.turn()
+    rig.tell(on.WasRefused("REJOIN", "", ""))
+    (hello,) = [effect for effect in rig.turn() if isinstance(effect, do.SendHello)]
+    (claim,) = hello.message.claims
+    grant = rig.state.slots[0].leases[0].grant
+    assert (claim.lease_id, claim.slot, claim.job, claim.attempt) == (1, 0, grant.job, 1)
+    assert claim.budget_ucredits == grant.budget_ucredits and claim.age_ms >= 0
+    runs = [index for start, length in claim.runs for index in range(start, start + length)]
+    assert runs == [i for start, length in grant.runs for i in range(start, start + length)]
