@@ -7,6 +7,7 @@ outcome is not OK and that has more to say than its outcome.
 import msgspec
 
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.frames import UNDECODABLE
 
 MESSAGE_CHARS_MAX = 4_000
 TRACEBACK_CHARS_MAX = 16_000
@@ -69,7 +70,7 @@ def unpack_failures(frame: bytes | memoryview) -> list[tuple[int, Failure]]:
     """
     try:
         return _decode_failures(frame) if len(frame) else []
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise RemoteError("MALFORMED", f"a failures frame does not decode: {error}") from None
 
 
@@ -86,5 +87,5 @@ def unpack_logs(frame: bytes | memoryview) -> list[LogEntry]:
     """
     try:
         return _decode_logs(frame) if len(frame) else []
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise RemoteError("MALFORMED", f"a logs frame does not decode: {error}") from None

@@ -14,6 +14,9 @@ from gristmill.wire.errors import RemoteError
 
 T = TypeVar("T")
 
+#: what msgspec raises for bytes of a peer; nesting ends its own recursion, in skipped fields too
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -42,12 +45,7 @@ class HeaderDecoder(Generic[T]):
             )
         try:
             return self._decode(frame)  # type: ignore[no-any-return]
-        except (
-            msgspec.DecodeError,
-            msgspec.ValidationError,
-            UnicodeDecodeError,
-            RecursionError,
-        ) as error:
+        except UNDECODABLE as error:
             raise RemoteError("MALFORMED", f"the header does not decode: {error}") from None
 
 

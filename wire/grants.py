@@ -15,6 +15,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.frames import UNDECODABLE
 
 ANY = "*"
 _CONTEXT = b"gristmill-grant-1\0"
@@ -58,7 +59,7 @@ def check_grant(
         body = _unb64(body_text)
         key.verify(_CONTEXT + body, _unb64(signature_text))
         grant = _decode(body)
-    except (BadSignatureError, binascii.Error, ValueError, TypeError, msgspec.DecodeError):
+    except (BadSignatureError, binascii.Error, ValueError, TypeError, *UNDECODABLE):
         raise RemoteError("UNAUTHORISED", "the grant is not signed by this grid's broker") from None
     if now_ms >= grant.expires_ms:
         raise RemoteError(

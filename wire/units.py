@@ -3,6 +3,7 @@
 On the wire and in every struct a quantity is an integer in the unit that ends its name.
 """
 
+import math
 import re
 
 UCREDITS_PER_CREDIT = 1_000_000  #: money is counted in integer micro-credits
@@ -27,7 +28,13 @@ def parse_bytes(text: str | int) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
     if not match:
         raise ValueError(f"{text!r} is not a size; write it as 512M, 64K or 1.5G")
-    return int(float(match[1]) * _BYTES[match[2]])
+    return _whole(text, float(match[1]) * _BYTES[match[2]])
+
+
+def _whole(text: str, number: float) -> int:
+    if number == math.inf:
+        raise ValueError(f"{text!r:.40}... is too large")
+    return int(number)
 
 
 def parse_ms(text: str | int | float) -> int:
@@ -44,7 +51,7 @@ def parse_ms(text: str | int | float) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?\s*", text.lower())
     if not match:
         raise ValueError(f"{text!r} is not a duration; write it as 90s, 5m, 250ms or 1.5h")
-    return int(float(match[1]) * _MS[match[2] or "s"])
+    return _whole(text, float(match[1]) * _MS[match[2] or "s"])
 
 
 def parse_credits(text: str | int | float) -> int:

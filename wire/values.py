@@ -28,7 +28,9 @@ from typing import Any
 
 import msgspec
 
+from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.frames import UNDECODABLE
 
 _RANGE = struct.Struct("<qq")
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
@@ -68,7 +70,7 @@ def decode_ref(frame: bytes | memoryview) -> BlobRef:
     """
     try:
         return _decode_ref(frame)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise RemoteError("MALFORMED", f"a blob reference does not decode: {error}") from None
 
 
@@ -210,6 +212,10 @@ def unpack(
         elif codec == "m":
             values = _decode_any(frame)
         elif codec == "range":
+            if not 0 <= count <= limits.RANGE_ITEMS_MAX:
+                raise RemoteError(
+                    "MALFORMED", f"a range of {count} values; at most {limits.RANGE_ITEMS_MAX}"
+                )
             start, step = _RANGE.unpack(frame)
             values = list(range(start, start + step * count, step)) if step else [start] * count
         elif codec == "p":
@@ -218,7 +224,7 @@ def unpack(
             values = loads(frame)
         else:
             raise RemoteError("MALFORMED", f"unknown codec {codec!r}")
-    except (msgspec.DecodeError, ValueError, struct.error) as error:
+    except (*UNDECODABLE, ValueError, struct.error) as error:
         raise RemoteError(
             "MALFORMED", f"a frame of codec {codec!r} does not decode: {error}"
         ) from None
@@ -269,6 +275,6 @@ def split_rows(frame: bytes | memoryview) -> tuple[str, tuple[int, ...], memoryv
     try:
         (size,) = struct.unpack_from("<I", view)
         dtype, shape = msgspec.msgpack.decode(view[4 : 4 + size], type=tuple[str, list[int]])
-    except (struct.error, msgspec.DecodeError) as error:
+    except (*UNDECODABLE, struct.error) as error:
         raise RemoteError("MALFORMED", f"a frame of codec 'r' does not decode: {error}") from None
     return dtype, tuple(shape), view[4 + size :]

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from gristmill.wire import client, failure, frames, grants, limits, meter, receipts, worker
+from gristmill.wire import (
+    client,
+    failure,
+    frames,
+    grants,
+    limits,
+    meter,
+    receipts,
+    values,
+    worker,
+)
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.ids import format_job, pack_lease_id, parse_job, parse_subtask, unpack_lease_id
 from gristmill.wire.outcome import GRIDS_DOING, OWN_DOING, Outcome
@@ -185,3 +195,35 @@ def test_every_error_code_says_what_to_do_next():
     for code, spec in CODES.items():
         assert spec.code == code and spec.meaning and spec.next_move
         assert code in str(RemoteError(code)) and spec.next_move in str(RemoteError(code))
+
+
+DEEP = b"\x91" * 20_000 + b"\x00"
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        lambda: values.decode_ref(b"\x93\xa0\x00" + DEEP),
+        lambda: values.unpack("m", b"\x91" + DEEP, 1),
+        lambda: values.split_rows(b"\xff\x00\x00\x00\x93\xa0\x90" + DEEP),
+        lambda: failure.unpack_logs(b"\x91\x9a\x00\xc4\x00\xc4\x00\xa0\xa0\x00\x00\xc2\x01" + DEEP),
+        lambda: failure.unpack_failures(
+            b"\x91\x92\x00\x9a\xa0\xa0\xa0\xc4\x00\x00\x00\x00\x00\x00" + DEEP
+        ),
+    ],
+)
+def test_nesting_without_end_is_malformed_in_skipped_fields_too(decode):
+    with pytest.raises(RemoteError, match="MALFORMED"):
+        decode()
+
+
+@pytest.mark.parametrize("count", [-1, limits.RANGE_ITEMS_MAX + 1, 1 << 62])
+def test_a_range_of_too_many_values_takes_no_memory(count):
+    with pytest.raises(RemoteError, match="MALFORMED"):
+        values.unpack("range", bytes(16), count)
+
+
+@pytest.mark.parametrize("parse", [parse_bytes, parse_ms])
+def test_a_number_past_all_floats_is_a_value_error(parse):
+    with pytest.raises(ValueError, match="too large"):
+        parse("9" * 400)
