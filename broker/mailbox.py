@@ -15,6 +15,10 @@ import zmq
 from gristmill.broker.metrics import Metrics
 
 _MORE = zmq.NOBLOCK | zmq.SNDMORE
+#: what libzmq holds for one peer, in messages of up to ``RESULT_FRAME_BYTES_MAX``: 32 MiB, as much
+#: as ``peer_queue_bytes``. It counts messages only; at its default of 1,000 a few subscribers that
+#: do not read made the broker reach its memory limit.
+PIPE_MESSAGES = 128
 
 
 class Peer:
@@ -159,7 +163,7 @@ def bind_router(
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
-    socket.setsockopt(zmq.SNDHWM, 1_000)
+    socket.setsockopt(zmq.SNDHWM, PIPE_MESSAGES)
     socket.setsockopt(zmq.RCVHWM, 1_000)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.BACKLOG, 4_096)
