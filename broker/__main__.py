@@ -15,7 +15,7 @@ from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_
 from gristmill.broker.tokens import make_token
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
-from gristmill.wire.process import announce_ready, die_with_parent
+from gristmill.wire.process import announce_ready, die_with_parent, raise_descriptor_limit
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.broker")
@@ -94,6 +94,7 @@ def _serve(given: argparse.Namespace) -> int:
             return EXIT_OK
     names = ("state", "front", "back", "ledger", "store")
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
+    raise_descriptor_limit()
     limit = settings.memory_bytes or default_limit()
     limit_private_bytes(limit)
     try:

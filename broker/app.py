@@ -23,6 +23,7 @@ from gristmill.broker.core.invariants import check
 from gristmill.broker.core.state import Config
 from gristmill.broker.core.step import step
 from gristmill.broker.delivery import Delivery
+from gristmill.broker.descriptors import DescriptorWatch
 from gristmill.broker.execution import Execution
 from gristmill.broker.front import Front
 from gristmill.broker.grants import Grants
@@ -30,7 +31,7 @@ from gristmill.broker.journal import Journal, free_bytes
 from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.lobby import Lobby
 from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
-from gristmill.broker.memory import MemoryWatch, default_limit, resident_bytes
+from gristmill.broker.memory import MemoryWatch, default_limit
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
@@ -75,6 +76,7 @@ class Broker:
         key = load_key(settings.state / BROKER_KEY)
         self.metrics = metrics = Metrics()
         self._memory = MemoryWatch(settings.memory_bytes or default_limit(), metrics)
+        self._descriptors = DescriptorWatch(metrics)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = False
         self._paused_ms = 0
@@ -254,6 +256,7 @@ class Broker:
             return
         self._next_second_ms = now_ms + SECOND_MS
         self._front.expire(now_ms)
+        self._descriptors.look()
         if self._absent_until_ms is not None and now_ms >= self._absent_until_ms:
             self._absent_until_ms = None
             self._apply(on.ClientLost(0))
@@ -485,9 +488,11 @@ class Broker:
             "parcel_cache_bytes": self._frames.size_bytes,
             "result_cache_bytes": self.delivery.cached_bytes,
             "disk_free_bytes": self._free_disk_bytes,
-            "memory_bytes": resident_bytes(),
+            "memory_bytes": self._memory.held,
             "memory_peak_bytes": self._memory.peak,
             "memory_limit_bytes": self._memory.limit,
+            "descriptors": self._descriptors.used,
+            "descriptors_limit": self._descriptors.limit,
             **self.metrics.export(),
         }
 

@@ -34,8 +34,12 @@ def default_limit() -> int:
 
 def resident_bytes() -> int:
     """What this process holds in memory now."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        return _resident(file.fileno())
+
+
+def _resident(statm_fd: int) -> int:
+    return int(os.pread(statm_fd, 256, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def limit_private_bytes(limit: int) -> None:
@@ -49,11 +53,13 @@ def limit_private_bytes(limit: int) -> None:
 
 
 class MemoryWatch:
-    """See the module's text. ``peak``: the most that was seen."""
+    """See the module's text. ``peak``: the most that was seen; ``held``: at the last look."""
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self.limit = limit
-        self.peak = 0
+        # Held open: where descriptors have run out, memory must still be looked at.
+        self._statm_fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self.peak = self.held = _resident(self._statm_fd)
         self._metrics = metrics
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
@@ -63,10 +69,11 @@ class MemoryWatch:
         """Ends the thread."""
         self._stop.set()
         self._thread.join(5)
+        os.close(self._statm_fd)
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_S):
-            held = resident_bytes()
+            held = self.held = _resident(self._statm_fd)
             self.peak = max(self.peak, held)
             if held > self.limit:
                 self._end(held)

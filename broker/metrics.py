@@ -39,6 +39,7 @@ class Metrics:
     journal_full: int = 0
     journal_cuts: int = 0
     intake_pauses: int = 0
+    descriptors_short: int = 0
     outbox_added: int = 0
     outbox_posts: int = 0
     outbox_resends: int = 0

@@ -39,7 +39,7 @@ from gristmill.wire.ledger import (
     Verdict,
     decode_to_ledger,
 )
-from gristmill.wire.process import announce_ready, die_with_parent
+from gristmill.wire.process import announce_ready, die_with_parent, raise_descriptor_limit
 from gristmill.wire.units import format_credits
 
 log = logging.getLogger("gristmill.ledger")
@@ -327,6 +327,7 @@ def serve(settings: Settings) -> int:
         level=logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
+    raise_descriptor_limit()
     stop, wake = socket.socketpair()
     wake.setblocking(False)
     # The interpreter's C handler writes to the socket: a handler in Python would run too late for a

@@ -8,6 +8,7 @@ sleep.
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -34,3 +35,14 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process as many descriptors as it may give itself; how many those are.
+
+    Distributions start processes with a soft limit of 1,024 for the sake of ``select``, which
+    nobody here calls; each connection is a descriptor.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,155 @@
+"""P11: connections that only take descriptors, down to the last one."""
+
+import contextlib
+import os
+import resource
+import signal
+import time
+
+import pytest
+from sockets_peers import ClientPeer, until
+from sockets_zmtp import COMMAND, GREETING, greet, open_stream
+
+import gristmill.wire.client as wc
+
+READY = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\0"
+HANDSHAKE = GREETING + bytes([COMMAND, len(READY)]) + READY
+ROOM = 40  #: descriptors that are left when the bomb begins
+
+
+def descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def narrow(broker):
+    """Leaves the process only some descriptors."""
+    pid = broker.process.pid
+    hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid) + ROOM, hard))
+
+
+def fill(address, count):
+    """Connections that shook hands, or were not even accepted, and say nothing."""
+    held = []
+    for _ in range(count):
+        stream = open_stream(address, 2.0)
+        stream.sendall(HANDSHAKE)
+        held.append(stream)
+    return held
+
+
+def work(client, worker_count=200):
+    job = client.submit().job
+    client.subscribe(job)
+    client.upload(job, worker_count)
+    client.close_upload(job, worker_count)
+    card = client.finish(job)
+    assert (card.done, card.failed) == (worker_count, 0)
+    return job
+
+
+@pytest.fixture
+def tcp(broker):
+    """A broker whose clients come by tcp."""
+    broker.front = "tcp://127.0.0.1:*"
+    broker.ledger().start()
+    broker.start()
+    ready = [line for line in broker.text().splitlines() if line.startswith("ready broker ")]
+    broker.front = ready[-1].split()[2]
+    worker = broker.worker()
+    worker.hello()
+    worker.start()
+    return broker
+
+
+def test_it_takes_all_descriptors_that_it_may(broker):
+    broker.ledger().start()
+    broker.start()
+    soft, hard = resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard
+    figures = until(
+        lambda: (f := broker.client().ask("grid"))["descriptors_limit"] and f, "it has looked"
+    )
+    assert figures["descriptors_limit"] == hard
+    assert 0 < figures["descriptors"] <= descriptors(broker.process.pid) + 1
+
+
+def test_a_descriptor_bomb_on_tcp_leaves_those_who_are_here_alone(tcp, sized, figures):
+    honest = tcp.client()
+    work(honest)
+    narrow(tcp)
+    bombs, jobs = sized(1, 10), 0
+    for _ in range(bombs):
+        held = fill(tcp.front, ROOM * 3)
+        pid = tcp.process.pid
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+        until(lambda limit=limit, pid=pid: descriptors(pid) >= limit, "all are taken", 10)
+        work(honest)  # journal, reader, results and the ledger's line need no new one
+        jobs += 1
+        until(lambda: honest.ask("grid")["descriptors_short"], "it is told")
+        for stream in held:
+            stream.close()
+        late = ClientPeer(tcp.front)
+        tcp.closers.append(late.close)
+        assert isinstance(late.hello(), wc.Welcome), "served when there is room again"
+        work(late)
+    assert "RLIMIT_NOFILE" in tcp.text()
+    assert tcp.process.poll() is None
+    figures(bombs=bombs, connections=bombs * ROOM * 3, jobs_meanwhile=jobs, lost=0)
+
+
+def test_a_descriptor_bomb_on_ipc_costs_a_start_and_nothing_accepted(broker, sized, figures):
+    """libzmq aborts; `gristmill up` starts a process that ended, as here."""
+    broker.ledger().start()
+    broker.start()
+    worker = broker.worker()
+    worker.hello()
+    worker.start()
+    honest, back_s, bombs = broker.client(), [], sized(2, 25)
+    accepted = []
+    for _ in range(bombs):
+        accepted.append(honest.submit().job)
+        honest.upload(accepted[-1], 300)
+        honest.close_upload(accepted[-1], 300)
+        until(lambda: honest.committed.get(accepted[-1]) == 300 or honest.drain(), "on disk")
+        narrow(broker)
+        held = []
+        with contextlib.suppress(OSError):
+            while len(held) < 2 * ROOM:
+                held.append(greet(broker.front))
+        assert broker.process.wait(20) == -signal.SIGABRT
+        assert "Too many open files" in broker.text()
+        for stream in held:
+            stream.close()
+        began = time.monotonic()
+        broker.start()
+        assert isinstance(honest.hello(), wc.Welcome)
+        back_s.append(time.monotonic() - began)
+    for job in accepted:
+        honest.watch(
+            lambda job=job: honest.ask("job", wc.JobStatus, job=job).state == "done",
+            f"job {job} is done",
+        )
+        card = honest.ask("job", wc.JobStatus, job=job)
+        assert (card.done, card.failed) == (300, 0)
+    figures(bombs=bombs, lost=0, back_s_max=round(max(back_s), 2))
+
+
+def test_silent_half_handshakes_go_and_the_honest_are_served(tcp, sized, figures):
+    count = sized(500, 5_000)
+    honest, pid = tcp.client(), tcp.process.pid
+    base, held, jobs = descriptors(pid), [], 0
+    for n in range(count):
+        stream = open_stream(tcp.front)
+        stream.sendall(GREETING[: n % len(GREETING)])  # each stops at another byte
+        held.append(stream)
+        if n % 100 == 99:
+            work(honest, 10)
+            jobs += 1
+    began = time.monotonic()
+    until(lambda: descriptors(pid) <= base + 2, "they are gone by HANDSHAKE_IVL", 20)
+    gone_s = time.monotonic() - began
+    work(honest)
+    for stream in held:
+        stream.close()
+    figures(half_handshakes=count, gone_s=round(gone_s, 2), jobs_meanwhile=jobs)
