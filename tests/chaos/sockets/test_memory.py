@@ -1,5 +1,6 @@
 """P11: a peer cannot take the host's memory, and what it can do to the broker is short."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,9 +26,10 @@ BACK_S_MAX = 15.0
 
 def peak_bytes(pid: int) -> int:
     """The most that a live process has held."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) << 10
+    with contextlib.suppress(ProcessLookupError):  # it may end between opening and reading
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
     return 0
 
 
