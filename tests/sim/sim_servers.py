@@ -21,6 +21,7 @@ from sim_world import Shim, World, need
 
 from gristmill.broker import app as broker_app
 from gristmill.broker import journal as broker_journal
+from gristmill.broker import memory as broker_memory
 from gristmill.broker import reader as broker_reader
 from gristmill.broker import replay as broker_replay
 from gristmill.broker.settings import BrokerSettings
@@ -151,6 +152,7 @@ class SimBroker(Process):
             (broker_journal, "os", Shim(os, urandom=lambda size: b"\7" * size)),
             (broker_journal, "apsw", self.disk.module),
             (broker_journal, "threading", threads),
+            (broker_memory, "threading", threads),
             (broker_reader, "apsw", self.disk.module),
             (broker_reader, "threading", threads),
             (broker_replay, "apsw", self.disk.module),
