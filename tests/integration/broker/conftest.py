@@ -204,13 +204,18 @@ class WorkerPeer(Link):
             "tiers": ["strict", "job", "batch"], "pythons": ["3.11.7"], "metering": "wait4",
             "version": "test", "slots": self.slots, **fields,
         }  # fmt: skip
-        self.send(
-            ww.Hello(protocol, self.name, self.node, self.instance, given["slots"],
-                    given["cpus_milli"], given["memory_bytes"], given["disk_bytes"],
-                    given["labels"], given["tiers"], given["pythons"], given["metering"],
-                    given["version"])
+        hello = ww.Hello(
+            protocol, self.name, self.node, self.instance, given["slots"],
+            given["cpus_milli"], given["memory_bytes"], given["disk_bytes"],
+            given["labels"], given["tiers"], given["pythons"], given["metering"],
+            given["version"],
         )  # fmt: skip
-        got = self.receive()
+        self.send(hello)
+        while (got := self.receive()) and isinstance(got[0], ww.Refused):
+            if got[0].code == "RECOVERING":
+                self.send(hello)
+            elif got[0].code != "REJOIN":  # that is what an earlier session is told
+                break
         assert got, "no answer to HELLO"
         if isinstance(got[0], ww.Welcome):
             self.session = got[0].session
@@ -288,7 +293,8 @@ class WorkerPeer(Link):
             renew_at = 0.0
             while not self.stop.is_set():
                 message = self.take()
-                if isinstance(message, ww.Refused) and message.code == "REJOIN":
+                is_refused = isinstance(message, ww.Refused) and message.code == "REJOIN"
+                if is_refused and message.session in (b"", self.session):
                     self.hello()
                 self.work_off()
                 if time.monotonic() >= renew_at:
