@@ -149,7 +149,11 @@ class Answers:
         question: Callable[[Any], Any],
         then: Callable[[Any], None],
     ) -> None:
-        """Asks the journal; a refusal when too much waits, or the file is damaged there."""
+        """Asks the journal; a refusal when too much waits, or the file is damaged there.
+
+        What has ended may have left memory before it is on disk: the journal is asked when
+        everything that was recorded up to now can be read in it.
+        """
         if session.questions >= QUESTIONS_PER_CLIENT or self._reader.is_busy:
             raise RemoteError(
                 "QUEUE_FULL",
@@ -171,7 +175,7 @@ class Answers:
             text = f"the journal is damaged where this is: {error}"
             self._refuse(session, request, RemoteError("INTERNAL", text), 0)
 
-        self._reader.ask(question, arrived, failed)
+        self._when_durable(lambda: self._reader.ask(question, arrived, failed))
 
     def _live(self, session: ClientSession, job: int) -> JobStatus | None:
         found = find_status(self._state, job, self._clock()[0])
@@ -314,14 +318,15 @@ class Answers:
         job, first, limit, wanted = message.job, message.first, message.limit, message.text
         if wanted not in ("", "waiting", "ready", "leased", "done", "failed", "cancelled"):
             raise RemoteError("MALFORMED", f"text is {wanted!r:.40}: not a state of a subtask")
-        live = self._live(session, job)
-
-        def then(ended: list[SubtaskRow]) -> None:
-            rows = {row.index: row for row in subtask_rows(self._state, job, first, limit, wanted)}
-            rows.update((row.index, row) for row in ended)
-            self._say(session, message.request, [rows[index] for index in sorted(rows)][:limit])
 
         def read(_: Any = None) -> None:
+            # Memory now, the journal after it: what ends in between is in both, not in neither.
+            rows = {row.index: row for row in subtask_rows(self._state, job, first, limit, wanted)}
+
+            def then(ended: list[SubtaskRow]) -> None:
+                rows.update((row.index, row) for row in ended)
+                self._say(session, message.request, [rows[index] for index in sorted(rows)][:limit])
+
             if wanted in ("waiting", "ready", "leased"):
                 then([])
                 return
@@ -332,7 +337,7 @@ class Answers:
                 then,
             )
 
-        if live is not None:
+        if self._live(session, job) is not None:
             read()
         else:
             self._past(session, message, read)

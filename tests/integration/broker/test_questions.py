@@ -1,5 +1,10 @@
 """Ask: live things from the state, past ones from the journal."""
 
+import contextlib
+import sqlite3
+
+import msgspec
+
 import gristmill.wire.client as wc
 import gristmill.wire.worker as ww
 from gristmill.wire.failure import Failure, LogEntry, pack_failures, pack_logs
@@ -79,6 +84,33 @@ def test_a_finished_job_before_and_after_a_restart(grid):
     assert grid.terminate() == 0
     grid.start()
     check_answers(grid.client(), job)
+
+
+def test_what_ended_and_is_not_on_disk_yet_is_not_missing(grid):
+    client, worker = grid.client(), grid.worker()
+    worker.hello()
+    job = client.submit().job
+    client.upload(job, 2)
+    client.close_upload(job, 2)
+
+    def granted():
+        worker.take()
+        return sum(count for lease, _ in worker.leases for _, count in lease.runs) == 2
+
+    grid.until(granted, "everything is leased")
+    with contextlib.closing(sqlite3.connect(grid.state / "journal.db")) as slow_disk:
+        slow_disk.isolation_level = None
+        slow_disk.execute("BEGIN IMMEDIATE")  # the broker's commit of the results waits for this
+        worker.work_off()
+        # Only refusals do not wait for the disk: they tell what the broker has taken.
+        assert isinstance(worker.hello(protocol=0), ww.Refused)
+        client.request += 1
+        client.send(wc.Ask(client.session, client.request, "subtasks", job=job))
+        assert isinstance(client.ask("jobs", limit=0), wc.Refused)
+        slow_disk.execute("ROLLBACK")
+    answer = client.wait_for(lambda m: isinstance(m, wc.Answer) and m.request == client.request - 1)
+    rows = msgspec.msgpack.decode(answer.body, type=list[wc.SubtaskRow])
+    assert [(row.index, row.state) for row in rows] == [(0, "done"), (1, "done")]
 
 
 def test_a_waiting_job(grid):
