@@ -40,6 +40,8 @@ from gristmill.worker.core.state import (
 Effects = list[do.Effect]
 #: full reports whose answers may still come
 SENT_MAX = 64
+#: leases of this session whose repeats are known, also when they are done
+TAKEN_MAX = 4_096
 
 
 def on_began(state: State, event: on.Began, now_ms: int) -> Effects:
@@ -61,6 +63,7 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
     for pending in state.results:
         pending.is_sent = False
     state.sent.clear()
+    state.taken = dict.fromkeys(lease.lease_id for slot in state.slots for lease in slot.leases)
     state.report_at_ms = state.answered_ms = state.acked_at_ms = now_ms
     # the broker's clock began when it took the HELLO, which cannot have been before it was sent
     state.lapse_at_ms = state.hello_sent_ms + state.ttl_ms - state.lapse_margin_ms
@@ -186,8 +189,11 @@ def _take_answer(state: State, answers: int, acked: int, now_ms: int) -> None:
 def _take_lease(state: State, grant: LeaseGrant, frames: tuple[bytes, ...], now_ms: int) -> Effects:
     lease = Lease(grant, frames, list(grant.runs), since_ms=now_ms)
     is_known = grant.job in state.jobs and 0 <= grant.slot < len(state.slots)
-    if not is_known or _held(state, grant.lease_id):
+    if not is_known or grant.lease_id in state.taken:
         return [do.Tell(f"lease {grant.lease_id} of job {grant.job} makes no sense; ignored")]
+    state.taken[grant.lease_id] = None
+    if len(state.taken) > TAKEN_MAX:
+        del state.taken[next(iter(state.taken))]
     slot = state.slots[grant.slot]
     state.jobs[grant.job].is_closed = False
     if state.is_draining:

@@ -141,7 +141,8 @@ class State:
     """Everything; made by ``new_state``.
 
     ``lapse_at_ms``: until when our jails may run. ``sent``: full reports that were not answered,
-    number to time. ``spawner_seen_ms``: when the process that starts jails was last seen moving.
+    number to time. ``taken``: the last leases that came in this session, in order; broker ids are
+    never used twice. ``spawner_seen_ms``: when the process that starts jails was last seen moving.
     """
 
     setting: Setting
@@ -158,6 +159,7 @@ class State:
     report_number: int = 0
     report_at_ms: int = 0
     sent: dict[int, int] = dataclasses.field(default_factory=dict)
+    taken: dict[int, None] = dataclasses.field(default_factory=dict)
     answered_ms: int = 0
     lapse_at_ms: int = 0
     acked_at_ms: int = 0

@@ -210,6 +210,21 @@ def test_a_lease_that_makes_no_sense_is_told_and_ignored() -> None:
     assert isinstance(effect, do.Tell)
 
 
+def test_orders_that_come_again_give_nothing_twice() -> None:
+    rig = Rig().join()
+    rig.open()
+    grant = rig.grant(0, 1)
+    rig.orders(leases=[grant])
+    rig.tell(on.JailReady(0, 1))
+    assert all(isinstance(effect, do.Tell) for effect in rig.orders(leases=[grant]))  # it is held
+    rig.result(1, 0, 1)
+    rig.tell(on.FeedEnded(0, 1, 1))
+    rig.orders(close=[1])
+    effects = rig.orders(leases=[grant])  # it is done
+    assert effects and all(isinstance(effect, do.Tell) for effect in effects)
+    assert not any(slot.leases for slot in rig.state.slots) and not rig.state.returned
+
+
 def test_results_outside_the_lease_end_the_jail() -> None:
     rig = Rig().running()
     effects = rig.result(1, 3, 2)
