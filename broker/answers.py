@@ -24,6 +24,7 @@ from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.reader import Reader
 from gristmill.broker.sessions import ClientSession, Workers
+from gristmill.wire import limits
 from gristmill.wire.client import (
     FINAL_JOB_STATES,
     Answer,
@@ -39,10 +40,12 @@ from gristmill.wire.client import (
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ids import format_job
+from gristmill.wire.units import format_bytes
 
 QUESTIONS_PER_CLIENT = 64
 ROWS_MAX = 10_000  #: in one answer
 LOG_ROWS_MAX = 200  #: an answer with output is larger
+_INLINE_BYTES_MAX = limits.HEADER_BYTES_MAX - 64  #: of an answer within its header
 USAGE_BY = ("job", "node", "day")
 
 
@@ -123,7 +126,20 @@ class Answers:
 
     def _say(self, session: ClientSession, request: int, body: Any) -> None:
         """What is told of live things may rest on records that are not on disk yet: it waits."""
-        frames = [encode(Answer(request, msgspec.Raw(msgspec.msgpack.encode(body))))]
+        encoded = msgspec.msgpack.encode(body)
+        if len(encoded) <= _INLINE_BYTES_MAX:
+            frames = [encode(Answer(request, msgspec.Raw(encoded)))]
+        else:
+            step = limits.FRAME_BYTES_MAX
+            parts = [encoded[at : at + step] for at in range(0, len(encoded), step)]
+            if len(parts) >= limits.MESSAGE_FRAMES_MAX:
+                raise RemoteError(
+                    "INVALID_SPEC",
+                    f"the answer has {format_bytes(len(encoded))};"
+                    f" the limit is {format_bytes(step * (limits.MESSAGE_FRAMES_MAX - 1))}",
+                    "ask for fewer rows at a time (limit)",
+                )
+            frames = [encode(Answer(request)), *parts]
         self._when_durable(lambda: self._mailbox.send(session.peer, frames))
 
     def _refuse(self, session: ClientSession, request: int, error: RemoteError, job: int) -> None:

@@ -447,8 +447,8 @@ class DryRun(msgspec.Struct, frozen=True):
 class Answer(Message, frozen=True, tag=6):
     """Answer to a request.
 
-    ``body``: MessagePack of the struct (or list of structs) that the question asks for; empty for a
-    plain yes.
+    ``body``: MessagePack of the struct (or list of structs) that the question asks for; nil for a
+    plain yes. One that is too large for a header follows as body frames instead, to be joined.
     """
 
     request: int

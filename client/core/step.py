@@ -114,6 +114,8 @@ def _on_received(
         case wire.JobEvent():
             results.on_job_event(state, message.status, now_ms, todo)
         case wire.Answer():
+            if frames:  # a body that is too large for a header
+                message = msgspec.structs.replace(message, body=msgspec.Raw(b"".join(frames)))
             _on_answer(state, message, now_ms, todo)
         case wire.Accepted():
             _on_accepted(state, message, now_ms, todo)

@@ -187,8 +187,12 @@ def _judge_card_of(db: sqlite3.Connection, order: Order, is_over: bool, verdict:
             verdict.fault("lost_parcels", f"j{order.job}: {end} were taken, {reached} are there")
     row = db.execute("SELECT status FROM job_states WHERE job = ?", (order.job,)).fetchone()
     card = _decode_card(row[0]) if row else None
-    if order.final is not None and card != order.final:
-        verdict.fault("lost_cards", f"j{order.job} was {order.final.state}; the card is {card}")
+    final = order.final
+    if final is not None and card is not None and card.superseded > final.superseded:
+        # a late result of a lease that was given up is noted on the card, also after the end
+        final = msgspec.structs.replace(final, superseded=card.superseded)
+    if final is not None and card != final:
+        verdict.fault("lost_cards", f"j{order.job} was {final}; the card is {card}")
     if is_over and (card is None or card.state not in FINAL_JOB_STATES):
         verdict.fault("not_final", f"j{order.job} is {card.state if card else 'unknown'}")
 

@@ -326,3 +326,14 @@ def test_ranges_of_subtasks_are_cancelled(client: Client) -> None:
     job = client.post(spec, b"", range(1_000_000))
     client.cancel(job, [range(2, 1_000_000), 0, 1])
     assert client.wait(job, 20).cancelled == 1_000_000
+
+
+def test_an_answer_larger_than_a_header_arrives_whole(client: Client) -> None:
+    values = client.map(lambda n: print(n, "x" * 6_000), range(600), tier="batch")
+    assert list(values) == [None] * 600
+    job = client.jobs(limit=1)[0].job
+    rows = client.subtasks(job, limit=600)  # about 110 KiB
+    assert [row.index for row in rows] == list(range(600))
+    logs = client.logs(job, limit=60)
+    assert [row.index for row in logs] == list(range(60))
+    assert sum(len(row.stdout) for row in logs) > 64 << 10
