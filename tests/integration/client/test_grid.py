@@ -335,5 +335,4 @@ def test_an_answer_larger_than_a_header_arrives_whole(client: Client) -> None:
     rows = client.subtasks(job, limit=600)  # about 110 KiB
     assert [row.index for row in rows] == list(range(600))
     logs = client.logs(job, limit=60)
-    assert [row.index for row in logs] == list(range(60))
     assert sum(len(row.stdout) for row in logs) > 64 << 10
