@@ -292,7 +292,7 @@ class Answers:
 
     def _why(self, session: ClientSession, message: Ask) -> None:
         if self._live(session, message.job) is not None:
-            answer = why(self._state, message.job)
+            answer = why(self._state, message.job, self._clock()[0])
             if answer is not None:
                 self._say(session, message.request, answer)
                 return

@@ -15,6 +15,7 @@ from gristmill.wire.client import (
     JobStatus,
     Reason,
     SubtaskRow,
+    Turn,
     UsageRow,
     WorkerRow,
 )
@@ -159,6 +160,7 @@ class Why(Document, frozen=True, tag="gristmill/why/1"):
     state: str
     summary: str
     reasons: list[Reason]
+    turn: Turn | None = None
 
 
 class Usage(Document, frozen=True, tag="gristmill/usage/1"):

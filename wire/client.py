@@ -352,13 +352,28 @@ class Reason(msgspec.Struct, frozen=True):
     change: str = ""
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """What decides when a waiting job is next: the lowest share, then priority with age.
+
+    ``share_us``: cpu-microseconds that its tenant was given, by weight; ``age_ms`` since the
+    submission; ``ahead``: jobs that come first, of ``of`` that wait for the same kind of slot.
+    """
+
+    priority: int
+    share_us: int
+    age_ms: int
+    ahead: int
+    of: int
+
+
 class WhyAnswer(msgspec.Struct, frozen=True):
-    """Why a job is not running (or that it is)."""
+    """Why a job is not running (or that it is). ``turn``: of a job that waits for a slot."""
 
     job: int
     state: str
     summary: str
     reasons: list[Reason]
+    turn: Turn | None = None
 
 
 class LogRow(msgspec.Struct, frozen=True):

@@ -21,7 +21,8 @@ from gristmill.broker.core.leases import Lease, lease_items
 from gristmill.broker.core.pricing import lease_budget
 from gristmill.broker.core.runs import total
 from gristmill.broker.core.state import State
-from gristmill.broker.core.tenants import Lane, Requirement, key_of_job
+from gristmill.broker.core.tenants import Lane, Requirement
+from gristmill.broker.core.turns import Rank, rank_of_job
 from gristmill.broker.core.workers import Pool, Slot, Worker
 from gristmill.wire.ids import pack_lease_id
 from gristmill.wire.limits import LEASE_TARGET_US
@@ -30,7 +31,7 @@ from gristmill.wire.worker import LeaseGrant
 _NO_LIMIT = 1 << 60
 _RECALLS_LOOKED_AT = 16
 _WINDOW = 32
-Choice = tuple[float, int, int, Job]  #: (share, key, job number, job)
+Choice = tuple[Rank, Job]
 
 
 def place(state: State, now_ms: int, effects: list[AnyEffect]) -> None:
@@ -158,14 +159,14 @@ def _choose(state: State, slot: Slot, now_ms: int) -> Job | None:
             if not worker.has_room_for(slot, requirement.cpus_milli, requirement.memory_bytes):
                 continue
             choice = _best(state, requirement, slot, now_ms)
-            if choice is not None and (best is None or choice[:3] < best[:3]):
+            if choice is not None and (best is None or choice[0] < best[0]):
                 best = choice
         if best is not None:
             if len(state.ready) > _WINDOW:
                 for requirement in window:
                     if requirement.key in state.ready:
                         state.ready.move_to_end(requirement.key)
-            return best[3]
+            return best[1]
     return None
 
 
@@ -192,7 +193,7 @@ def _best(state: State, requirement: Requirement, slot: Slot, now_ms: int) -> Ch
         if not tenant.slots_max or tenant.slots < tenant.slots_max or is_served:
             job = _first_of(state, requirement, lane, slot.worker, now_ms)
             if job is not None:
-                found = (tenant.share, key_of_job(job), job.number, job)
+                found = (rank_of_job(job), job)
                 break
         if tenant.order in requirement.lanes:  # nothing of it fits here: look at the next tenant
             aside.append(heapq.heappop(requirement.heap))

@@ -3,9 +3,8 @@
 A *requirement* is what a job needs of a worker: equal ones are one object, so that matching is done
 once for thousands of jobs. Each has *lanes*, one a tenant with something ready, and a heap of lanes
 by the tenant's *share*: the cpu-microseconds allocated to it so far, divided by its weight. The
-tenant with the lowest share goes first; inside a lane the job with the lowest ``key`` does:
-submission time less one minute for each step of priority, which is ageing without ever sorting
-again. Heaps are lazy: an entry that no longer holds is dropped when it comes up.
+tenant with the lowest share goes first; inside a lane the job with the lowest key does, see
+``turns.py``. Heaps are lazy: an entry that no longer holds is dropped when it comes up.
 
 "cpu-seconds" are allocated ones (wall time × cpus asked for), as batch systems charge them: a
 job that sleeps on its slot pays for the slot.
@@ -17,13 +16,13 @@ import heapq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gristmill.broker.core.turns import key_of_job
 from gristmill.wire.spec import JobSpec
 
 if TYPE_CHECKING:
     from gristmill.broker.core.jobs import Job
     from gristmill.broker.core.workers import Pool
 
-AGE_STEP_MS = 60_000  #: a step of priority is worth this much waiting
 _STALE_MAX = 64
 _LANES_MOVED_MAX = 16
 
@@ -73,11 +72,6 @@ class Lane:
     born: int
     is_shunned: bool = False
     jobs: list[tuple[int, int, Job]] = field(default_factory=list)
-
-
-def key_of_job(job: Job) -> int:
-    """Order inside a lane: lower first."""
-    return job.submitted_ms - job.spec.priority * AGE_STEP_MS
 
 
 def minor_of(version: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gristmill.broker.core.tenants import Requirement
+from gristmill.broker.core.turns import turn_of
 from gristmill.wire.client import JobStatus, Reason, WhyAnswer
 from gristmill.wire.ids import format_job
 from gristmill.wire.units import format_bytes, format_credits
@@ -187,7 +188,7 @@ def _error_text(job: int, word: str, message: str, count: int, first: int) -> st
     return f"{told} ({often} {format_job(job)}/{first})"
 
 
-def why(state: State, number: int) -> WhyAnswer | None:
+def why(state: State, number: int, now_ms: int) -> WhyAnswer | None:
     """The full answer for a job in memory; None for a job that is not."""
     job = state.jobs.get(number)
     if job is None:
@@ -238,7 +239,7 @@ def why(state: State, number: int) -> WhyAnswer | None:
     reasons += reasons_of(state, job.requirement)
     reasons += _room_reasons(state, job)
     summary = reason_of(state, job) or f"it is running: {job.leased} subtasks are out"
-    return WhyAnswer(number, job.state, summary, reasons)
+    return WhyAnswer(number, job.state, summary, reasons, turn_of(state, job, now_ms))
 
 
 def _room_reasons(state: State, job: Job) -> list[Reason]:

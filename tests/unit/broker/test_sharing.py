@@ -85,7 +85,7 @@ def test_slots_max_leaves_the_rest_to_others() -> None:
     core.job(50, tenant="b")
     assert core.state.tenants["b"].slots == 2
     core.job(5, tenant="a")
-    waiting = why(core.state, 3)
+    waiting = why(core.state, 3, core.now)
     assert waiting is not None and "1 of its 1 slots" in waiting.summary
     assert waiting.reasons[0].constraint == "slots_max"
 
@@ -148,7 +148,7 @@ def test_why_counts_workers_and_names_the_cheapest_change(core: Core) -> None:
     core.join(2, slots=8, labels={"zone": "a"})
     core.join(3, tiers=["job"], memory_bytes=1 << 30)
     core.submit(count=1, labels={"zone": "b"}, tier="batch", limits=Limits(memory_bytes=2 << 30))
-    answer = why(core.state, 1)
+    answer = why(core.state, 1, core.now)
     assert answer is not None and answer.state == "accepted"
     found = {r.constraint: (r.asked, r.workers, r.of) for r in answer.reasons}
     assert found == {
@@ -165,11 +165,11 @@ def test_why_says_when_all_is_busy_or_claimed(core: Core) -> None:
     core.join(1, slots=2, memory_bytes=2 << 30)
     core.job(50, limits=Limits(memory_bytes=2 << 30))
     core.job(50, tenant="u", limits=Limits(memory_bytes=1 << 30))
-    answer = why(core.state, 2)
+    answer = why(core.state, 2, core.now)
     assert answer is not None and answer.summary == "waiting for a free slot"
     assert [r.constraint for r in answer.reasons] == ["room"]
     core.join(2)
-    running = why(core.state, 2)
+    running = why(core.state, 2, core.now)
     assert running is not None and running.summary.startswith("it is running")
 
 
@@ -181,14 +181,14 @@ def test_why_of_an_ended_job_is_words_for_people(core: Core) -> None:
         (first, count), *_ = lease.runs
         column = bytes(Outcome.OK if n == 1 else Outcome.TIME for n in range(first, first + count))
         core.result(1, lease, first, count, column)
-    answer = why(core.state, 1)
+    answer = why(core.state, 1, core.now)
     assert answer is not None and answer.state == "failed"
     assert answer.summary.startswith("of 4 subtasks 3 failed, 1 done; time")
     assert "(3 times, first j1/0)" in answer.summary and "JOB_FAILED" not in answer.summary
 
     core.submit(count=3)
     core.do(ev.CancelAsked(1, 1, "t", 2, []))
-    answer = why(core.state, 2)
+    answer = why(core.state, 2, core.now)
     assert answer is not None
     assert answer.state == "cancelled"
     assert answer.summary == "cancelled by its tenant; of 3 subtasks 3 cancelled"
@@ -197,14 +197,14 @@ def test_why_of_an_ended_job_is_words_for_people(core: Core) -> None:
 def test_why_of_final_and_unknown_jobs(core: Core) -> None:
     core.join()
     core.submit(count=0)
-    answer = why(core.state, 1)
+    answer = why(core.state, 1, core.now)
     assert answer is not None and answer.summary == "it had no subtasks"
     core.job(2)
     for lease in leases(core):
         core.result(1, lease, *lease.runs[0])
-    answer = why(core.state, 2)
+    answer = why(core.state, 2, core.now)
     assert answer is not None and answer.summary == "all of its 2 subtasks are done"
-    assert why(core.state, 9) is None and find_status(core.state, 9, 0) is None
+    assert why(core.state, 9, core.now) is None and find_status(core.state, 9, 0) is None
 
 
 def test_cards(core: Core) -> None:
@@ -236,3 +236,26 @@ def test_cards_are_told_ten_times_a_second_at_most(core: Core) -> None:
         core.finish(1, leases(core)[0], 1_000)
         told += len(only(core.tick(10), fx.TellStatus))
     assert 9 <= told <= 11
+
+
+def test_why_gives_the_facts_of_a_place_in_the_queue(core: Core) -> None:
+    """Share, then priority with age: a step of priority is worth a minute of waiting."""
+    core.join(1)
+    core.job(50, tenant="a")
+    old = core.job(1, tenant="a")
+    core.now += 59_000
+    urgent = core.job(1, tenant="a", priority=5)
+    other = core.job(1, tenant="b", priority=0)
+    places = {}
+    for number in (old, urgent, other):
+        answer = why(core.state, number, core.now)
+        assert answer is not None and answer.turn is not None
+        places[number] = answer.turn
+    assert places[other].ahead == 3, "with equal shares the older tenant goes first"
+    core.state.tenants["a"].charge(1)
+    first = why(core.state, other, core.now)
+    assert first is not None and first.turn is not None and first.turn.ahead == 0
+    assert places[urgent].ahead < places[old].ahead, places
+    assert (places[old].age_ms, places[urgent].age_ms, places[urgent].priority) == (59_000, 0, 5)
+    running = why(core.state, 1, core.now)
+    assert running is not None and places[old].of == 3 + (running.turn is not None)
