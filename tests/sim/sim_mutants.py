@@ -24,7 +24,6 @@ from gristmill.broker.core import (
 )
 from gristmill.broker.core import step as broker_step
 from gristmill.broker.core.effects import AddToOutbox
-from gristmill.broker.core.leases import Lease
 from gristmill.broker.core.ready import Ready
 from gristmill.broker.core.state import State
 from gristmill.broker.core.tenants import Tenant
@@ -166,17 +165,6 @@ def a_restart_uses_its_old_number(patch: Patch) -> None:
     patch.setattr(broker_journal, "_begin_incarnation", lambda db: (real(db)[0], 1))
 
 
-@mutant
-def a_cancel_is_not_recorded(patch: Patch) -> None:
-    """After a restart the job goes on."""
-    real = Execution._record_event
-
-    def record(self: Any, effect: Any) -> None:
-        if effect.name != "cancel.asked":
-            real(self, effect)
-
-    patch.setattr(Execution, "_record_event", record)
-
 
 # ---------------------------------------------------------------- leases and results
 
@@ -308,11 +296,6 @@ def a_cancel_forgets_what_is_leased(patch: Patch) -> None:
 
     patch.setattr(endings, "give_back", give_back)
 
-
-@mutant
-def a_cancelled_job_is_charged_to_its_very_end(patch: Patch) -> None:
-    """Time after the fence of a cancel costs money."""
-    patch.setattr(Lease, "elapsed_ms", lambda self, now_ms: now_ms - self.granted_ms + 1)
 
 
 # ---------------------------------------------------------------- capacity and money
@@ -492,16 +475,6 @@ def a_client_takes_a_result_twice(patch: Patch) -> None:
 
     patch.setattr(client_results, "on_results", on_results)
 
-
-@mutant
-def an_old_rejoin_ends_the_new_session(patch: Patch) -> None:
-    """HELLOs without end: what REJOIN answered is not looked at."""
-    real = client_step._on_refused
-
-    def on_refused(state: Any, refused: Any, now_ms: int, todo: Any) -> None:
-        real(state, msgspec.structs.replace(refused, session=b""), now_ms, todo)
-
-    patch.setattr(client_step, "_on_refused", on_refused)
 
 
 @mutant
