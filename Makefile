@@ -55,7 +55,7 @@ release-check: .venv/.stamp ## the simulator and the faults at release size: an 
 	@status=0; \
 	GRISTMILL_SIZE=release GRISTMILL_FIGURES="$(CURDIR)/out/reliability.jsonl" \
 		.venv/bin/pytest tests/sim tests/chaos $(PYTEST) || status=$$?; \
-	.venv/bin/python bench/harness/reliability.py out/reliability.jsonl && exit $$status
+	GRISTMILL_SIZE=release .venv/bin/python bench/harness/reliability.py out/reliability.jsonl && exit $$status
 
 clean: ## remove what the other targets made
 	rm -rf .venv build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
