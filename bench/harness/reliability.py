@@ -55,6 +55,7 @@ def main() -> None:
     is_release = os.environ.get("GRISTMILL_SIZE") == "release"
     command = "`make release-check`" if is_release else "`make sim chaos`, the sizes of CI"
     run = {**card(), "command": command, "tests": [json.loads(line) for line in text.splitlines()]}
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / "reliability.json").write_text(json.dumps(run, indent=1) + "\n")
     head, found, _ = PAGE.read_text().partition(HEADING)
     if not found:
