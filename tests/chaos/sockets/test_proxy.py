@@ -67,11 +67,15 @@ def test_faults_are_as_told_and_the_same_again_for_the_same_seed(context, router
             peer = dealer(context, proxy.address)
             for number in range(500):
                 peer.send(b"%d" % number)
+
+            def copies(proxy: ChaosProxy = proxy) -> int:
+                return 500 - proxy.counts[UP, "dropped"] + proxy.counts[UP, "duplicated"]
+
             proxy_end = time.monotonic() + 10
-            while proxy.seen(UP) < 500 and time.monotonic() < proxy_end:
+            while proxy.seen(UP) < 500 or proxy.seen(UP, "passed") < copies():
+                assert time.monotonic() < proxy_end
                 time.sleep(0.01)
-            copies = 500 - proxy.counts[UP, "dropped"] + proxy.counts[UP, "duplicated"]
-            arrived.append([frames[1] for frames in receive(router, copies)])
+            arrived.append([frames[1] for frames in receive(router, copies())])
             assert 60 < proxy.counts[UP, "dropped"] < 140
             assert 40 < proxy.counts[UP, "duplicated"] < 120
             peer.close(0)
