@@ -4,7 +4,6 @@ A question that needs the disk is read in the reader's thread and answered when 
 client may have ``QUESTIONS_PER_CLIENT`` of them waiting.
 """
 
-import datetime
 import itertools
 import time
 from collections.abc import Callable
@@ -61,6 +60,19 @@ def gone(tombstone: past.Tombstone) -> RemoteError:
 def format_utc(ms: int) -> str:
     """``2026-11-22 05:12:01 UTC``."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ms / 1_000))
+
+
+def _unusable(known: past.KnownSubmission, message: Submit) -> RemoteError | None:
+    """Why this id is not free for this content; None for a repeat."""
+    if known.pruned is not None:
+        return gone(known.pruned)
+    if known.spec is None:
+        text = f"{format_job(known.job)} has this submission id; it is damaged on the disk"
+        return RemoteError("INTERNAL", text, "submit it again under a new id")
+    if content_digest(known.spec) != content_digest(message.spec):
+        text = conflict_text(known.job, known.spec, message.spec)
+        return RemoteError("SUBMISSION_CONFLICT", text)
+    return None
 
 
 class Answers:
@@ -142,7 +154,8 @@ class Answers:
             frames = [encode(Answer(request)), *parts]
         self._when_durable(lambda: self._mailbox.send(session.peer, frames))
 
-    def _refuse(self, session: ClientSession, request: int, error: RemoteError, job: int) -> None:
+    def refuse(self, session: ClientSession, request: int, error: RemoteError, job: int) -> None:
+        """Answers a request with its error, and counts it."""
         self._metrics.refused += 1
         refused = Refused(request, error.code, error.message, error.hint, job)
         self._mailbox.send(session.peer, [encode(refused)])
@@ -154,8 +167,8 @@ class Answers:
         unknown = RemoteError("UNKNOWN_JOB", text)
         self._reader.ask(
             lambda db: past.find_tombstone(db, tenant, job),
-            lambda found: self._refuse(session, request, gone(found) if found else unknown, job),
-            lambda _: self._refuse(session, request, unknown, job),
+            lambda found: self.refuse(session, request, gone(found) if found else unknown, job),
+            lambda _: self.refuse(session, request, unknown, job),
         )
 
     def _read(
@@ -184,12 +197,12 @@ class Answers:
             try:
                 then(found)
             except RemoteError as error:
-                self._refuse(session, request, error, 0)
+                self.refuse(session, request, error, 0)
 
         def failed(error: Exception) -> None:
             session.questions -= 1
             text = f"the journal is damaged where this is: {error}"
-            self._refuse(session, request, RemoteError("INTERNAL", text), 0)
+            self.refuse(session, request, RemoteError("INTERNAL", text), 0)
 
         self._when_durable(lambda: self._reader.ask(question, arrived, failed))
 
@@ -199,40 +212,51 @@ class Answers:
 
     # ------------------------------------------------------------ submissions
 
+    def is_known(self, session: ClientSession, message: Submit) -> bool:
+        """Whether the state has this submission: it is a repeat, not a new job."""
+        return (session.tenant, message.submission) in self._state.submissions
+
     def find_submission(
         self,
         session: ClientSession,
         message: Submit,
         then: Callable[[past.KnownSubmission | None], None],
     ) -> None:
-        """What the journal knows of a submission id that the state does not have.
+        """What the journal knows of a submission id, where the state does not know enough.
 
-        A client that left meanwhile is forgotten: it submits again when it is back.
+        An id that cannot be used again is refused from here: only the journal has the content of
+        an ended job, and with it the first difference. A client that left meanwhile is forgotten:
+        it submits again when it is back.
         """
         tenant, submission, state = session.tenant, message.submission, self._state
         token = session.token
-        if not state.has_past or (tenant, submission) in state.submissions:
+        held = state.submissions.get((tenant, submission))
+        if held is None:
+            is_asked = state.has_past
+        else:
+            is_asked = held[0] not in state.jobs and held[1] != content_digest(message.spec)
+        if message.is_dry_run or not is_asked:
             then(None)
             return
 
         def arrived(known: past.KnownSubmission | None) -> None:
             if session.token != token:
                 return
-            if known is not None and known.pruned is not None:
-                self._refuse(session, message.request, gone(known.pruned), known.job)
-                return
-            if known is not None and not known.digest:
-                text = f"{format_job(known.job)} has this submission id; it is damaged on the disk"
-                error = RemoteError("INTERNAL", text, "submit it again under a new id")
-                self._refuse(session, message.request, error, known.job)
-                return
-            then(known)
+            error = None if known is None else _unusable(known, message)
+            if known is not None and error is not None:
+                self.refuse(session, message.request, error, known.job)
+            else:
+                then(known)
 
         def failed(error: Exception) -> None:
             text = f"the journal is damaged where submissions are looked up: {error}"
-            self._refuse(session, message.request, RemoteError("INTERNAL", text), 0)
+            self.refuse(session, message.request, RemoteError("INTERNAL", text), 0)
 
-        self._reader.ask(lambda db: past.find_submission(db, tenant, submission), arrived, failed)
+        self._when_durable(
+            lambda: self._reader.ask(
+                lambda db: past.find_submission(db, tenant, submission), arrived, failed
+            )
+        )
 
     def find_past(self, session: ClientSession, request: int, job: int) -> None:
         """A request about a job that the state does not have: one that is over needs no more."""
@@ -304,31 +328,6 @@ class Answers:
             self._say(session, message.request, answer)
 
         self._past(session, message, then)
-
-    def is_conflict(self, session: ClientSession, message: Submit) -> bool:
-        """Whether a submission repeats one of an ended job with another content.
-
-        Then it is refused from here, since the first difference is known to the journal only.
-        """
-        known = self._state.submissions.get((session.tenant, message.submission))
-        if known is None or known[0] in self._state.jobs or message.is_dry_run:
-            return False
-        job, digest = known
-        if digest == content_digest(message.spec):
-            return False
-
-        def arrived(found: past.PastJob | None) -> None:
-            text = conflict_text(job, found.record.spec if found else None, message.spec)
-            error = RemoteError("SUBMISSION_CONFLICT", text)
-            self._refuse(session, message.request, error, job)
-
-        self._read(
-            session,
-            message.request,
-            lambda db: past.find_job(db, session.tenant, job),
-            arrived,
-        )
-        return True
 
     def _subtasks(self, session: ClientSession, message: Ask) -> None:
         job, first, limit, wanted = message.job, message.first, message.limit, message.text
@@ -425,16 +424,15 @@ class Answers:
             is_final = found.status.state in FINAL_JOB_STATES
             is_over = is_final and expires_ms <= self._clock()[1]
             if is_over or (found.results_last == 0 and message.after < results):
-                until = datetime.datetime.fromtimestamp(expires_ms // 1_000, datetime.UTC)
-                text = f"the results of {format_job(job)} were kept until {until:%Y-%m-%d %H:%M:%S}"
-                text += " UTC" if is_over else " UTC at most, and freed once they were read"
+                text = f"the results of {format_job(job)} were kept until {format_utc(expires_ms)}"
+                text += "" if is_over else " at most, and freed once they were read"
                 text += f"; its content has the digest {content_digest(found.record.spec).hex()}"
-                self._refuse(session, message.request, RemoteError("EXPIRED", text), job)
+                self.refuse(session, message.request, RemoteError("EXPIRED", text), job)
                 return
             if found.status.state not in FINAL_JOB_STATES:
                 # Not in the state, and its last card is not final: its row did not survive a start.
                 text = f"{format_job(job)} is damaged on the broker's disk and was not taken up"
-                self._refuse(session, message.request, RemoteError("INTERNAL", text), job)
+                self.refuse(session, message.request, RemoteError("INTERNAL", text), job)
                 return
             flow = self._delivery.find(job)
             if flow is None:
@@ -496,7 +494,7 @@ class Answers:
                 self._mailbox.send(session.peer, [encode(Answer(message.request, body))])
                 return
             known = code if code in CODES else "INTERNAL"
-            self._refuse(session, message.request, RemoteError(known, text), message.job)
+            self.refuse(session, message.request, RemoteError(known, text), message.job)
 
         def ask(_: Any = None) -> None:
             ref = f"{self._broker}/{message.job}" if message.job else ""

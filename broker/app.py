@@ -140,8 +140,7 @@ class Broker:
         )  # fmt: skip
         self._front = Front(
             settings, self.journal.broker, self._front_box, self.clients, self.workers,
-            self.execution, self.delivery, answers, self._apply, self._refusal,
-            answers.find_submission, metrics,
+            self.execution, self.delivery, answers, self._apply, self._refusal, metrics,
         )  # fmt: skip
         self.execution.find_past = answers.find_past
         self._back = Back(

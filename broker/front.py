@@ -14,6 +14,7 @@ from typing import Any
 from gristmill.broker import past
 from gristmill.broker.answers import Answers
 from gristmill.broker.core import events as on
+from gristmill.broker.core.on_clients import content_digest
 from gristmill.broker.delivery import Delivery
 from gristmill.broker.execution import Execution
 from gristmill.broker.mailbox import Mailbox
@@ -31,9 +32,6 @@ from gristmill.wire.values import decode_ref
 log = logging.getLogger("gristmill.broker.front")
 
 LOCAL_TENANT = "local"
-FindSubmission = Callable[
-    [ClientSession, say.Submit, Callable[[past.KnownSubmission | None], None]], None
-]
 _CODEC_CHARS_MAX = 80
 _RANGE_BYTES = 16
 _NAMES_TOLD, _NEAR_CHARS_MAX, _NEAR_OF = 10, 80, 1_000  #: of workers, to who mistypes one
@@ -70,7 +68,6 @@ class Front:
     Args:
         apply: steps the core with an event and does its effects.
         refusal: why nothing new of a tenant is taken now (a job, or else a parcel), or None.
-        find_submission: gives what the journal knows of a submission id, now or soon.
     """
 
     def __init__(
@@ -85,7 +82,6 @@ class Front:
         answers: Answers,
         apply: Callable[[on.AnyEvent], None],
         refusal: Callable[[str, bool], RemoteError | None],
-        find_submission: FindSubmission,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -98,7 +94,6 @@ class Front:
         self._answers = answers
         self._apply = apply
         self._refusal = refusal
-        self._find_submission = find_submission
         self._metrics = metrics
         self._is_local = settings.front.startswith("ipc://")
         self._tokens = Tokens(settings.state)
@@ -271,11 +266,7 @@ class Front:
             raise RemoteError(
                 "MALFORMED", f"the function's bytes do not have the digest {spec.function:.12}..."
             )
-        if self._answers.is_conflict(session, message):
-            return
-        if not message.is_dry_run and (refusal := self._refusal(session.tenant, True)) is not None:
-            raise refusal
-        self._find_submission(
+        self._answers.find_submission(
             session, message, lambda known: self._submit(session, message, function, known)
         )
 
@@ -287,12 +278,18 @@ class Front:
         known: past.KnownSubmission | None,
     ) -> None:
         spec, inbox = message.spec, self._execution.inbox
+        is_new = known is None and not self._answers.is_known(session, message)
+        if is_new and not message.is_dry_run:  # a repeat of what was accepted needs no room
+            refusal = self._refusal(session.tenant, True)
+            if refusal is not None:
+                self._answers.refuse(session, message.request, refusal, 0)
+                return
         inbox.body = function
         inbox.tariff = Tariff() if spec.tariff == "standard" else ZERO_TARIFF
         self._apply(
             on.JobSubmitted(
                 session.number, message.request, session.tenant, message.submission, spec,
-                inbox.tariff, inbox.utc_ms, message.is_dry_run, known and (known.job, known.digest),
+                inbox.tariff, inbox.utc_ms, message.is_dry_run, _content_of(known),
             )
         )  # fmt: skip
         inbox.body = b""
@@ -421,6 +418,11 @@ class Front:
         worker.is_draining = True
         self._apply(on.WorkerDrainAsked(worker.number))
         self._mailbox.send(session.peer, [encode(say.Answer(message.request))])
+
+
+def _content_of(known: past.KnownSubmission | None) -> tuple[int, bytes] | None:
+    """(job, digest of its content) for the core."""
+    return None if known is None or known.spec is None else (known.job, content_digest(known.spec))
 
 
 def _some(names: list[str]) -> str:

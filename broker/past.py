@@ -10,13 +10,13 @@ from typing import NamedTuple
 import apsw
 
 from gristmill.broker import records
-from gristmill.broker.core.on_clients import content_digest
 from gristmill.wire.client import JobStatus, LogRow, ManifestRow, Results, SubtaskRow
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import unpack_failures, unpack_logs
 from gristmill.wire.ids import digest_of
 from gristmill.wire.meter import Meter, unpack_meter
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.spec import JobSpec
 
 log = logging.getLogger("gristmill.broker.past")
 
@@ -67,12 +67,11 @@ class Tombstone(NamedTuple):
 class KnownSubmission(NamedTuple):
     """A submission that the journal has.
 
-    ``digest``: of its content; empty when it is damaged. ``pruned``: what is left of a job that
-    was pruned.
+    ``spec``: its content; None when it is damaged, or ``pruned`` with its job to a tombstone.
     """
 
     job: int
-    digest: bytes
+    spec: JobSpec | None
     pruned: Tombstone | None = None
 
 
@@ -89,11 +88,11 @@ def find_submission(
             "SELECT job, state, finished_ms FROM tombstones WHERE tenant = ? AND submission = ?",
             (tenant, submission),
         ).fetchone()
-        return None if gone is None else KnownSubmission(gone[0], b"", Tombstone(*gone))
+        return None if gone is None else KnownSubmission(gone[0], None, Tombstone(*gone))
     try:
-        return KnownSubmission(row[0], content_digest(records.read_job(row).spec))
+        return KnownSubmission(row[0], records.read_job(row).spec)
     except records.DamagedError:
-        return KnownSubmission(row[0], b"")
+        return KnownSubmission(row[0], None)
 
 
 def find_tombstone(connection: apsw.Connection, tenant: str, job: int) -> Tombstone | None:

@@ -198,3 +198,37 @@ def test_a_job_that_was_pruned_is_expired_with_its_date_and_never_unknown(grid):
     assert grid.client(tenant="stranger").ask("job", job=job).code == "UNKNOWN_JOB"
     assert again.submit().job == job + 1  # its number is not used again
     assert rows("SELECT count(*) FROM tombstones WHERE job = ?") == 1
+
+
+def test_a_key_of_a_past_job_is_refused_with_the_difference_before_and_after_a_restart(grid):
+    client, worker = grid.client(), grid.worker()
+    worker.hello()
+    worker.start()
+    spec, key = grid.function_spec(priority=3), os.urandom(16)
+    job = client.submit(spec, key).job
+    client.subscribe(job)
+    client.upload(job, 5)
+    client.close_upload(job, 5)
+    assert client.finish(job).done == 5
+    for is_restarted in (False, True):
+        if is_restarted:
+            grid.kill()
+            grid.start()
+            client = grid.client()
+        refused = client.submit(grid.function_spec(priority=7), key)
+        assert (refused.code, refused.job) == ("SUBMISSION_CONFLICT", job)
+        assert "priority was 3 and is 7 now" in refused.message, (is_restarted, refused)
+        again = client.submit(spec, key)
+        assert (again.job, again.is_replayed) == (job, True)
+
+
+def test_a_repeat_of_what_was_accepted_needs_no_room_on_the_disk(grid):
+    """Its ack was lost: the client must not hear that it was refused while the job goes on."""
+    client, spec, key = grid.client(), grid.function_spec(), os.urandom(16)
+    job = client.submit(spec, key).job
+    grid.kill()
+    grid.start(disk_reserve_bytes=1 << 62)
+    again = grid.client()
+    repeated = again.submit(spec, key)
+    assert (repeated.job, repeated.is_replayed) == (job, True)
+    assert again.submit(grid.function_spec(), os.urandom(16)).code == "QUOTA"

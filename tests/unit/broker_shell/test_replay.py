@@ -143,9 +143,9 @@ def test_a_submission_of_a_damaged_job_is_known_as_damaged(file: File) -> None:
     file.job(1, "done")
     assert find_submission(file.db, "t", b"s2") is None
     known = find_submission(file.db, "t", b"s1")
-    assert known and known.job == 1 and known.digest
+    assert known and known.job == 1 and known.spec is not None
     file.db.execute("UPDATE jobs SET function = x'00' WHERE job = 1")
-    assert find_submission(file.db, "t", b"s1") == (1, b"", None)
+    assert find_submission(file.db, "t", b"s1") == (1, None, None)
 
 
 # ---------------------------------------------------------------- checkpoints
