@@ -23,7 +23,9 @@ def test_a_full_spool_pauses_new_jobs_by_name_and_drops_no_receipt(
         Client(grid.address, warn=lambda line: None) as client,
     ):
         spec = client.make_spec(doubled, tier="job", cap=10)
-        running = client.post(*spec, range(120))
+        # 20 ms each: the ledger goes in the middle of it
+        slow = client.make_spec(lambda number: doubled(number, 0.02), tier="job", cap=10)
+        running = client.post(*slow, range(120))
         until("it runs", lambda: running.status().done > 0)
         held = client.post(*spec, range(5))  # its credits are held; not one of it may start
         client.pause(held)

@@ -60,10 +60,14 @@ class Customers:
 
 
 def kill_at_random(grid: Grid, dice: random.Random, kills: int) -> collections.Counter[str]:
-    """Kills processes at random moments and starts them again; how many of each kind."""
+    """Kills processes at random moments and starts them again; how many of each kind.
+
+    Never more kills than jobs: on a slow machine the grid would be killed in its starts only.
+    """
     done: collections.Counter[str] = collections.Counter()
     workers = len(grid.worker_names)
     while sum(done.values()) < kills:
+        wait_for_jobs(grid, sum(done.values()) + 2)
         time.sleep(dice.random() * PAUSE_S)  # the moment is the chance that is tried
         victims = dice.sample(TARGETS, 2 if dice.random() < 0.2 else 1)
         named = [
@@ -83,6 +87,18 @@ def kill_at_random(grid: Grid, dice: random.Random, kills: int) -> collections.C
             else:
                 grid.restart(name)
     return done
+
+
+def wait_for_jobs(grid: Grid, count: int) -> None:
+    """Until the journal has so many jobs."""
+    deadline = time.monotonic() + QUIET_S
+    while True:
+        with disk_judge.opened(grid.state / "broker" / "journal.db") as db:
+            (jobs,) = db.execute("SELECT count(*) FROM jobs").fetchone()
+        if jobs >= count:
+            return
+        assert time.monotonic() < deadline, f"{jobs} jobs were accepted, {count} are wanted"
+        time.sleep(0.02)
 
 
 def wait_until_quiet(grid: Grid) -> None:
@@ -139,8 +155,7 @@ def test_kill_9_of_any_process_loses_and_doubles_nothing(
         **{name: verdict.counts[name] for name in disk_judge.FAULT_KINDS},
     )  # fmt: skip
     assert not verdict.faults, "\n".join(verdict.faults)
-    # there was work, also where the machine is so slow that most of it waits for restarts
-    assert verdict.counts["accepted"] >= kills // 3 and verdict.counts["acks"] > 20 * kills
+    assert verdict.counts["accepted"] >= kills and verdict.counts["acks"] > 100 * kills
     _the_judge_sees_what_is_planted(grid, lists, tmp_path)
 
 
