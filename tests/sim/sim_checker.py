@@ -171,7 +171,10 @@ class Promises:
         name, finals = f"work {work.number} j{job}", self.finals.get(job, {})
         before = self.cards.setdefault(job, card)
         need(before.state == card.state, f"{name}: {before.state}, then {card.state}")
-        need(card.state != "done" or job not in self.cancelled, f"{name}: cancelled, then done")
+        need(
+            card.state == "cancelled" or job not in self.cancelled,
+            f"{name}: cancelled, then {card.state}",
+        )
         if not work.spec.keep and reading.sequences[job] < card.results:
             return  # what was acknowledged is freed
         need(len(finals) == card.count, f"{name}: {len(finals)} results of {card.count} subtasks")

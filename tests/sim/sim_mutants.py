@@ -166,6 +166,18 @@ def a_restart_uses_its_old_number(patch: Patch) -> None:
 
 
 
+@mutant
+def a_cancel_is_not_recorded(patch: Patch) -> None:
+    """After a restart the job goes on."""
+    real = Execution._record_event
+
+    def record(self: Any, effect: Any) -> None:
+        if effect.name != "cancel.asked":
+            real(self, effect)
+
+    patch.setattr(Execution, "_record_event", record)
+
+
 # ---------------------------------------------------------------- leases and results
 
 

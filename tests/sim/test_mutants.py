@@ -13,6 +13,7 @@ SEEDS_MAX = 1_000
 #: and so does CI when a change of the product or of the simulator has moved it.
 FOUND_AT: dict[str, int] = {
     "a_cancel_forgets_what_is_leased": 10,
+    "a_cancel_is_not_recorded": 103,
     "a_client_says_nothing_again": 63,
     "a_client_takes_a_result_twice": 8,
     "a_close_behind_a_gap_is_lost": 234,
