@@ -294,7 +294,7 @@ def complete(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> N
     job.finished_utc_ms = state.utc(now_ms)
     status = job_status(state, job, now_ms)
     effects.append(RecordState(job.number, status))
-    if job.hold in ("asked", "granted"):
+    if job.hold != "none":  # a refused one, too: asked again after a restart, it may be granted
         effects.append(AddToOutbox(Release(hold_ref(state, job))))
     effects.append(TellStatus(job.number, status))
     effects.append(FreeJob(job.number))

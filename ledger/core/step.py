@@ -10,7 +10,7 @@ posted after it. TigerBeetle's pending transfer, but drawn on more than once.
     --------------|---------------------------------------|-----------------------------------------
     Hold          | PENDING tenant -> escrow              | not covered; the ref has other content
     Contribution  | POST tenant -> node, tenant -> toll   | overlap; over the hold; no open hold
-    Release       | VOID tenant -> escrow, the rest       | no hold of that ref
+    Release       | VOID tenant -> escrow, the rest       | released before
     (funding)     | POSTED world -> tenant                | the ref has other content
 
 Nothing is ever adjusted to fit: what contradicts the books is refused whole, with an alarm.

@@ -234,10 +234,13 @@ def test_a_refused_hold_fails_the_job_with_its_code(core: Core) -> None:
         "KeepResult",
         "KeepResult",
         "RecordState",
+        "AddToOutbox",
         "TellStatus",
         "FreeJob",
-    ]  # and no release: nothing was held
-    card = effects[4].status  # type: ignore[union-attr]
+    ]
+    # A restart asks again under the same ref, and by then it may be granted: no hold stays open.
+    assert isinstance(effects[4].entry, Release)  # type: ignore[union-attr]
+    card = effects[5].status  # type: ignore[union-attr]
     assert card.state == "failed" and card.reason == "INSUFFICIENT_CREDITS: 3 of 5"
     assert card.failed == 5
 
