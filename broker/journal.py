@@ -87,6 +87,7 @@ class Journal:
             self.broker, self.incarnation = _begin_incarnation(self._connection)
         except (apsw.NotADBError, apsw.CorruptError, TypeError, ValueError) as error:
             self._connection.close()
+            self._mark.forget()
             _set_aside(self.path, error)
             self._connection = _open(self.path, vfs, lambda _: None)
             self._connection.set_wal_hook(self._on_commit)
@@ -134,9 +135,9 @@ class Journal:
         assert self._in_flight is None
         self._open = Group(self._open.number)
         self._connection.close()
+        self._mark.forget()
         salvage.salvage(self.path, self.vfs)
         self._connection = _open(self.path, self.vfs, lambda _: None)
-        self._mark = Mark(self._lock, self._log_path)
         self._connection.set_wal_hook(self._on_commit)
 
     @property

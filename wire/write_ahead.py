@@ -55,8 +55,7 @@ class Mark:
     def __init__(self, lock: int, log: pathlib.Path) -> None:
         self._lock = lock
         self._log = log
-        self._frames = 0
-        self._salts = (0, 0)
+        self._file = -1  # kept open: there may be no descriptor left when it is wanted
         found = os.pread(lock, _MARK.size, 0)
         before = _MARK.unpack(found) if len(found) == _MARK.size else (b"shut", 0, 0, 0)
         self.was_open = before[0] == b"open"
@@ -82,16 +81,22 @@ class Mark:
 
     def move(self, frames: int) -> None:
         """A commit made the log this long."""
-        if frames <= self._frames or self._salts == (0, 0):  # a new log over the old one
-            with open(self._log, "rb") as file:
-                self._salts = _salts(file.read(_HEADER.size))
-        self._frames = frames
-        os.pwrite(self._lock, _MARK.pack(b"open", *self._salts, frames), 0)
+        if self._file < 0:
+            self._file = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
+        salts = _salts(os.pread(self._file, _HEADER.size, 0))  # others when it began anew
+        os.pwrite(self._lock, _MARK.pack(b"open", *salts, frames), 0)
 
     def close(self) -> None:
         """The database is about to be closed: its log may go."""
         os.pwrite(self._lock, _MARK.pack(b"shut", 0, 0, 0), 0)
         os.fdatasync(self._lock)
+        self.forget()
+
+    def forget(self) -> None:
+        """Another file takes the place of the log, or nobody marks it any more."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 def _salts(header: bytes) -> tuple[int, int]:

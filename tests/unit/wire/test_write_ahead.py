@@ -180,3 +180,20 @@ def test_no_log_and_no_mark_is_a_new_database(tmp_path: pathlib.Path) -> None:
     assert found.loss is None
     assert struct.calcsize("<4sIIQ") >= (tmp_path / "new" / "x.lock").stat().st_size
     found.close()
+
+
+def test_a_log_that_began_anew_with_a_larger_commit_is_marked_as_itself(
+    database: Database, tmp_path: pathlib.Path
+) -> None:
+    database.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+    with database.db:  # one commit of more frames than the log ever had
+        database.db.execute("CREATE TABLE large(x)")
+        for _ in range(40):
+            database.db.execute("INSERT INTO large VALUES(zeroblob(8000))")
+
+    def cut(log: pathlib.Path) -> None:
+        os.truncate(log, 32 + 3 * FRAME)
+
+    found = database.crash(tmp_path / "cut", cut)
+    assert found.loss is not None and found.loss.is_certain
+    found.close()
