@@ -151,16 +151,24 @@ FAULTS: dict[str, Callable[[], None]] = {
 
 
 def _note_marks(recorder: Recorder) -> None:
-    """The marks of the lock files are written past SQLite, and not synced."""
-    write = os.pwrite
+    """The marks of the lock files are written past SQLite, and synced when a log is closed."""
+    write, sync = os.pwrite, os.fdatasync
 
-    def noted(file: int, body: bytes, at: int) -> int:
+    def lock_of(file: int) -> str:
         path = os.readlink(f"/proc/self/fd/{file}")
-        if path.endswith(".lock"):
-            recorder.log.append(Op("w", os.path.relpath(path, recorder.folder), at, bytes(body)))
+        return os.path.relpath(path, recorder.folder) if path.endswith(".lock") else ""
+
+    def written(file: int, body: bytes, at: int) -> int:
+        if name := lock_of(file):
+            recorder.log.append(Op("w", name, at, bytes(body)))
         return write(file, body, at)
 
-    os.pwrite = noted
+    def synced(file: int) -> None:
+        sync(file)
+        if name := lock_of(file):
+            recorder.log.append(Op("s", name))
+
+    os.pwrite, os.fdatasync = written, synced
 
 
 def _close_for_reading() -> None:
