@@ -50,7 +50,7 @@ sim: .venv/.stamp ## the cores on virtual time under faults: make sim SEEDS=0:10
 chaos: .venv/.stamp ## real processes killed, stopped, starved and lied to
 	.venv/bin/pytest tests/chaos $(PYTEST)
 
-release-check: .venv/.stamp ## the simulator and the faults at release size: an hour
+release-check: .venv/.stamp ## the simulator and the faults at release size; it takes long
 	@mkdir -p out && rm -f out/reliability.jsonl
 	@status=0; \
 	GRISTMILL_SIZE=release GRISTMILL_FIGURES="$(CURDIR)/out/reliability.jsonl" \

@@ -6,12 +6,14 @@ import json
 import os
 import pathlib
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Generator
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent
+sys.path.insert(0, str(ROOT / "rig"))  # for *_rig of many suites, in importlib mode
 
 
 def pytest_configure() -> None:

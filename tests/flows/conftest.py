@@ -1,7 +1,5 @@
 """The rig of the flows: one host, broker, ledger, store, three workers; all of it real."""
 
-import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +7,6 @@ import pytest
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for flow_rig, in importlib mode
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from flow_rig import gristmill, until
+from grid_rig import gristmill, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client, decompose

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import zmq
-from flow_rig import until
+from grid_rig import until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
-from flow_rig import until
+from grid_rig import until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
-from flow_rig import gristmill, until
+from grid_rig import gristmill, until
 
 from gristmill.broker.core.turns import rank_of
 from gristmill.cli.grid import Grid

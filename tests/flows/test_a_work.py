@@ -3,14 +3,14 @@
 import contextlib
 import hashlib
 import os
-import pathlib
 import signal
 import sys
 import time
 from collections.abc import Callable
 
 import pytest
-from flow_rig import gristmill, until
+from grid_rig import gristmill, until
+from process_rig import descendants, groups_of, inside, is_running
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
@@ -34,18 +34,6 @@ def nap(seconds: float) -> float:
     return seconds
 
 
-def descendants(pid: int) -> list[int]:
-    """Every process below this one."""
-    found, queue = [], [pid]
-    while queue:
-        at = queue.pop()
-        for task in pathlib.Path(f"/proc/{at}/task").glob("*/children"):
-            children = [int(word) for word in task.read_text().split()]
-            found += children
-            queue += children
-    return found
-
-
 def test_a05_a_killed_agent_leaves_nothing_and_its_leases_move(
     own_grid: Callable[..., Grid],
 ) -> None:
@@ -54,38 +42,15 @@ def test_a05_a_killed_agent_leaves_nothing_and_its_leases_move(
         stream = client.map(nap, [1.0] * 6, tier="job")
         first = next(stream)
         victim = "worker-0"
-        below = until("its jails run", lambda: jailed(grid.pid(victim)))
+        below = until("its jails run", lambda: inside(grid.pid(victim)))
         groups = groups_of(below)
         assert groups or os.geteuid(), "as root each jail has a cgroup of its own"
         grid.kill(victim)
-        until("its processes are gone", lambda: not any(map(is_alive, below)))
+        until("its processes are gone", lambda: not any(map(is_running, below)))
         assert [first, *stream] == [1.0] * 6
         rows = client.subtasks(client.jobs(1)[0].job)
         assert all(row.state == "done" for row in rows)
         until("its cgroups are gone", lambda: not any(group.exists() for group in groups))
-
-
-def groups_of(pids: list[int]) -> set[pathlib.Path]:
-    """Directories of the cgroups that these processes do not share with this one."""
-    tree, own = pathlib.Path("/sys/fs/cgroup"), pathlib.Path("/proc/self/cgroup").read_text()
-    found = set()
-    for pid in pids:
-        try:
-            lines = pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        except OSError:
-            continue
-        for line in set(lines) - set(own.splitlines()):
-            _, names, path = line.split(":", 2)
-            found.add(tree / names / path.lstrip("/"))
-    return {path for path in found if path.exists()}
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
 
 
 def test_a05_a_worker_cut_off_stops_its_own_jails(own_grid: Callable[..., Grid]) -> None:
@@ -101,28 +66,13 @@ def test_a05_a_worker_cut_off_stops_its_own_jails(own_grid: Callable[..., Grid])
 
         # Not just any jail: spares are up before a job is, and with nothing leased none lapses.
         until("the nap runs", running)
-        napping = jailed(worker)
+        napping = inside(worker)
         assert napping
         grid.signal("broker", signal.SIGSTOP)  # the worker hears nothing any more
-        until("it stopped its jail", lambda: not any(map(is_alive, napping)), 30)
+        until("it stopped its jail", lambda: not any(map(is_running, napping)), 30)
         grid.signal("broker", signal.SIGCONT)
         client.cancel(client.jobs(1)[0].job)
         runner()
-
-
-def jailed(worker: int) -> list[int]:
-    """Host pids of processes of uid nobody or deep below the agent: the inside of its jails."""
-    found = []
-    for pid in descendants(worker):
-        try:
-            line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            continue
-        if b"nsjail" not in line and "NSpid:" in status:
-            if len(status.split("NSpid:")[1].splitlines()[0].split()) > 1:
-                found.append(pid)
-    return found
 
 
 def threaded(call: Callable[[], object]) -> Callable[[], None]:
@@ -300,7 +250,7 @@ def test_a14_a_late_result_is_kept_as_superseded_and_shown(own_grid: Callable[..
     with Client(grid.address) as client:
         job = client.post(*client.make_spec(nap, count=1), [1.0])
         until("leased", lambda: job.status().leased == 1)
-        until("its child runs", lambda: len(jailed(grid.pid("worker-0"))) >= 3)
+        until("its child runs", lambda: len(inside(grid.pid("worker-0"))) >= 3)
         grid.signal("worker-0", signal.SIGSTOP)  # the agent alone: its jail goes on and ends
         try:
             grid.add_worker("worker-late")

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from chaos_client_rig import SECONDS, doubled, gristmill, until
+from chaos_client_rig import doubled
+from grid_rig import SECONDS, gristmill, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client, GridError

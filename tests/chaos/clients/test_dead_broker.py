@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from chaos_client_rig import DEAD_S, SECONDS, doubled, until
+from chaos_client_rig import DEAD_S, doubled
+from grid_rig import SECONDS, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import BrokerUnavailable, Client, Future

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from chaos_client_rig import doubled, gristmill
+from chaos_client_rig import doubled
+from grid_rig import gristmill
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client, GridError

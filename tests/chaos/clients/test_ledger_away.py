@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from chaos_client_rig import SECONDS, doubled, until
+from chaos_client_rig import doubled
+from grid_rig import SECONDS, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

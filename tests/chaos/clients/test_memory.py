@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from chaos_client_rig import SECONDS, until
+from grid_rig import SECONDS, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

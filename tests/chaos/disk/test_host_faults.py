@@ -19,6 +19,7 @@ import disk_judge
 import pytest
 from disk_client import Customer
 from disk_faulty import FULL, IO, Control
+from grid_rig import until
 
 from gristmill.cli.grid import Grid
 from gristmill.wire.errors import EXIT_CANNOT_JAIL
@@ -77,14 +78,6 @@ class Load:
         self._is_over.set()
         self._thread.join(2 * WAIT_S)
         assert self._is_done, "the client was not given what it was promised"
-
-
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture

@@ -11,100 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from grid_rig import SECONDS, until
+from process_rig import descendants, is_running, slot_processes
+
 from gristmill.cli.grid import Grid
 from gristmill.client import Client, Job
 
 TTL_MS, REPORT_MS = 2_400, 250
-SECONDS = 60.0  #: a wait that passes this is a failure, on a busy machine too
-
-
-def until(what: str, condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """What the condition gives as soon as it is true; looks again and again, bounded."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.005)
 
 
 # ---------------------------------------------------------------- processes
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below this one."""
-    found, queue = [], [pid]
-    while queue:
-        at = queue.pop()
-        for task in pathlib.Path(f"/proc/{at}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                children = [int(word) for word in task.read_text().split()]
-                found += children
-                queue += children
-    return found
-
-
-def inside(agent: int) -> list[int]:
-    """Host pids of what runs inside the agent's jails: deeper pid namespaces than ours."""
-    found = []
-    for pid in descendants(agent):
-        with contextlib.suppress(OSError, IndexError):
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
-            numbers = status.split("NSpid:")[1].splitlines()[0].split()
-            if len(numbers) > len(own_namespaces()):
-                found.append(pid)
-    return found
-
-
-def own_namespaces() -> list[str]:
-    """Our own pid in each pid namespace."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return status.split("NSpid:")[1].splitlines()[0].split()
-
-
-def slot_processes(agent: int) -> list[int]:
-    """Process 1 of each jail of the agent: what the slot's leases are fed to."""
-    found = []
-    for pid in inside(agent):
-        with contextlib.suppress(OSError, IndexError):
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
-            if status.split("NSpid:")[1].splitlines()[0].split()[-1] == "1":
-                found.append(pid)
-    return found
-
-
-def child_of(agent: int, word: bytes) -> int:
-    """The direct child of the agent whose command line has this word."""
-    for pid in descendants(agent):
-        with contextlib.suppress(OSError):
-            if word in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-    raise AssertionError(f"no process below {agent} has {word!r}")
-
-
-def is_running(pid: int) -> bool:
-    """Whether it is there and no zombie."""
-    try:
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
-def groups_of(pids: list[int]) -> set[pathlib.Path]:
-    """Directories of the cgroups that these processes do not share with this one."""
-    tree, own = pathlib.Path("/sys/fs/cgroup"), pathlib.Path("/proc/self/cgroup").read_text()
-    found = set()
-    for pid in pids:
-        try:
-            lines = pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        except OSError:
-            continue
-        for line in set(lines) - set(own.splitlines()):
-            _, names, path = line.split(":", 2)
-            found.add(tree / names / path.lstrip("/"))
-    return {path for path in found if path.exists()}
 
 
 def gone_at_ms(pids: list[int]) -> int:

@@ -8,16 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lease_rig import (
-    descendants,
-    gone_at_ms,
-    groups_of,
-    is_running,
-    post,
-    settled,
-    slot_processes,
-    until,
-)
+from grid_rig import until
+from lease_rig import gone_at_ms, post, settled
+from process_rig import descendants, groups_of, is_running, slot_processes
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lease_rig import billed_twice, events, is_running, post, settled, started, until, values
+from grid_rig import until
+from lease_rig import billed_twice, events, post, settled, started, values
+from process_rig import is_running
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client, Job

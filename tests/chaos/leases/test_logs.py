@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lease_rig import post, started, until
+from grid_rig import until
+from lease_rig import post, started
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

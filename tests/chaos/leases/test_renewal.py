@@ -10,24 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lease_rig import (
-    TTL_MS,
-    Line,
-    billed_twice,
-    child_of,
-    descendants,
-    events,
-    gone_at_ms,
-    groups_of,
-    inside,
-    is_running,
-    post,
-    settled,
-    slot_processes,
-    started,
-    until,
-    values,
-)
+from grid_rig import until
+from lease_rig import TTL_MS, Line, billed_twice, events, gone_at_ms, post, settled, started, values
+from process_rig import child_of, descendants, groups_of, inside, is_running, slot_processes
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

@@ -3,7 +3,6 @@
 import socket
 import struct
 import threading
-import time
 
 GREETING = b"\xff" + bytes(8) + b"\x7f" + bytes([3, 0]) + b"NULL".ljust(20, b"\0") + bytes(32)
 MORE, LONG, COMMAND = 1, 2, 4
@@ -77,12 +76,3 @@ class Bomb:
         """Ends it."""
         self._stop.set()
         self._thread.join(10)
-
-
-def until(what: str, condition, seconds: float = 30.0):
-    """What the condition gives as soon as it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.01)
-    return found

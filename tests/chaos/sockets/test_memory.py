@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sockets_zmtp import Bomb, until
+from grid_rig import until
+from sockets_zmtp import Bomb
 
 from gristmill.cli.grid import Grid
 from gristmill.cli.output import Terminal
