@@ -15,6 +15,7 @@ from gristmill.wire.spec import JobSpec, Tariff
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 decode_spec = msgspec.msgpack.Decoder(JobSpec).decode
 decode_tariff = msgspec.msgpack.Decoder(Tariff).decode
 decode_status = msgspec.msgpack.Decoder(JobStatus).decode
@@ -216,7 +217,27 @@ def read_result(row: Row) -> list[bytes]:
 
 def event_row(job: int, ms: int, name: str, detail: dict[str, Any]) -> Row:
     """The row of ``events`` (its number is made by SQLite)."""
-    return job, ms, name, _encode_json(detail).decode()
+    text = _encode_json(detail).decode()
+    return job, ms, name, text, crc_of(job, ms, name, text)
+
+
+EVENT_COLUMNS = "job, seq, ms, name, detail, r.crc"
+
+
+def read_event(row: Row) -> tuple[str, dict[str, Any]]:
+    """(name, detail) of an event, from ``EVENT_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit, or one from before it had any makes no sense.
+    """
+    job, seq, ms, name, text, said = row
+    if said not in (-1, crc_of(job, ms, name, text)):
+        raise DamagedError("events", f"{seq}", "its checksum does not fit")
+    try:
+        detail = _decode_json(text)
+    except msgspec.DecodeError as error:
+        raise DamagedError("events", f"{seq}", f"its detail does not decode: {error}") from None
+    return name, detail
 
 
 def entry_row(sequence: int, entry: msgspec.Struct) -> Row:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import apsw
-import msgspec
 
 from gristmill.broker import checkpoints, records, salvage, schema
 from gristmill.broker.core import journal_names as names
@@ -35,8 +34,6 @@ log = logging.getLogger("gristmill.broker.replay")
 FUNCTIONS_BYTES = 32 << 20  #: functions kept from the start on; others are read when needed
 SHARE = "share:"  #: before a tenant's name: key of its share in ``meta``
 PROGRESS_ROWS = 256  #: rows between two calls of ``progress``
-
-_decode_json = msgspec.json.Decoder().decode
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,7 +158,7 @@ _RESULTS = (
     f"SELECT {checkpoints.FACT_COLUMNS} {_OPEN} results r USING(job) ORDER BY o.job, r.sequence"
 )
 _EVENTS = (
-    f"SELECT job, name, detail {_OPEN} events r USING(job)"
+    f"SELECT {records.EVENT_COLUMNS} {_OPEN} events r USING(job)"
     f" WHERE name IN ({','.join('?' * len(_INTENTS))}) ORDER BY o.job, r.seq"
 )
 _LEFT_PARCELS = (
@@ -314,8 +311,12 @@ class _Replay:
         found: dict[str, Any] = {}
         runs: list[Any] = []
         losses: list[tuple[int, int]] = []
-        for _, name, text in self._events.take(job):
-            detail = _decode_json(text)
+        for row in self._events.take(job):
+            try:
+                name, detail = records.read_event(row)
+            except records.DamagedError as error:
+                self.quarantine(error)
+                continue
             if name == names.HOLD_GRANTED:
                 found["is_hold_granted"] = True
             elif name == names.HOLD_REFUSED:

@@ -130,10 +130,12 @@ def salvage(path: pathlib.Path, vfs: str | None = None) -> Salvage:
 
 def _copy(source: apsw.Connection, target: apsw.Connection, table: str, found: Salvage) -> None:
     rows = _keyed(source, table, found) if table in _KEYED else _by_rowid(source, table, found)
+    names = [row[1] for row in source.execute(f"PRAGMA table_info({table})")]  # of its own version
+    insert = (
+        f"INSERT OR IGNORE INTO {table}({','.join(names)}) VALUES({','.join('?' * len(names))})"
+    )
     count = 0
-    insert = ""
     for row in rows:
-        insert = insert or f"INSERT OR IGNORE INTO {table} VALUES({','.join('?' * len(row))})"
         try:
             target.execute(insert, row)
             count += 1

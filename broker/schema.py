@@ -9,7 +9,7 @@ that its client has acknowledged and that left the disk. ``tombstones`` are what
 that were pruned.
 """
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -81,7 +81,8 @@ CREATE TABLE IF NOT EXISTS events(
     job INTEGER NOT NULL,
     ms INTEGER NOT NULL,
     name TEXT NOT NULL,
-    detail TEXT NOT NULL) STRICT;
+    detail TEXT NOT NULL,
+    crc INTEGER NOT NULL DEFAULT -1) STRICT;
 CREATE INDEX IF NOT EXISTS events_job ON events(job, seq);
 CREATE TABLE IF NOT EXISTS outbox(
     sequence INTEGER PRIMARY KEY,
@@ -121,7 +122,7 @@ DROP_CHECKPOINT = "DELETE FROM checkpoints WHERE job = ?"
 SET_STATE = "INSERT OR REPLACE INTO job_states VALUES(?,?,?,?,?,?,?)"
 ADD_PARCEL = "INSERT OR IGNORE INTO parcels VALUES(?,?,?,?,?,?)"
 ADD_RESULT = "INSERT INTO results VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-ADD_EVENT = "INSERT INTO events(job, ms, name, detail) VALUES(?,?,?,?)"
+ADD_EVENT = "INSERT INTO events(job, ms, name, detail, crc) VALUES(?,?,?,?,?)"
 ADD_ENTRY = "INSERT INTO outbox VALUES(?,?,?,?)"
 DROP_ENTRIES = "DELETE FROM outbox WHERE sequence <= ?"
 ADD_NODE = "INSERT OR IGNORE INTO nodes VALUES(?,?,?)"
@@ -155,6 +156,9 @@ DROP_EVENTS = (
     "DELETE FROM events WHERE seq IN"
     f" (SELECT seq FROM events WHERE job = ? AND ms < ? ORDER BY seq LIMIT {CHUNK_ROWS})"
 )
+#: Events have a checksum from version 3 on; -1 is one from before.
+HAS_EVENT_CRC = "SELECT 1 FROM pragma_table_info('events') WHERE name = 'crc'"
+ADD_EVENT_CRC = "ALTER TABLE events ADD COLUMN crc INTEGER NOT NULL DEFAULT -1"
 #: ``open_jobs`` from the jobs themselves: of a file of version 1, and of one that was damaged
 LIST_OPEN = (
     "INSERT OR IGNORE INTO open_jobs SELECT job FROM jobs WHERE job NOT IN"

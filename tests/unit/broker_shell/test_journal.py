@@ -38,7 +38,7 @@ class Opened:
         self.journal = Journal(folder, self.woken.set, self.metrics)
 
     def event(self, job: int, text: str = "{}") -> int:
-        self.journal.record("events", EVENT, (job, 0, "name", text), len(text))
+        self.journal.record("events", EVENT, (job, 0, "name", text, 0), len(text))
         return self.journal.group
 
     def wait(self, group: int) -> None:
@@ -223,7 +223,7 @@ def test_every_connection_goes_through_the_vfs_that_was_named(tmp_path: pathlib.
     journal = Journal(tmp_path, lambda: None, Metrics(), vfs="counting")
     begun = _CountingFile.writes
     assert begun
-    journal.record("events", EVENT, (1, 0, "name", "{}"), 2)
+    journal.record("events", EVENT, (1, 0, "name", "{}", 0), 2)
     journal.close()
     assert _CountingFile.writes > begun
     reader = Reader(journal.path, lambda: None, vfs="counting")

@@ -107,7 +107,37 @@ def test_jobs_of_version_1_are_listed(file: File) -> None:
     file.db.execute(schema.SET_META, ("schema_version", 1))
     found, _ = file.start()
     assert list(found.state.jobs) == [1]
-    assert dict(file.db.execute("SELECT key, value FROM meta"))["schema_version"] == 2
+    meta = dict(file.db.execute("SELECT key, value FROM meta"))
+    assert meta["schema_version"] == schema.SCHEMA_VERSION
+
+
+@pytest.mark.parametrize(
+    "change", ["detail = '{\"x\":1}'", "detail = '{'", "name = 'cancel.asked'", "job = 2, ms = 0"]
+)
+def test_a_damaged_event_is_named_and_not_believed(file: File, change: str) -> None:
+    file.job(1)
+    file.job(2, "running")
+    file.db.execute(f"UPDATE events SET {change} WHERE job = 1")
+    found, metrics = file.start()
+    assert metrics.rows_quarantined == 1
+    assert {number: job.hold for number, job in found.state.jobs.items()} == {
+        1: "asked",
+        2: "granted",
+    }
+
+
+def test_events_of_version_2_have_no_checksum_and_are_read(file: File) -> None:
+    file.job(1)
+    file.job(2)
+    file.db.execute("ALTER TABLE events DROP COLUMN crc")
+    file.db.execute(schema.SET_META, ("schema_version", 2))
+    file.db.execute("UPDATE events SET detail = '{' WHERE job = 2")
+    found, metrics = file.start()
+    assert {number: job.hold for number, job in found.state.jobs.items()} == {
+        1: "granted",
+        2: "asked",
+    }
+    assert metrics.rows_quarantined == 1
 
 
 def test_a_job_that_fell_out_of_the_list_is_missed(file: File) -> None:
@@ -263,7 +293,7 @@ def test_a_journal_of_a_newer_release_is_refused_with_its_version(tmp_path: path
     file = File(tmp_path)
     file.db.execute(schema.SET_META, ("schema_version", 99))
     file.db.close()
-    with pytest.raises(Exception, match="schema 99, this release writes 2"):
+    with pytest.raises(Exception, match=f"schema 99, this release writes {schema.SCHEMA_VERSION}"):
         Journal(tmp_path, lambda: None, Metrics())
     with sqlite3.connect(tmp_path / "journal.db") as db:  # nothing was touched
         assert db.execute("SELECT value FROM meta WHERE key = 'incarnation'").fetchone() == (1,)

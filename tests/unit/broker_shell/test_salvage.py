@@ -67,7 +67,7 @@ def start(path: pathlib.Path) -> tuple[replay.Recovered, Metrics]:
     metrics = Metrics()
     journal = Journal(path.parent, lambda: None, metrics)
     found = replay.recover(journal, Config(), 0, UTC, metrics)
-    journal.record("events", schema.ADD_EVENT, (1, 0, "name", "{}"), 2)
+    journal.record("events", schema.ADD_EVENT, records.event_row(1, 0, "name", {}), 2)
     journal.close()
     return found, metrics
 
@@ -174,7 +174,7 @@ def crashed(path: pathlib.Path, groups: int = 5) -> bytes:
     folder = path.parent
     journal = Journal(folder, lambda: None, Metrics())
     for number in range(groups):
-        journal.record("events", schema.ADD_EVENT, (number, 0, "name", "{}"), 2)
+        journal.record("events", schema.ADD_EVENT, records.event_row(number, 0, "name", {}), 2)
         while journal.committed <= number:
             journal.pump()
     copies = {name: (folder / name).read_bytes() for name in ("journal.db", "journal.db-wal")}
