@@ -205,6 +205,8 @@ def _end_leftovers(children: dict[str, list[int]]) -> None:
 
 
 def _end(pidfd: int, wait_s: float) -> None:
-    if not select.select([pidfd], [], [], wait_s)[0]:
+    ended = select.poll()  # select() fails above descriptor 1,023
+    ended.register(pidfd, select.POLLIN)
+    if not ended.poll(wait_s * 1_000):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        select.select([pidfd], [], [], 5.0)
+        ended.poll(5_000)

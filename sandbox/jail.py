@@ -175,8 +175,10 @@ class Jail:
             return
         self.kill()
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        ended = select.poll()  # not select(): an agent of many slots has descriptors above 1,024
+        ended.register(self._end_fd, select.POLLIN)
         while self.poll() is None and time.monotonic() < deadline:
-            select.select([self._end_fd], [], [], 0.05)
+            ended.poll(50)
         for fd in (self._end_fd, self._log_fd, self.pidfd):
             os.close(fd)
         self._end_fd = self._log_fd = self.pidfd = -1

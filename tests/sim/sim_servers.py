@@ -21,7 +21,6 @@ from sim_world import Shim, World, need
 
 from gristmill.broker import app as broker_app
 from gristmill.broker import journal as broker_journal
-from gristmill.broker import memory as broker_memory
 from gristmill.broker import reader as broker_reader
 from gristmill.broker import replay as broker_replay
 from gristmill.broker.settings import BrokerSettings
@@ -115,6 +114,18 @@ class SimLedger(Process):
         os.close(self.ledger.book._lock)
 
 
+class NoMemoryWatch:
+    """The memory of this process is not the simulated broker's."""
+
+    held = peak = limit = 0
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 class SimBroker(Process):
     """The broker, with its committer and reader as events of the world."""
 
@@ -147,12 +158,12 @@ class SimBroker(Process):
             (broker_journal, "_lock", self._keep(broker_journal._lock)),
             (broker_app, "Journal", self._journal),
             (broker_app, "Reader", self._reader),
+            (broker_app, "MemoryWatch", NoMemoryWatch),
             (broker_app, "free_bytes", self._free_bytes),
             (broker_journal, "free_bytes", lambda _: 1 << 30),
             (broker_journal, "os", Shim(os, urandom=lambda size: b"\7" * size)),
             (broker_journal, "apsw", self.disk.module),
             (broker_journal, "threading", threads),
-            (broker_memory, "threading", threads),
             (broker_reader, "apsw", self.disk.module),
             (broker_reader, "threading", threads),
             (broker_replay, "apsw", self.disk.module),

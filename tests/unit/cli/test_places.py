@@ -4,9 +4,11 @@ import fcntl
 import json
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -79,8 +81,22 @@ def test_stale_sockets_and_records_are_cleaned(tmp_path: pathlib.Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"ledger", "store", places.RECORD}
 
 
+@pytest.fixture(params=["few", "many"])
+def descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``many``: every one that select() can take is in use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    if request.param == "many":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+        held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+    yield
+    for fd in held:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_a_leftover_process_is_ended_first(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, descriptors: None
 ) -> None:
     monkeypatch.setattr(places, "ENDING_WAIT_S", 0.05)
     left = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1)
