@@ -204,11 +204,18 @@ def read_result(row: Row) -> list[bytes]:
     """A result as it is delivered, header and four frames, from ``RESULT_COLUMNS``.
 
     Raises:
-        DamagedError: the checksum does not fit.
+        DamagedError: the checksum does not fit, or the row stands where its header does not.
     """
     job, sequence, said, header, *frames = row
+    key = f"{job}/{sequence}"
     if result_crc(header, frames) != said:
-        raise DamagedError("results", f"{job}/{sequence}", "its checksum does not fit")
+        raise DamagedError("results", key, "its checksum does not fit")
+    try:
+        message = decode_header(header)
+    except msgspec.DecodeError as error:
+        raise DamagedError("results", key, f"its header does not decode: {error}") from None
+    if (message.job, message.sequence) != (job, sequence):  # the checksum is of what is delivered
+        raise DamagedError("results", key, f"it is {message.job}/{message.sequence} by its header")
     return [header, *frames]
 
 

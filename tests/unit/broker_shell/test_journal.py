@@ -16,7 +16,10 @@ from gristmill.broker.delivery import read_results
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.reader import Reader
+from gristmill.wire.client import Results
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.frames import encode
+from gristmill.wire.worker import ResultHead
 
 EVENT = schema.ADD_EVENT
 
@@ -275,9 +278,9 @@ def test_a_result_that_is_gone_from_between_others_is_told() -> None:
     db = apsw.Connection(":memory:")
     db.execute(schema.SCHEMA)
     for sequence in (3, 4, 6):  # 1 and 2 were freed, 5 is gone
-        frames = [b"p", b"m", b"", b""]
-        row = (1, sequence, 0, 1, 1, 1, "", "", 0, 0, 0, "", 0, 0, 0, 2,
-               records.result_crc(b"h", frames), b"h", b"m", b"", b"", b"p")  # fmt: skip
+        head = ResultHead(sequence, 2, 1, sequence, 1, "q", 9, 8, 7, "proc")
+        message = Results(1, sequence, head, 1, "n")
+        row = records.result_row(encode(message), message, [b"p", b"m", b"", b""], (0, 0, 0), 2)
         db.execute(schema.ADD_RESULT, row)
     assert [(n, body is None) for n, body in read_results(db, 1, 0, 6)] == [
         (3, False), (4, False), (5, True), (6, False),

@@ -55,6 +55,9 @@ def test_every_bit_of_a_result_counts() -> None:
             broken = (*read[:column], bytes(body), *read[column + 1 :])
             with pytest.raises(records.DamagedError):
                 records.read_result(broken)
+    for key in ((3, 9), (11, 1)):  # its key was changed: it is no other job's, no other result
+        with pytest.raises(records.DamagedError, match="by its header"):
+            records.read_result((*key, *read[2:]))
     moved = (*read[:4], b"", b"valuesmeter", *read[6:])  # the same bytes, cut elsewhere
     with pytest.raises(records.DamagedError):
         records.read_result(moved)
