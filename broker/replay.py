@@ -113,7 +113,12 @@ def _recover(
         )
         replay.finish_deletions(state)
         nodes = dict(replay.rows("nodes", "SELECT name, node FROM nodes"))
-        acked = int(meta.get("outbox_acked", 0))
+        for key in meta:
+            if key not in _META and not key.startswith(SHARE):
+                replay.quarantine(records.DamagedError("meta", key, "no key of ours"))
+        # Entries leave when they are acked: those before the first that is there were.
+        first = max([row[0] for row in replay.rows("outbox", _FIRST_ENTRY)], default=0)
+        acked = max(int(meta.get("outbox_acked", 0)), first - 1)
         last = max([row[0] for row in replay.rows("outbox", _LAST_ENTRY)], default=0)
         state.job_counter = max(
             [state.job_counter, *(row[0] for row in replay.rows("jobs", _LAST_JOB))]
@@ -133,6 +138,8 @@ def _recover(
     )
 
 
+_META = frozenset({"schema_version", "broker", "incarnation", "outbox_acked"})
+_FIRST_ENTRY = "SELECT ifnull(min(sequence), 0) FROM outbox"
 _LAST_ENTRY = "SELECT ifnull(max(sequence), 0) FROM outbox"
 _LAST_ROW = "SELECT ifnull(max(rowid), 0) FROM results"
 _LAST_JOB = (

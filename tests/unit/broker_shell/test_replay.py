@@ -19,6 +19,7 @@ from gristmill.broker.past import find_missed, find_submission
 from gristmill.broker.replay import Recovered, recover
 from gristmill.wire.client import JobStatus, Results
 from gristmill.wire.frames import encode
+from gristmill.wire.ledger import Release
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec, Tariff
@@ -297,3 +298,13 @@ def test_a_journal_of_a_newer_release_is_refused_with_its_version(tmp_path: path
         Journal(tmp_path, lambda: None, Metrics())
     with sqlite3.connect(tmp_path / "journal.db") as db:  # nothing was touched
         assert db.execute("SELECT value FROM meta WHERE key = 'incarnation'").fetchone() == (1,)
+
+
+def test_a_lost_mark_of_what_the_ledger_has_is_named_and_found_again(file: File) -> None:
+    for sequence in (7, 8, 9):
+        row = records.entry_row(sequence, Release("b/1"))
+        file.db.execute(schema.ADD_ENTRY, row)
+    file.db.execute(schema.SET_META, ("outbox_abked", 6))
+    found, metrics = file.start()
+    assert (found.outbox_acked, found.outbox_last) == (6, 9)
+    assert metrics.rows_quarantined == 1
