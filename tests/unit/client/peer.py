@@ -102,6 +102,8 @@ class Peer:
         self._subscriptions: dict[tuple[bytes, int], Subscription] = {}
         self._stopping = threading.Event()
         self._released = threading.Event()
+        self._forgetting = threading.Event()
+        self._forgotten = threading.Event()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -117,9 +119,10 @@ class Peer:
         assert not self._thread.is_alive()
 
     def forget_sessions(self) -> None:
-        """As if every session's time had run out."""
-        self._sessions.clear()
-        self._subscriptions.clear()
+        """As if every session's time had run out; the peer's own thread forgets, between messages."""
+        self._forgotten.clear()
+        self._forgetting.set()
+        assert self._forgotten.wait(10), self.faults
 
     def release(self) -> None:
         """Run what was held back."""
@@ -131,6 +134,11 @@ class Peer:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                if self._forgetting.is_set():
+                    self._forgetting.clear()
+                    self._sessions.clear()
+                    self._subscriptions.clear()
+                    self._forgotten.set()
                 if self._released.is_set():
                     self._released.clear()
                     self.is_holding = False
