@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gristmill.wire.frames import HeaderDecoder
+from gristmill.wire.frames import HeaderDecoder, Integer
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.worker import HostReading, ResultHead, Run
 
@@ -29,7 +29,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc
 class Hello(Message, frozen=True, tag=1):
     """First message of a session. ``client``: 16 random bytes, stable for one client object."""
 
-    protocol: int
+    protocol: Integer
     client: bytes
     tenant: str
     token: str
@@ -41,7 +41,7 @@ class Submit(Message, frozen=True, tag=2):
     """A new job; one body frame: the function's bytes (empty for a command), see ``JobSpec``."""
 
     session: bytes
-    request: int
+    request: Integer
     submission: bytes
     spec: JobSpec
     is_dry_run: bool = False
@@ -54,9 +54,9 @@ class Parcel(Message, frozen=True, tag=3):
     """
 
     session: bytes
-    job: int
-    first: int
-    count: int
+    job: Integer
+    first: Integer
+    count: Integer
     codec: str
 
 
@@ -64,9 +64,9 @@ class CloseUpload(Message, frozen=True, tag=4):
     """No more parcels: the job has ``count`` subtasks."""
 
     session: bytes
-    request: int
-    job: int
-    count: int
+    request: Integer
+    job: Integer
+    count: Integer
 
 
 class Subscribe(Message, frozen=True, tag=5):
@@ -76,10 +76,10 @@ class Subscribe(Message, frozen=True, tag=5):
     """
 
     session: bytes
-    request: int
-    job: int
-    after: int
-    bytes_allowed: int
+    request: Integer
+    job: Integer
+    after: Integer
+    bytes_allowed: Integer
 
 
 class Credit(Message, frozen=True, tag=6):
@@ -89,24 +89,24 @@ class Credit(Message, frozen=True, tag=6):
     """
 
     session: bytes
-    job: int
-    acked: int
-    bytes_allowed: int
+    job: Integer
+    acked: Integer
+    bytes_allowed: Integer
 
 
 class Unsubscribe(Message, frozen=True, tag=7):
     """No more results of this job, please; the job goes on."""
 
     session: bytes
-    job: int
+    job: Integer
 
 
 class Cancel(Message, frozen=True, tag=8):
     """Cancel these runs of a job; an empty list is the whole job."""
 
     session: bytes
-    request: int
-    job: int
+    request: Integer
+    job: Integer
     runs: list[Run]
 
 
@@ -114,8 +114,8 @@ class Steer(Message, frozen=True, tag=9):
     """Pause or resume a job."""
 
     session: bytes
-    request: int
-    job: int
+    request: Integer
+    job: Integer
     verb: Literal["pause", "resume"]
 
 
@@ -132,7 +132,7 @@ class Ask(Message, frozen=True, tag=10):
     """
 
     session: bytes
-    request: int
+    request: Integer
     about: Literal[
         "jobs",
         "job",
@@ -147,19 +147,19 @@ class Ask(Message, frozen=True, tag=10):
         "decomposed",
         "manifest",
     ]
-    job: int = 0
-    first: int = 0
-    limit: int = 100
+    job: Integer = 0
+    first: Integer = 0
+    limit: Integer = 100
     text: str = ""
     digest: str = ""
-    size_bytes: int = 0
+    size_bytes: Integer = 0
 
 
 class DrainWorker(Message, frozen=True, tag=11):
     """Operator: the worker of this name finishes what it has and takes no more."""
 
     session: bytes
-    request: int
+    request: Integer
     worker: str
 
 

@@ -5,7 +5,7 @@ decode is the peer's fault: ``MALFORMED``, answered and counted, never fatal.
 """
 
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
@@ -13,6 +13,8 @@ from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 
 T = TypeVar("T")
+#: a number that a peer may name; MessagePack alone would let it be up to 2**64 - 1
+Integer = Annotated[int, msgspec.Meta(ge=-limits.INTEGER_MAX, le=limits.INTEGER_MAX)]
 
 #: what msgspec raises for bytes of a peer; nesting ends its own recursion, in skipped fields too
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gristmill.wire.frames import HeaderDecoder
+from gristmill.wire.frames import HeaderDecoder, Integer
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc=False):
@@ -69,14 +69,14 @@ class Post(Message, frozen=True, tag=1):
     """Entries ``first .. first + len(entries)`` of the broker's outbox, in order, from 1."""
 
     broker: str
-    first: int
+    first: Integer
     entries: list[Hold | Release | Contribution]
 
 
 class AskUsage(Message, frozen=True, tag=2):
     """The bill of a tenant (empty: everybody), by job, node or day; ``ref`` limits it to a job."""
 
-    request: int
+    request: Integer
     tenant: str
     by: Literal["job", "node", "day"]
     ref: str = ""
@@ -85,14 +85,14 @@ class AskUsage(Message, frozen=True, tag=2):
 class AskBalance(Message, frozen=True, tag=3):
     """Balances of a tenant's accounts; an empty tenant asks for all accounts."""
 
-    request: int
+    request: Integer
     tenant: str
 
 
 class Fund(Message, frozen=True, tag=4):
     """Operator: mint credits from ``world`` to a tenant; ``ref`` is the idempotency key."""
 
-    request: int
+    request: Integer
     tenant: str
     amount_ucredits: int
     ref: str

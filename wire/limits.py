@@ -7,6 +7,9 @@ PROTOCOL = 1
 FRAME_BYTES_MAX = 64 << 10  #: a parcel, a function or a value above this travels as its digest
 RESULT_FRAME_BYTES_MAX = 256 << 10  #: all frames of one result together
 HEADER_BYTES_MAX = 64 << 10  #: an encoded header
+#: number in a header that clients and workers send, either sign: the journal's and the ledger's
+#: columns have 64 bits with a sign, and a sum of two must fit, too
+INTEGER_MAX = (1 << 62) - 1
 #: ZMQ_MAXMSGSIZE of every listening socket: a larger frame drops its peer
 ZMQ_FRAME_BYTES_MAX = 512 << 10
 MESSAGE_FRAMES_MAX = 600  #: frames in one message

@@ -9,10 +9,10 @@ from typing import Literal
 
 import msgspec
 
-from gristmill.wire.frames import HeaderDecoder
+from gristmill.wire.frames import HeaderDecoder, Integer
 from gristmill.wire.spec import JobSpec, Tariff
 
-Run = tuple[int, int]  #: (start, length) of consecutive subtask indices
+Run = tuple[Integer, Integer]  #: (start, length) of consecutive subtask indices
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc=False):
@@ -29,10 +29,10 @@ class Held(msgspec.Struct, array_like=True, frozen=True):
     before the first.
     """
 
-    lease_id: int
-    slot: int
-    started: int
-    done: int
+    lease_id: Integer
+    slot: Integer
+    started: Integer
+    done: Integer
 
 
 class Claim(msgspec.Struct, array_like=True, frozen=True):
@@ -42,14 +42,14 @@ class Claim(msgspec.Struct, array_like=True, frozen=True):
     lease that is over but for acks. ``budget_ucredits`` as granted, ``age_ms`` ago.
     """
 
-    lease_id: int
-    slot: int
-    started: int
-    job: int
-    attempt: int
+    lease_id: Integer
+    slot: Integer
+    started: Integer
+    job: Integer
+    attempt: Integer
     runs: list[Run]
-    budget_ucredits: int
-    age_ms: int
+    budget_ucredits: Integer
+    age_ms: Integer
 
 
 class ResultHead(msgspec.Struct, array_like=True, frozen=True):
@@ -67,15 +67,15 @@ class ResultHead(msgspec.Struct, array_like=True, frozen=True):
     until the worker has a key.
     """
 
-    number: int
-    lease_id: int
-    job: int
-    first: int
-    count: int
+    number: Integer
+    lease_id: Integer
+    job: Integer
+    first: Integer
+    count: Integer
     codec: str
-    wall_us: int
-    cpu_us: int
-    peak_kib: int
+    wall_us: Integer
+    cpu_us: Integer
+    peak_kib: Integer
     metering: str
     is_estimated: bool = False
     signature: bytes = b""
@@ -92,7 +92,7 @@ class Returned(msgspec.Struct, array_like=True, frozen=True):
     under another subtask) or ``set-up``.
     """
 
-    lease_id: int
+    lease_id: Integer
     runs: list[Run]
     cause: Literal["recalled", "drained", "stopped", "jail", "set-up"]
     detail: str = ""
@@ -101,23 +101,23 @@ class Returned(msgspec.Struct, array_like=True, frozen=True):
 class SlotReading(msgspec.Struct, array_like=True, frozen=True):
     """Live telemetry of one slot, read outside the jail."""
 
-    slot: int
-    job: int
-    subtask: int
-    cpu_us: int
-    memory_bytes: int
-    disk_bytes: int
-    pids: int
+    slot: Integer
+    job: Integer
+    subtask: Integer
+    cpu_us: Integer
+    memory_bytes: Integer
+    disk_bytes: Integer
+    pids: Integer
 
 
 class HostReading(msgspec.Struct, array_like=True, frozen=True):
     """Live telemetry of the worker's host."""
 
-    load1_milli: int
-    cpu_percent: int
-    memory_used_bytes: int
-    memory_total_bytes: int
-    disk_free_bytes: int
+    load1_milli: Integer
+    cpu_percent: Integer
+    memory_used_bytes: Integer
+    memory_total_bytes: Integer
+    disk_free_bytes: Integer
     slots: list[SlotReading] = []
 
 
@@ -130,14 +130,14 @@ class Hello(Message, frozen=True, tag=1):
     ``claims``: of leases in ``held``, and of those whose results wait for their ack.
     """
 
-    protocol: int
+    protocol: Integer
     name: str
     node: str
     instance: bytes
-    slots: int
-    cpus_milli: int
-    memory_bytes: int
-    disk_bytes: int
+    slots: Integer
+    cpus_milli: Integer
+    memory_bytes: Integer
+    disk_bytes: Integer
     labels: dict[str, str]
     tiers: list[str]
     pythons: list[str]
@@ -156,9 +156,9 @@ class Report(Message, frozen=True, tag=2):
     """
 
     session: bytes
-    number: int
+    number: Integer
     is_full: bool
-    slots_alive: list[int]
+    slots_alive: list[Integer]
     held: list[Held]
     results: list[ResultHead]
     returned: list[Returned]

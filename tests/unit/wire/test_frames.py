@@ -11,6 +11,7 @@ from gristmill.wire import (
     failure,
     frames,
     grants,
+    ledger,
     limits,
     meter,
     receipts,
@@ -227,3 +228,32 @@ def test_a_range_of_too_many_values_takes_no_memory(count):
 def test_a_number_past_all_floats_is_a_value_error(parse):
     with pytest.raises(ValueError, match="too large"):
         parse("9" * 400)
+
+
+@pytest.mark.parametrize("number", [limits.INTEGER_MAX + 1, 1 << 63, (1 << 64) - 1, -(1 << 63)])
+@pytest.mark.parametrize(
+    ("decoder", "message", "at"),
+    [
+        (client.decode_client, client.Ask(b"", 1, "job", job=7), 4),
+        (client.decode_client, client.Cancel(b"", 1, 7, [(0, 7)]), 3),
+        (client.decode_client, client.Cancel(b"", 1, 7, [(0, 7)]), (4, 0, 1)),
+        (worker.decode_worker, worker.Report(b"", 1, True, [], [worker.Held(7, 0, 0, 0)], [], []),
+         (5, 0, 0)),
+        (worker.decode_worker, worker.Report(
+            b"", 1, False, [], [], [worker.ResultHead(1, 2, 7, 0, 1, "q", 1, 1, 1, "wait4")], []),
+         (6, 0, 2)),
+        (ledger.decode_to_ledger, ledger.Post("b", 7, []), 2),
+    ],
+)  # fmt: skip
+def test_a_number_that_no_column_can_hold_is_malformed(decoder, message, at, number):
+    """With one of these a worker, a client or a peer of the ledger ended the process."""
+    plain = msgspec.msgpack.decode(frames.encode(message))
+    inner, *path = (plain, at) if isinstance(at, int) else (plain, *at)
+    while len(path) > 1:
+        inner = inner[path.pop(0)]
+    assert inner[path[0]] == 7
+    inner[path[0]] = limits.INTEGER_MAX
+    decoder.decode(msgspec.msgpack.encode(plain))
+    inner[path[0]] = number
+    with pytest.raises(RemoteError, match="MALFORMED"):
+        decoder.decode(msgspec.msgpack.encode(plain))
