@@ -250,10 +250,13 @@ class Back:
         told = head
         if head.signature and not self._is_signed(session, head, body):
             self._metrics.signatures_bad += 1
-            log.error(
-                "worker=%d node=%.12s job=%d lease=%d result=%d: its signature is not good",
-                session.number, session.hello.node, head.job, head.lease_id, head.number,
-            )  # fmt: skip
+            if self._metrics.signatures_bad.bit_count() == 1:  # 1, 2, 4, ...: no flood
+                log.error(
+                    "worker=%d node=%.12s job=%d lease=%d result=%d: its signature is not good;"
+                    " there were %d like this",
+                    session.number, session.hello.node, head.job, head.lease_id, head.number,
+                    self._metrics.signatures_bad,
+                )  # fmt: skip
             told = msgspec.structs.replace(head, lease_id=0)
         return on.ResultArrived(
             session.number, told, meter, self._last_ref, size, failures,

@@ -181,7 +181,11 @@ class Ledger:
             return decode_to_ledger.decode(frames[1])
         except RemoteError as error:
             self.counts["malformed"] += 1
-            log.warning("malformed message from %s: %s", frames[0].hex(), error.message)
+            if self.counts["malformed"].bit_count() == 1:  # 1, 2, 4, ...: no flood
+                log.warning(
+                    "malformed messages=%d, now from %s: %.300s",
+                    self.counts["malformed"], frames[0].hex(), error.message,
+                )  # fmt: skip
             self._send(frames[0], LedgerRefused(0, error.code, error.message))
             return None
 
