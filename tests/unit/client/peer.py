@@ -119,7 +119,7 @@ class Peer:
         assert not self._thread.is_alive()
 
     def forget_sessions(self) -> None:
-        """As if every session's time had run out; the peer's own thread forgets, between messages."""
+        """As if every session's time had run out; the peer's own thread forgets them."""
         self._forgotten.clear()
         self._forgetting.set()
         assert self._forgotten.wait(10), self.faults
