@@ -6,6 +6,7 @@ import sys
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for sockets_*, in importlib mode
+sys.path.insert(0, str(HERE.parent / "leases"))  # for lease_rig: the bills of a real grid
 
 # The light peers and the broker process of tests/integration/broker, under a name of their own.
 _found = importlib.util.spec_from_file_location(
