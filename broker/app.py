@@ -396,20 +396,20 @@ class Broker:
         is_open = job in self.state.jobs
         self.reader.ask(lambda db: fold_job(db, job, upto, is_open), folded, lambda _: None)
 
-    def _look_for_missed(self, after: int = 0) -> None:
+    def _look_for_missed(self, after: int = past.FIRST_ROWID) -> None:
         """Once, after the start: every job that was accepted is finished or was read.
 
         What bit rot took from the list of unfinished jobs is put back, and read by a new start.
         """
 
-        def looked(found: tuple[list[int], int]) -> None:
+        def looked(found: tuple[list[int], int | None]) -> None:
             missed, last = found
             for job in missed:
                 log.critical("journal job=%d is unfinished and was not listed: put back", job)
                 self.journal.record("open_jobs", schema.ADD_OPEN, (job,), 16)
                 self.metrics.rows_quarantined += 1
                 self._must_restart = f"job {job} was missing from the list of unfinished jobs"
-            if last:
+            if last is not None:
                 self._look_for_missed(last)
 
         self.reader.ask(lambda db: past.find_missed(db, after, MISSED_JOBS), looked, lambda _: None)

@@ -6,6 +6,7 @@ be billed again. A *checkpoint* is that, folded into runs of subtasks that ended
 for a job whose results come in order.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import apsw
@@ -19,10 +20,23 @@ from gristmill.wire.meter import unpack_outcomes
 
 Piece = tuple[int, int, int, int]  #: (first, count, outcome, attempt) of subtasks that ended alike
 
+#: what a result means: as it is delivered, then the columns beside that
 FACT_COLUMNS = (
     "job, sequence, r.crc, header, payload, meter, failures, logs,"
-    " first, count, attempt, wall_us, cpu_us, peak_kib, amount_ucredits"
+    f" {records.HEAD_COLUMNS.removeprefix('job, sequence, ')}"
 )
+
+
+class DamagedReadingsError(records.DamagedError):
+    """A result is whole, but not what it cost.
+
+    Args:
+        fact: what it means, with the worker's own readings and nothing to pay.
+    """
+
+    def __init__(self, key: str, fact: ResultFact) -> None:
+        super().__init__("results", key, "the checksum of its readings does not fit")
+        self.fact = fact
 
 
 class Checkpoint(msgspec.Struct, array_like=True, frozen=True):
@@ -63,10 +77,11 @@ def read_fact(row: records.Row) -> ResultFact:
     """What a result means, from ``FACT_COLUMNS``.
 
     Raises:
+        DamagedReadingsError: the result stands, but its readings or its amount are not known.
         DamagedError: the checksum does not fit, or what it covers makes no sense.
     """
-    job, sequence = row[0], row[1]
-    first, count, attempt, wall_us, cpu_us, peak_kib, amount = row[8:]
+    job, sequence, crc = row[:3]
+    first, count, attempt, _, _, _, wall_us, cpu_us, peak_kib, _, _, amount, _, _ = row[8:]
     header, _, meter, failures, _ = records.read_result(row[:8])
     try:
         message = records.decode_header(header)
@@ -74,14 +89,23 @@ def read_fact(row: records.Row) -> ResultFact:
     except (RemoteError, msgspec.DecodeError) as error:
         raise records.DamagedError("results", f"{job}/{sequence}", str(error)) from None
     head = message.head
-    if (message.sequence, head.first, head.count) != (sequence, first, count):
+    if (head.first, head.count, message.attempt) != (first, count, attempt):
         raise records.DamagedError("results", f"{job}/{sequence}", "its columns contradict it")
-    return ResultFact(
+    fact = ResultFact(
         sequence, first, count, attempt, outcomes,
         [(first + start, length) for start, length in message.not_final],
         amount, wall_us, cpu_us, peak_kib,
         _first_message(failures) if head.number == 0 else "",
     )  # fmt: skip
+    if records.is_result_head_whole((job, sequence, *row[8:]), crc):
+        return fact
+    told = head.wall_us, head.cpu_us, head.peak_kib
+    raise DamagedReadingsError(
+        f"{job}/{sequence}",
+        dataclasses.replace(
+            fact, amount_ucredits=0, wall_us=told[0], cpu_us=told[1], peak_kib=told[2]
+        ),
+    )
 
 
 def _first_message(failures: bytes) -> str:
@@ -167,12 +191,14 @@ def fold_job(
         ):
             before = read_checkpoint(row)
         for row in connection.execute(
-            f"SELECT {FACT_COLUMNS}, body_bytes FROM results r"
+            f"SELECT {FACT_COLUMNS} FROM results r"
             " WHERE job = ? AND sequence > ? AND sequence <= ? ORDER BY sequence",
             (job, before.upto, upto),
         ):
             try:
-                facts.append(read_fact(row[:-1]))
+                facts.append(read_fact(row))
+            except DamagedReadingsError as error:
+                facts.append(error.fact)
             except records.DamagedError:
                 break
             size_bytes += int(row[-1])

@@ -384,7 +384,7 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
     with connection:
         meta: dict[Any, Any] = dict(connection.execute("SELECT key, value FROM meta").fetchall())  # type: ignore[arg-type]
         version = meta.get("schema_version", schema.SCHEMA_VERSION)
-        if version in (1, 2):
+        if version in (1, 2, 3):
             if version == 1:
                 connection.execute(schema.LIST_OPEN)
             if not connection.execute(schema.HAS_EVENT_CRC).fetchall():

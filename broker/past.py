@@ -20,6 +20,7 @@ from gristmill.wire.spec import JobSpec
 
 log = logging.getLogger("gristmill.broker.past")
 
+FIRST_ROWID = -(1 << 63)  #: below every row: bit rot makes any number of a job's
 SCAN_ROWS_MAX = 20_000  #: results looked at for one page of subtasks or logs
 
 
@@ -38,6 +39,8 @@ def find_job(connection: apsw.Connection, tenant: str, job: int) -> PastJob | No
         f"SELECT {records.JOB_COLUMNS} FROM jobs WHERE job = ?", (job,)
     ).fetchone()
     if row is None:
+        if connection.execute("SELECT 1 FROM job_states WHERE job = ?", (job,)).fetchone():
+            _tell(records.DamagedError("jobs", f"{job}", "its row is gone, its card is there"))
         return None
     try:
         record = records.read_job(row)
@@ -131,8 +134,10 @@ def prunable(
     return found
 
 
-def find_missed(connection: apsw.Connection, after: int, limit: int) -> tuple[list[int], int]:
-    """(unfinished jobs that a start would not read, the last job that was looked at or 0).
+def find_missed(
+    connection: apsw.Connection, after: int, limit: int
+) -> tuple[list[int], int | None]:
+    """(unfinished jobs that a start would not read, the last job that was looked at or None).
 
     It looks at every job's row: what a start reads is an index that bit rot may have thinned.
     """
@@ -143,7 +148,7 @@ def find_missed(connection: apsw.Connection, after: int, limit: int) -> tuple[li
         )
     ]
     if not jobs:
-        return [], 0
+        return [], None
     missed = connection.execute(
         "SELECT job FROM jobs NOT INDEXED WHERE job > ? AND job <= ?"
         " AND NOT EXISTS (SELECT 1 FROM open_jobs o WHERE o.job = jobs.job)"

@@ -47,6 +47,31 @@ def crc_of(*parts: bytes | str | int) -> int:
     return crc
 
 
+# A row with a large body has two checksums in its ``crc``: above that of its columns (the numbers
+# by which it is found among them), below that of its body. So a start checks the first without
+# reading bodies. Rows from before version 4 have the lower one alone.
+
+_LOW = (1 << 32) - 1
+
+
+def _joined(columns: Row, low: int) -> int:
+    """The ``crc`` of a row with these columns, whose body has the checksum ``low``."""
+    both = (zlib.crc32(_encode((*columns, low))) or 1) << 32 | low
+    return both - (1 << 64) if both >> 63 else both  # SQLite's numbers have a sign
+
+
+def _low(crc: Any) -> int:
+    """The checksum of the body; -1, which no body has, for what a damaged page made of it."""
+    return crc & _LOW if isinstance(crc, int) else -1
+
+
+def _fits(columns: Row, crc: Any) -> bool:
+    """Whether the columns are what they were; True for a row that has no checksum of them."""
+    if not isinstance(crc, int):
+        return False
+    return not crc >> 32 or crc == _joined(columns, crc & _LOW)
+
+
 # ---------------------------------------------------------------- jobs
 
 
@@ -140,7 +165,19 @@ def read_state(row: Row) -> JobStatus:
 
 def parcel_row(job: int, first: int, count: int, codec: str, body: bytes) -> Row:
     """The row of ``parcels``."""
-    return job, first, count, codec, crc_of(job, first, count, codec, body), body
+    low = crc_of(job, first, count, codec, body)
+    crc = _joined((job, first, count, codec, len(body)), low)
+    return job, first, count, codec, crc, body
+
+
+#: all that a start reads of a parcel; and where it is
+PARCEL_HEAD = "job, first, count, codec, length(body), crc, r.rowid"
+
+
+def is_parcel_placed(row: Row) -> bool:
+    """Whether a parcel stands where it was put, from ``PARCEL_HEAD``: its body is not looked at."""
+    *columns, crc, _ = row
+    return _fits(tuple(columns), crc)
 
 
 PARCEL_COLUMNS = "job, first, count, codec, crc, body"
@@ -153,7 +190,7 @@ def read_parcel(row: Row) -> bytes:
         DamagedError: the checksum does not fit.
     """
     job, first, count, codec, crc, body = row
-    if crc != crc_of(job, first, count, codec, body):
+    if _low(crc) != crc_of(job, first, count, codec, body):
         raise DamagedError("parcels", f"{job}/{first}", "its checksum does not fit")
     return bytes(body)
 
@@ -188,13 +225,26 @@ def result_row(
     head = message.head
     payload, meter, failures, logs = frames
     wall_us, cpu_us, amount = readings
-    return (
+    columns = (
         message.job, message.sequence, head.first, head.count, message.attempt, head.lease_id,
         message.node, head.codec, wall_us, cpu_us, head.peak_kib, head.metering,
-        head.is_estimated, amount, ended_ms,
-        len(payload) + len(meter) + len(failures) + len(logs), result_crc(header, frames),
-        header, meter, failures, logs, payload,
+        int(head.is_estimated), amount, ended_ms,
+        len(payload) + len(meter) + len(failures) + len(logs),
     )  # fmt: skip
+    crc = _joined(columns, result_crc(header, frames))
+    return (*columns, crc, header, meter, failures, logs, payload)
+
+
+#: the columns of a result that its header and its frames do not have, or that it is found by
+HEAD_COLUMNS = (
+    "job, sequence, first, count, attempt, lease_id, node, codec, wall_us, cpu_us, peak_kib,"
+    " metering, is_estimated, amount_ucredits, ended_ms, body_bytes"
+)
+
+
+def is_result_head_whole(columns: Row, crc: Any) -> bool:
+    """Whether ``HEAD_COLUMNS`` of a result are what they were."""
+    return _fits(columns, crc)
 
 
 RESULT_COLUMNS = "job, sequence, crc, header, payload, meter, failures, logs"
@@ -208,7 +258,7 @@ def read_result(row: Row) -> list[bytes]:
     """
     job, sequence, said, header, *frames = row
     key = f"{job}/{sequence}"
-    if result_crc(header, frames) != said:
+    if result_crc(header, frames) != _low(said):
         raise DamagedError("results", key, "its checksum does not fit")
     try:
         message = decode_header(header)

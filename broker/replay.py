@@ -116,10 +116,7 @@ def _recover(
         for key in meta:
             if key not in _META and not key.startswith(SHARE):
                 replay.quarantine(records.DamagedError("meta", key, "no key of ours"))
-        # Entries leave when they are acked: those before the first that is there were.
-        first = max([row[0] for row in replay.rows("outbox", _FIRST_ENTRY)], default=0)
-        acked = max(int(meta.get("outbox_acked", 0)), first - 1)
-        last = max([row[0] for row in replay.rows("outbox", _LAST_ENTRY)], default=0)
+        acked, last = replay.outbox(meta.get("outbox_acked"))
         state.job_counter = max(
             [state.job_counter, *(row[0] for row in replay.rows("jobs", _LAST_JOB))]
         )
@@ -133,14 +130,11 @@ def _recover(
         "journal incarnation=%d broker=%s unfinished=%d jobs=%d rows=%d",
         journal.incarnation, journal.broker, len(state.jobs), state.job_counter, replay.read,
     )  # fmt: skip
-    return Recovered(
-        state, effects, replay.live(), nodes, acked, max(acked, last), last_row, workers
-    )
+    return Recovered(state, effects, replay.live(), nodes, acked, last, last_row, workers)
 
 
 _META = frozenset({"schema_version", "broker", "incarnation", "outbox_acked"})
-_FIRST_ENTRY = "SELECT ifnull(min(sequence), 0) FROM outbox"
-_LAST_ENTRY = "SELECT ifnull(max(sequence), 0) FROM outbox"
+_ENTRIES = f"SELECT {records.ENTRY_COLUMNS} FROM outbox ORDER BY sequence"
 _LAST_ROW = "SELECT ifnull(max(rowid), 0) FROM results"
 _LAST_JOB = (
     "SELECT max((SELECT ifnull(max(job), 0) FROM jobs),"
@@ -157,10 +151,9 @@ _JOBS = f"SELECT {records.JOB_COLUMNS} {_OPEN} jobs r USING(job) ORDER BY o.job"
 _GONE = "SELECT job FROM open_jobs WHERE job NOT IN (SELECT job FROM jobs)"
 _STATES = f"SELECT {records.STATE_COLUMNS} {_OPEN} job_states r USING(job) ORDER BY o.job"
 _CHECKPOINTS = f"SELECT job, upto, crc, body {_OPEN} checkpoints r USING(job) ORDER BY o.job"
-_PARCELS = (
-    f"SELECT job, first, count, codec, length(body) {_OPEN} parcels r USING(job)"
-    " ORDER BY o.job, r.first"
-)
+_PARCELS = f"SELECT {records.PARCEL_HEAD} {_OPEN} parcels r USING(job) ORDER BY o.job, r.first"
+_PARCEL = f"SELECT {records.PARCEL_COLUMNS} FROM parcels WHERE rowid = ?"
+_PARCELS_OF = f"SELECT {records.PARCEL_HEAD} FROM parcels r WHERE job = ?"
 _RESULTS = (
     f"SELECT {checkpoints.FACT_COLUMNS} {_OPEN} results r USING(job) ORDER BY o.job, r.sequence"
 )
@@ -301,7 +294,9 @@ class _Replay:
             status=status,
         )
         if status is not None and status.state in FINAL_JOB_STATES:
-            # Its last card says so; whatever kept it in the list is put right.
+            # Its last card says so, and with that it left the list: a number was changed, and the
+            # job whose number that was is missed soon (``past.find_missed``).
+            self.quarantine(records.DamagedError("open_jobs", f"{job}", "that job is over"))
             self._journal.record("open_jobs", schema.DROP_OPEN, (job,), 16)
             return fact
         self._functions_bytes += len(record.function)
@@ -349,7 +344,10 @@ class _Replay:
 
     def _parcels(self, job: int, status: JobStatus | None) -> Iterator[ParcelFact]:
         expected = 0
-        for _, first, count, codec, size in self._parcel_rows.take(job):
+        for row in self._parcel_rows.take(job):
+            _, first, count, codec, size, *_ = row
+            if not self._is_placed(row):
+                continue
             if first != expected:
                 log.error("journal job=%d has no parcel at %d: the client sends it again",
                           job, expected)  # fmt: skip
@@ -359,6 +357,24 @@ class _Replay:
         if status is not None and expected < status.uploaded:
             log.error("journal damaged job=%d has parcels up to %d of %d: the client sends the rest"
                       " again", job, expected, status.uploaded)  # fmt: skip
+
+    def _is_placed(self, row: records.Row) -> bool:
+        """Whether a parcel is one of its job's; if not, it makes room for the right one."""
+        if records.is_parcel_placed(row):
+            return True
+        error = records.DamagedError(
+            "parcels", f"{row[0]}/{row[1]}", "the checksum of its columns does not fit"
+        )
+        for whole in list(self.rows("parcels", _PARCEL, (row[-1],))):
+            try:
+                records.read_parcel(whole)  # that of its body covers them, too
+            except records.DamagedError:
+                continue
+            self.quarantine(error)
+            return True
+        self.quarantine(error)
+        self._journal.record("parcels", schema.DROP_PARCEL, (row[-1],), 32)
+        return False
 
     # ------------------------------------------------------------ results
 
@@ -380,6 +396,9 @@ class _Replay:
             self._upto[job] = sequence
             try:
                 yield checkpoints.read_fact(row)
+            except checkpoints.DamagedReadingsError as error:
+                self.quarantine(error)
+                yield error.fact
             except records.DamagedError as error:
                 first, count, attempt = row[8:11]
                 if not all(isinstance(value, int) for value in row[8:11]):
@@ -403,8 +422,47 @@ class _Replay:
 
     # ------------------------------------------------------------ the rest
 
+    def outbox(self, mark: Any) -> tuple[int, int]:
+        """(what the ledger has, the last entry's number), from the rows and from ``mark``.
+
+        A row whose number was changed has one that was free: of an entry that the ledger has, or
+        behind the last. Its own place is a hole, or behind the last that is whole: a number is left
+        out there, so that no new entry gets one that the ledger has seen.
+        """
+        strays: list[int] = []
+        first, last = (self._first_whole(order, strays) for order in ("", " DESC"))
+        acked = mark if isinstance(mark, int) and mark >= 0 else None
+        if first is not None:
+            # Entries leave when they are acked: those before the first that is there were; unless
+            # one of them is it that was found elsewhere.
+            if acked is None or not first - 1 - len(strays) <= acked < first:
+                acked = first - 1
+        elif acked is None:
+            acked = max(strays, default=0)
+        last = max(acked, last or 0)
+        strays = [sequence for sequence in strays if not acked < sequence < last]
+        last += len(strays)
+        for sequence in strays:
+            error = records.DamagedError("outbox", f"{sequence}", "no entry of this number")
+            self.quarantine(error)
+            self._journal.record("outbox", schema.DROP_ENTRY, (sequence,), 32)
+        return acked, last
+
+    def _first_whole(self, order: str, strays: list[int]) -> int | None:
+        for row in self.rows("outbox", _ENTRIES + order):
+            try:
+                sequence, _, _ = records.read_entry(row)
+            except records.DamagedError:
+                if row[0] not in strays:
+                    strays.append(row[0])
+                continue
+            return sequence
+        return None
+
     def finish_deletions(self, state: State) -> None:
         """Parcels of jobs that are over, which a crash left behind."""
         for (job,) in list(self.rows("parcels", _LEFT_PARCELS)):
             if job not in state.jobs:
+                for row in list(self.rows("parcels", _PARCELS_OF, (job,))):
+                    self._is_placed(row)  # one of another job's may have strayed there: name it
                 self._journal.add_chore(schema.DROP_PARCELS, (job,))

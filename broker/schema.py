@@ -9,7 +9,8 @@ that its client has acknowledged and that left the disk. ``tombstones`` are what
 that were pruned.
 """
 
-SCHEMA_VERSION = 3
+#: From 4 on the ``crc`` of parcels and results covers their columns, too: see ``records``.
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -124,13 +125,16 @@ ADD_PARCEL = "INSERT OR IGNORE INTO parcels VALUES(?,?,?,?,?,?)"
 ADD_RESULT = "INSERT INTO results VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 ADD_EVENT = "INSERT INTO events(job, ms, name, detail, crc) VALUES(?,?,?,?,?)"
 ADD_ENTRY = "INSERT INTO outbox VALUES(?,?,?,?)"
+DROP_ENTRY = "DELETE FROM outbox WHERE sequence = ?"
+DROP_PARCEL = "DELETE FROM parcels WHERE rowid = ?"
 DROP_ENTRIES = "DELETE FROM outbox WHERE sequence <= ?"
 ADD_NODE = "INSERT OR IGNORE INTO nodes VALUES(?,?,?)"
 ADD_LIVE = "INSERT OR REPLACE INTO live_workers VALUES(?,?)"
 DROP_LIVE = "DELETE FROM live_workers WHERE name = ?"
 ADD_QUARANTINE = "INSERT OR IGNORE INTO quarantine VALUES(?,?,?,?,?)"
 VOID_RESULT = (
-    "UPDATE results SET header = ?, payload = ?, meter = ?, failures = ?, logs = ?, crc = ?"
+    "UPDATE results SET header = ?, payload = ?, meter = ?, failures = ?, logs = ?, crc = ?,"
+    " wall_us = 0, cpu_us = 0, peak_kib = 0, amount_ucredits = 0"
     " WHERE job = ? AND sequence = ?"
 )
 SET_META = "INSERT OR REPLACE INTO meta VALUES(?,?)"

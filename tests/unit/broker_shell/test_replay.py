@@ -15,7 +15,7 @@ from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebu
 from gristmill.broker.core.state import Config, State
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
-from gristmill.broker.past import find_missed, find_submission
+from gristmill.broker.past import FIRST_ROWID, find_missed, find_submission
 from gristmill.broker.replay import Recovered, recover
 from gristmill.wire.client import JobStatus, Results
 from gristmill.wire.frames import encode
@@ -147,7 +147,13 @@ def test_a_job_that_fell_out_of_the_list_is_missed(file: File) -> None:
     file.job(3, "done")
     assert find_missed(file.db, 0, 2) == ([1], 2)
     assert find_missed(file.db, 2, 2) == ([], 3)
-    assert find_missed(file.db, 3, 2) == ([], 0)
+    assert find_missed(file.db, 3, 2) == ([], None)
+
+
+def test_a_finished_job_whose_number_was_changed_to_nothing_is_missed(file: File) -> None:
+    file.job(2, "done")
+    file.db.execute("UPDATE jobs SET job = 0")
+    assert find_missed(file.db, FIRST_ROWID, 10) == ([0], 0)
 
 
 def test_a_finished_job_that_is_still_listed_is_put_right(file: File) -> None:
@@ -168,6 +174,56 @@ def test_a_damaged_result_voids_its_subtasks_and_nothing_else(file: File) -> Non
     assert metrics.rows_quarantined == 1 and found.jobs[0].results == 3
     _, metrics = file.start()  # it was voided: nothing is damaged any more
     assert metrics.rows_quarantined == 0
+
+
+@pytest.mark.parametrize("column", ["wall_us", "cpu_us", "peak_kib", "amount_ucredits", "node"])
+def test_a_result_whose_readings_changed_stands_and_costs_what_is_known(
+    file: File, column: str
+) -> None:
+    file.job(1)
+    file.result(1, 1, 0, 10)
+    file.result(1, 2, 10, 10)
+    file.db.execute(f"UPDATE results SET {column} = ? WHERE sequence = 2", ("9",))
+    found, metrics = file.start()
+    job = found.state.jobs[1]
+    assert (job.done, job.spent_ucredits, metrics.rows_quarantined) == (20, 11, 1)
+
+
+@pytest.mark.parametrize(
+    "change", ["job = 2", "first = 228", "count = 101", "codec = 'n'", "job = 77", "job = 3"]
+)
+def test_a_parcel_that_strayed_is_named_and_makes_room(file: File, change: str) -> None:
+    file.job(1)
+    file.job(2)
+    file.db.execute("DELETE FROM parcels WHERE job = 2")
+    file.job(3, "done")
+    file.db.execute(f"UPDATE parcels SET {change}")
+    found, metrics = file.start()
+    assert metrics.rows_quarantined == 1
+    assert [job.uploaded for job in found.state.jobs.values()] == [0, 0]
+    assert file.db.execute("SELECT * FROM parcels").fetchall() == []
+
+
+def test_a_parcel_whose_upper_checksum_alone_changed_is_named_and_used(file: File) -> None:
+    file.job(1)
+    file.db.execute("UPDATE parcels SET crc = crc + (1 << 40)")
+    found, metrics = file.start()
+    assert (found.state.jobs[1].uploaded, metrics.rows_quarantined) == (100, 1)
+
+
+def test_rows_of_version_3_have_no_checksum_of_their_columns_and_are_read(file: File) -> None:
+    file.job(1)
+    file.result(1, 1, 0, 10)
+    for table in ("parcels", "results"):
+        file.db.execute(f"UPDATE {table} SET crc = crc & 0xFFFFFFFF")
+    file.db.execute("UPDATE results SET amount_ucredits = 12")
+    file.db.execute(schema.SET_META, ("schema_version", 3))
+    found, metrics = file.start()
+    job = found.state.jobs[1]
+    assert (job.uploaded, job.done, job.spent_ucredits) == (100, 10, 12)
+    assert metrics.rows_quarantined == 0
+    meta = dict(file.db.execute("SELECT key, value FROM meta"))
+    assert meta["schema_version"] == schema.SCHEMA_VERSION
 
 
 def test_a_submission_of_a_damaged_job_is_known_as_damaged(file: File) -> None:
@@ -298,6 +354,30 @@ def test_a_journal_of_a_newer_release_is_refused_with_its_version(tmp_path: path
         Journal(tmp_path, lambda: None, Metrics())
     with sqlite3.connect(tmp_path / "journal.db") as db:  # nothing was touched
         assert db.execute("SELECT value FROM meta WHERE key = 'incarnation'").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("moved", "to", "ends"),
+    [
+        (9, 1, (6, 9)),  # among those that the ledger has: the hole is behind the last
+        (9, 1 << 40, (6, 9)),
+        (8, 1 << 40, (6, 10)),  # the hole is at 8; a number is left out behind the last
+        (7, 3, (6, 10)),
+        (7, 1 << 40, (6, 10)),
+    ],
+)
+def test_an_entry_whose_number_changed_leaves_its_number_free(
+    file: File, moved: int, to: int, ends: tuple[int, int]
+) -> None:
+    for sequence in (7, 8, 9):
+        file.db.execute(schema.ADD_ENTRY, records.entry_row(sequence, Release("b/1")))
+    file.db.execute(schema.SET_META, ("outbox_acked", 6))
+    file.db.execute("UPDATE outbox SET sequence = ? WHERE sequence = ?", (to, moved))
+    found, metrics = file.start()
+    assert (found.outbox_acked, found.outbox_last) == ends
+    assert metrics.rows_quarantined == 1
+    left = [row[0] for row in file.db.execute("SELECT sequence FROM outbox ORDER BY 1")]
+    assert left == [sequence for sequence in (7, 8, 9) if sequence != moved]
 
 
 def test_a_lost_mark_of_what_the_ledger_has_is_named_and_found_again(file: File) -> None:
