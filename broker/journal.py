@@ -203,6 +203,7 @@ class Journal:
         if not self.is_idle:
             raise OSError(f"the journal {self.path} could not be completed: {self.failure!r}")
         self._mark.close()
+        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self._connection.close()
         os.close(self._lock)
 
@@ -367,6 +368,9 @@ def _open(
 ) -> apsw.Connection:
     connection = apsw.Connection(str(path), vfs=vfs)
     connection.set_busy_timeout(10_000)
+    # A process that ends after a failure closes its files, too; a log that went by that, without
+    # the mark that says so, would look like a loss at the next start.
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA journal_size_limit=67108864")

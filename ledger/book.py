@@ -61,6 +61,9 @@ class Book:
             ) from None
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self.db = apsw.Connection(str(self.path), vfs=vfs)
+        # A process that ends after a failure closes its files, too; a log that went by that,
+        # without the mark that says so, would look like a loss at the next start.
+        self.db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._mark = Mark(self._lock, folder / "ledger.db-wal")
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
@@ -115,6 +118,7 @@ class Book:
     def close(self) -> None:
         """Close the file; what is committed is safe without it too."""
         self._mark.close()
+        self.db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self.db.close()
         os.close(self._lock)
 

@@ -9,9 +9,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import pathlib
 import secrets
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,8 @@ from gristmill.store.interface import PIECE_BYTES, PINS_PER_BLOB_MAX, Collected,
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import is_digest
 from gristmill.wire.units import format_bytes
+
+log = logging.getLogger("gristmill.store.local")
 
 SYNC_EVERY_BYTES = 256 << 20  #: bounds the dirty pages of a long put, and its last fsync
 #: a larger blob is sent while it is hashed: to read it first would outlast its reader's patience
@@ -88,7 +92,25 @@ class LocalStore:
     # ------------------------------------------------------------ putting
 
     def put(self, tenant: str, digest: str, size_bytes: int, pieces: Iterable[Piece]) -> bool:
-        """See ``BlobStore.put``. Equal bytes are hashed, to prove possession, and not written."""
+        """See ``BlobStore.put``. Equal bytes are hashed, to prove possession, and not written.
+
+        Raises:
+            RemoteError: also ``STORE_DOWN`` when the disk fails; nothing of the blob is known then.
+        """
+        try:
+            return self._put(tenant, digest, size_bytes, pieces)
+        except (ConnectionError, TimeoutError):  # where the pieces come from, not the disk
+            raise
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                raise self._full(size_bytes, f" ({error})") from None
+            raise self._failed(digest, error) from error
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise self._full(size_bytes, f" ({error.strerror})") from None
+            raise self._failed(digest, error) from error
+
+    def _put(self, tenant: str, digest: str, size_bytes: int, pieces: Iterable[Piece]) -> bool:
         with self._lock:
             is_known = self._is_whole(digest)
             room = 0 if is_known else size_bytes
@@ -144,10 +166,6 @@ class LocalStore:
                 os.close(file)
             os.replace(path, target)
             _sync_folder(target.parent)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise self._full(size_bytes, f" ({error.strerror})") from None
-            raise
         finally:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -166,6 +184,14 @@ class LocalStore:
             self._blobs += 1
             self._used += size_bytes
         return before is None
+
+    def _failed(self, digest: str, error: Exception) -> RemoteError:
+        log.error("disk of %s failed, blob %s is refused: %r", self._folder, digest, error)
+        return RemoteError(
+            "STORE_DOWN",
+            f"the disk of the store failed ({error}); nothing of blob {digest} is kept",
+            "put it again; if that fails too, look at the disk of the store's state folder",
+        )
 
     def _full(self, size_bytes: int, detail: str = "") -> RemoteError:
         limit = self._bytes_max
