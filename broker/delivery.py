@@ -284,7 +284,9 @@ class Delivery:
             self._close_if_over(flow)
 
         self._reader.ask(
-            lambda connection: read_results(connection, flow.job, after, upto),
+            lambda connection: read_results(
+                connection, flow.job, after, upto, flow.is_kept and not flow.freed
+            ),
             arrived,
             lambda _: arrived([(upto, None)]),
         )
@@ -319,11 +321,12 @@ def _body_bytes(frames: list[bytes]) -> int:
 
 
 def read_results(
-    connection: apsw.Connection, job: int, after: int, upto: int
+    connection: apsw.Connection, job: int, after: int, upto: int, is_kept: bool = False
 ) -> list[tuple[int, list[bytes] | None]]:
     """Results ``after + 1 ..`` of a job as they are delivered, at most ``READ_ROWS``.
 
-    None stands for a row that is damaged, or gone from between others.
+    None stands for a row that is damaged, or gone from between others; of a job whose results are
+    all kept (``is_kept``), from before them as well.
     """
     found: list[tuple[int, list[bytes] | None]] = []
     size = 0
@@ -331,7 +334,7 @@ def read_results(
     before = connection.execute(
         "SELECT 1 FROM results WHERE job = ? AND sequence <= ? LIMIT 1", (job, after)
     ).fetchall()
-    expected = after + 1 if before else None
+    expected = after + 1 if before or is_kept else None
     for row in connection.execute(
         f"SELECT {records.RESULT_COLUMNS} FROM results"
         " WHERE job = ? AND sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",

@@ -388,6 +388,12 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
     with connection:
         meta: dict[Any, Any] = dict(connection.execute("SELECT key, value FROM meta").fetchall())  # type: ignore[arg-type]
         version = meta.get("schema_version", schema.SCHEMA_VERSION)
+        ((said, *_),) = connection.execute("PRAGMA user_version").fetchall()
+        if said and said != version and schema.SCHEMA_VERSION in (said, version):
+            log.error("journal damaged: schema %r by its meta, %r by its file", version, said)
+            version = schema.SCHEMA_VERSION  # what both said when it was written here
+        if not said:
+            connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
         if version in (1, 2, 3):
             if version == 1:
                 connection.execute(schema.LIST_OPEN)

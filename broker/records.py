@@ -38,6 +38,10 @@ class DamagedError(Exception):
         self.table, self.key, self.reason = table, key, reason
 
 
+class StrayError(DamagedError):
+    """A whole row of another place: it stands for nothing where it was found."""
+
+
 def crc_of(*parts: bytes | str | int) -> int:
     """crc32 over parts, each with its length, so that no two cuts of the same bytes agree."""
     crc = 0
@@ -254,7 +258,8 @@ def read_result(row: Row) -> list[bytes]:
     """A result as it is delivered, header and four frames, from ``RESULT_COLUMNS``.
 
     Raises:
-        DamagedError: the checksum does not fit, or the row stands where its header does not.
+        StrayError: the row stands where its header does not.
+        DamagedError: the checksum does not fit.
     """
     job, sequence, said, header, *frames = row
     key = f"{job}/{sequence}"
@@ -265,7 +270,7 @@ def read_result(row: Row) -> list[bytes]:
     except msgspec.DecodeError as error:
         raise DamagedError("results", key, f"its header does not decode: {error}") from None
     if (message.job, message.sequence) != (job, sequence):  # the checksum is of what is delivered
-        raise DamagedError("results", key, f"it is {message.job}/{message.sequence} by its header")
+        raise StrayError("results", key, f"it is {message.job}/{message.sequence} by its header")
     return [header, *frames]
 
 

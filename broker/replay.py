@@ -393,12 +393,17 @@ class _Replay:
             sequence = row[1]
             if sequence <= freed:
                 continue  # on its way out when the broker ended; the checkpoint has it
+            before = self._upto.get(job, 0)
             self._upto[job] = sequence
             try:
                 yield checkpoints.read_fact(row)
             except checkpoints.DamagedReadingsError as error:
                 self.quarantine(error)
                 yield error.fact
+            except records.StrayError as error:
+                self.quarantine(error, row[3])
+                self._upto[job] = before
+                self._journal.record("results", schema.DROP_RESULT, (job, sequence), 32)
             except records.DamagedError as error:
                 first, count, attempt = row[8:11]
                 if not all(isinstance(value, int) for value in row[8:11]):

@@ -132,6 +132,7 @@ ADD_NODE = "INSERT OR IGNORE INTO nodes VALUES(?,?,?)"
 ADD_LIVE = "INSERT OR REPLACE INTO live_workers VALUES(?,?)"
 DROP_LIVE = "DELETE FROM live_workers WHERE name = ?"
 ADD_QUARANTINE = "INSERT OR IGNORE INTO quarantine VALUES(?,?,?,?,?)"
+DROP_RESULT = "DELETE FROM results WHERE job = ? AND sequence = ?"
 VOID_RESULT = (
     "UPDATE results SET header = ?, payload = ?, meter = ?, failures = ?, logs = ?, crc = ?,"
     " wall_us = 0, cpu_us = 0, peak_kib = 0, amount_ucredits = 0"

@@ -38,6 +38,7 @@ from gristmill.wire.spec import Command, JobSpec
 ANSWER_S = 20.0
 PAGE = 200  #: rows of one answer
 QUIET_S = 0.03  #: nothing more comes on a subscription after this silence
+MISSING_S = 0.5  #: nor after this, while a result is missing
 
 
 class Reports(logging.Handler):
@@ -182,10 +183,14 @@ class Client:
         answer = self.call(say.Subscribe, job, 0, 1 << 50)
         if isinstance(answer, say.Refused):
             return
-        quiet = time.monotonic() + QUIET_S
+        card = self.seen.cards.get(job)
+        last = (job, card.results if card else 0)
+        quiet = time.monotonic() + MISSING_S
         while time.monotonic() < quiet:
             if self._turn(QUIET_S):
-                quiet = time.monotonic() + QUIET_S
+                quiet = time.monotonic() + MISSING_S
+            elif last in self.seen.results or not last[1]:
+                break
         self._send(say.Unsubscribe(self._session, job))
 
     def _wait_for_outbox(self) -> None:

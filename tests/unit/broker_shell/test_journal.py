@@ -167,6 +167,7 @@ def test_another_schema_is_refused_by_name(tmp_path: pathlib.Path) -> None:
     Opened(tmp_path).journal.close()
     with sqlite3.connect(tmp_path / "journal.db") as db:
         db.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
+        db.execute("PRAGMA user_version = 99")
     db.close()
     with pytest.raises(RemoteError, match="schema 99"):
         Opened(tmp_path)

@@ -15,7 +15,7 @@ from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebu
 from gristmill.broker.core.state import Config, State
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
-from gristmill.broker.past import FIRST_ROWID, find_missed, find_submission
+from gristmill.broker.past import FIRST_ROWID, expired, find_missed, find_submission, prunable
 from gristmill.broker.replay import Recovered, recover
 from gristmill.wire.client import JobStatus, Results
 from gristmill.wire.frames import encode
@@ -57,6 +57,11 @@ class File:
         frames = [b"x" * count, pack_meter(count, Outcome.OK), b"", b""]
         row = records.result_row(encode(message), message, frames, (1_000, 500, 11), UTC)
         self.db.execute(schema.ADD_RESULT, row)
+
+    def of_version(self, version: int) -> None:
+        """As a release wrote it whose journal has this version."""
+        self.db.execute(schema.SET_META, ("schema_version", version))
+        self.db.execute(f"PRAGMA user_version = {version if version > 3 else 0}")
 
     def start(self) -> tuple[Recovered, Metrics]:
         metrics = Metrics()
@@ -105,7 +110,7 @@ def read_rows(file: File) -> list[int]:
 def test_jobs_of_version_1_are_listed(file: File) -> None:
     file.job(1, is_listed=False)
     file.job(2, "done")
-    file.db.execute(schema.SET_META, ("schema_version", 1))
+    file.of_version(1)
     found, _ = file.start()
     assert list(found.state.jobs) == [1]
     meta = dict(file.db.execute("SELECT key, value FROM meta"))
@@ -131,7 +136,7 @@ def test_events_of_version_2_have_no_checksum_and_are_read(file: File) -> None:
     file.job(1)
     file.job(2)
     file.db.execute("ALTER TABLE events DROP COLUMN crc")
-    file.db.execute(schema.SET_META, ("schema_version", 2))
+    file.of_version(2)
     file.db.execute("UPDATE events SET detail = '{' WHERE job = 2")
     found, metrics = file.start()
     assert {number: job.hold for number, job in found.state.jobs.items()} == {
@@ -217,7 +222,7 @@ def test_rows_of_version_3_have_no_checksum_of_their_columns_and_are_read(file: 
     for table in ("parcels", "results"):
         file.db.execute(f"UPDATE {table} SET crc = crc & 0xFFFFFFFF")
     file.db.execute("UPDATE results SET amount_ucredits = 12")
-    file.db.execute(schema.SET_META, ("schema_version", 3))
+    file.of_version(3)
     found, metrics = file.start()
     job = found.state.jobs[1]
     assert (job.uploaded, job.done, job.spent_ucredits) == (100, 10, 12)
@@ -348,7 +353,7 @@ def history(chunks: list[tuple[int, int, str]]) -> list[ResultFact]:
 
 def test_a_journal_of_a_newer_release_is_refused_with_its_version(tmp_path: pathlib.Path) -> None:
     file = File(tmp_path)
-    file.db.execute(schema.SET_META, ("schema_version", 99))
+    file.of_version(99)
     file.db.close()
     with pytest.raises(Exception, match=f"schema 99, this release writes {schema.SCHEMA_VERSION}"):
         Journal(tmp_path, lambda: None, Metrics())
@@ -378,6 +383,45 @@ def test_an_entry_whose_number_changed_leaves_its_number_free(
     assert metrics.rows_quarantined == 1
     left = [row[0] for row in file.db.execute("SELECT sequence FROM outbox ORDER BY 1")]
     assert left == [sequence for sequence in (7, 8, 9) if sequence != moved]
+
+
+@pytest.mark.parametrize("of", ["meta", "file"])
+def test_a_version_that_was_changed_on_disk_keeps_nobody_out(file: File, of: str) -> None:
+    file.job(1)
+    if of == "meta":
+        file.db.execute(schema.SET_META, ("schema_version", 6))
+    else:
+        file.db.execute("PRAGMA user_version = 6")
+    found, _ = file.start()
+    assert list(found.state.jobs) == [1]
+
+
+def test_a_result_that_strayed_to_another_job_is_none_of_its(file: File) -> None:
+    file.job(1)
+    file.job(2)
+    file.result(1, 1, 0, 10)
+    file.result(1, 2, 10, 10)
+    file.db.execute("UPDATE results SET job = 2 WHERE sequence = 2")
+    found, metrics = file.start()
+    assert [(job.done, job.sequence) for job in found.state.jobs.values()] == [(10, 1), (0, 0)]
+    assert metrics.rows_quarantined == 1
+    assert file.db.execute("SELECT job, sequence FROM results").fetchall() == [(1, 1)]
+
+
+def test_results_that_expire_before_their_time_are_kept(file: File) -> None:
+    file.job(1)
+    file.job(2, "done")
+    for job in (1, 2):
+        file.result(job, 1, 0, 10)
+    file.db.execute("UPDATE job_states SET expires_ms = 1")
+    assert expired(file.db, UTC + 1_000) == []
+    assert expired(file.db, UTC + 1_000 * SPEC.retention_s) == [(2, 1)]
+
+
+def test_a_running_job_that_is_marked_as_over_is_not_pruned(file: File) -> None:
+    file.job(1)
+    file.db.execute("UPDATE job_states SET is_final = 1")
+    assert prunable(file.db, UTC * 2, 0) == []
 
 
 def test_a_lost_mark_of_what_the_ledger_has_is_named_and_found_again(file: File) -> None:
