@@ -119,6 +119,9 @@ class Handle:
     def set_wal_hook(self, hook: object) -> None:
         """It is never called: there is no log."""
 
+    def config(self, *_: object) -> None:
+        """Nothing of its log is to be kept or folded in."""
+
     def close(self) -> None:
         """The process lets go of it."""
 
