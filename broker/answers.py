@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from gristmill.broker import past
-from gristmill.broker.core.cards import find_status, subtask_rows, worker_row
+from gristmill.broker import past, past_logs
+from gristmill.broker.core.cards import current_leases, find_status, subtask_rows, worker_row
 from gristmill.broker.core.on_clients import conflict_text, content_digest
 from gristmill.broker.core.state import State
 from gristmill.broker.core.why import ended_text, why
@@ -361,10 +361,11 @@ class Answers:
         job, first, limit = message.job, message.first, min(message.limit, LOG_ROWS_MAX)
 
         def read(_: Any = None) -> None:
+            current = current_leases(self._state, job)
             self._read(
                 session,
                 message.request,
-                lambda db: past.logs(db, job, first, limit),
+                lambda db: past_logs.logs(db, job, first, limit, current),
                 lambda rows: self._say(session, message.request, rows),
             )
 

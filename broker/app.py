@@ -29,6 +29,7 @@ from gristmill.broker.front import Front
 from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal, free_bytes
 from gristmill.broker.ledger_link import LedgerLink
+from gristmill.broker.lines import LineKeeper, find_kept
 from gristmill.broker.lobby import Lobby
 from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
 from gristmill.broker.memory import MemoryWatch, default_limit
@@ -57,6 +58,7 @@ NEVER_MS = 1 << 62
 MISSED_JOBS = 5_000  #: looked at in one question
 IDLE_MS = 200  #: longest wait for something to happen
 WAITING_PEER_MS = 2  #: a peer that did not read is tried again this soon
+LINES_SHARE = 4  #: past this part of the journal's backlog lines of running subtasks are dropped
 FRAMES_EXTRA = 2  #: routing id and header
 
 
@@ -122,9 +124,12 @@ class Broker:
             found.outbox_last,
             settings.outbox_rows_max,
         )
+        backlog_bytes = settings.journal_backlog_bytes // LINES_SHARE
+        self._lines = LineKeeper(self.state, self.journal, metrics, backlog_bytes)
         self.execution = Execution(
             self.journal, self.outbox, self._frames, self.delivery, self._desk, self._front_box,
-            self.clients, self.workers, grants, self._on_core_dropped, self._quota, metrics,
+            self.clients, self.workers, grants, self._on_core_dropped, self._quota, self._lines,
+            metrics,
         )  # fmt: skip
         self._note_time()
         self.ledger = LedgerLink(
@@ -145,7 +150,7 @@ class Broker:
         self.execution.find_past = answers.find_past
         self._back = Back(
             settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
-            found.nodes, self._apply, metrics,
+            found.nodes, self._lines, self._apply, metrics,
         )  # fmt: skip
         for job in found.jobs:
             self.execution.adopt(job.record, job.results, 0, job.freed)
@@ -153,6 +158,7 @@ class Broker:
         self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
         self._count_results(found.last_row)
         self.reader.ask(find_leftovers, self._finish_deletions, lambda _: None)
+        self.reader.ask(find_kept, self._lines.note, lambda _: None)
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
         self._awaited = found.workers
@@ -435,6 +441,7 @@ class Broker:
             for job, upto in found:
                 self.journal.record("job_states", schema.CLEAR_EXPIRY, (job,), 32)
                 self._free_results(job, upto)
+                self._lines.forget(job)
                 log.info("job=%d results expired", job)
 
         utc_ms = self.execution.inbox.utc_ms
@@ -464,6 +471,7 @@ class Broker:
             ):
                 self.journal.record(table, statement, (job,), 16)
             self.journal.add_chore(schema.DROP_EVENTS, (job, utc_ms + DAY_MS))
+            self._lines.forget(job)
         if found:
             log.info("pruned jobs=%d up to job=%d", len(found), found[-1][0])
 

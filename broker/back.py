@@ -13,6 +13,7 @@ from gristmill.broker import schema
 from gristmill.broker.core import events as on
 from gristmill.broker.execution import Execution
 from gristmill.broker.journal import Journal
+from gristmill.broker.lines import LineKeeper
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
@@ -51,6 +52,7 @@ class Back:
         execution: Execution,
         journal: Journal,
         nodes: dict[str, str],
+        lines: LineKeeper,
         apply: Callable[[on.AnyEvent], None],
         metrics: Metrics,
     ) -> None:
@@ -61,6 +63,7 @@ class Back:
         self._execution = execution
         self._journal = journal
         self._nodes = nodes
+        self._lines = lines
         self._apply = apply
         self._metrics = metrics
         self._last_ref = 0
@@ -92,6 +95,8 @@ class Back:
             session.seen_utc_ms = self._execution.inbox.utc_ms
             if isinstance(message, say.Report):
                 self._on_report(session, message, frames)
+            elif isinstance(message, say.Lines):
+                self._lines.take(session.number, message, frames[2:])
             else:
                 self.end_session(session, True, f"goodbye: {message.reason:.200}")
         except RemoteError as error:

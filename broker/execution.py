@@ -19,6 +19,7 @@ from gristmill.broker.core.events import ParcelsCommitted
 from gristmill.broker.delivery import Delivery, Flow
 from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal
+from gristmill.broker.lines import LineKeeper
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
@@ -88,6 +89,7 @@ class Execution:
         grants: Grants,
         drop_worker: Callable[[WorkerSession, str], None],
         quota: ResultQuota,
+        lines: LineKeeper,
         metrics: Metrics,
     ) -> None:
         self.inbox = Inbox()
@@ -104,6 +106,7 @@ class Execution:
         self._grants = grants
         self._drop_worker = drop_worker
         self._quota = quota
+        self._lines = lines
         self.find_past: Callable[[ClientSession, int, int], None] | None = None
         self._withheld: dict[int, InputCredit] = {}
         self._metrics = metrics
@@ -229,6 +232,8 @@ class Execution:
         size = sum(map(len, frames)) + 512
         self._quota.add(self.jobs[effect.job].tenant, size - 512)
         self._journal.record("results", schema.ADD_RESULT, row, size)
+        if effect.job in self._lines.jobs:
+            self._lines.settle(effect, frames[3])
         flow = self._delivery.find(effect.job)
         assert flow is not None, effect.job
         group = self._journal.group
@@ -269,6 +274,7 @@ class Execution:
         self.jobs.pop(effect.job, None)
         self.uploaders.pop(effect.job, None)
         self._frames.drop_job(effect.job)
+        self._lines.free(effect.job)
         # The deletion must not overtake the record that makes the job final.
         self.when_durable(lambda: self._journal.add_chore(schema.DROP_PARCELS, (effect.job,)))
 

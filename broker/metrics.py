@@ -24,6 +24,10 @@ class Metrics:
     parcels_read_back: int = 0
     superseded: int = 0
     signatures_bad: int = 0
+    lines_kept: int = 0
+    lines_bytes: int = 0
+    lines_dropped: int = 0
+    lines_refused: int = 0
     reports: int = 0
     orders: int = 0
     leases: int = 0

@@ -13,13 +13,12 @@ from gristmill.broker import records
 from gristmill.wire.client import (
     FINAL_JOB_STATES,
     JobStatus,
-    LogRow,
     ManifestRow,
     Results,
     SubtaskRow,
 )
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.failure import unpack_failures, unpack_logs
+from gristmill.wire.failure import unpack_failures
 from gristmill.wire.ids import digest_of
 from gristmill.wire.meter import Meter, unpack_meter
 from gristmill.wire.outcome import Outcome
@@ -28,7 +27,7 @@ from gristmill.wire.spec import JobSpec
 log = logging.getLogger("gristmill.broker.past")
 
 FIRST_ROWID = -(1 << 63)  #: below every row: bit rot makes any number of a job's
-SCAN_ROWS_MAX = 20_000  #: results looked at for one page of subtasks or logs
+SCAN_ROWS_MAX = 20_000  #: results looked at for one page of subtasks
 
 
 class PastJob(NamedTuple):
@@ -52,7 +51,7 @@ def find_job(connection: apsw.Connection, tenant: str, job: int) -> PastJob | No
     try:
         record = records.read_job(row)
     except records.DamagedError as error:
-        _tell(error)
+        tell_damage(error)
         return None
     if record.tenant != tenant:
         return None
@@ -196,11 +195,11 @@ def _cards(rows: Iterable[records.Row]) -> list[JobStatus]:
         try:
             cards.append(records.read_state(row))
         except records.DamagedError as error:
-            _tell(error)
+            tell_damage(error)
     return cards
 
 
-def _tell(error: Exception) -> None:
+def tell_damage(error: Exception) -> None:
     """What is left out of an answer is named: it must not look as if it had never been."""
     log.error("journal damaged row left out of an answer: %s", error)
 
@@ -214,7 +213,7 @@ def subtasks(
     """
     rows: dict[int, SubtaskRow] = {}
     # A result may begin before the page and reach into it.
-    begin = max(0, first - _longest(connection, job))
+    begin = max(0, first - longest(connection, job))
     found = connection.execute(
         f"SELECT {records.RESULT_COLUMNS} FROM results WHERE job = ? AND first >= ?"
         " AND first + count > ? ORDER BY first, rowid LIMIT ?",
@@ -231,7 +230,7 @@ def subtasks(
             meter = unpack_meter(meter_frame, head.count)
             texts = {offset: one.message for offset, one in unpack_failures(failures_frame)}
         except (records.DamagedError, RemoteError) as error:
-            _tell(error)
+            tell_damage(error)
             continue
         if len(rows) >= limit and message_first > last_index:
             break
@@ -268,37 +267,6 @@ def _subtask(message: Results, meter: Meter, offset: int, texts: dict[int, str])
     )
 
 
-def logs(connection: apsw.Connection, job: int, first: int, limit: int) -> list[LogRow]:
-    """Output of subtask attempts from this index on, by index and attempt, at most ``limit``."""
-    begin = max(0, first - _longest(connection, job))
-    rows: list[LogRow] = []
-    for row in connection.execute(
-        f"SELECT {records.RESULT_COLUMNS} FROM results WHERE job = ? AND first >= ?"
-        " AND first + count > ? AND length(logs) > 0 ORDER BY first, rowid LIMIT ?",
-        (job, begin, first, SCAN_ROWS_MAX),
-    ):
-        try:
-            header, _, _, _, frame = records.read_result(row)
-            message = records.decode_header(header)
-            entries = unpack_logs(frame)
-        except (records.DamagedError, RemoteError) as error:
-            _tell(error)
-            continue
-        for entry in entries:
-            index = message.head.first + entry.offset
-            if index + entry.count > first:
-                rows.append(
-                    LogRow(
-                        index, entry.count, message.attempt, entry.stdout, entry.stderr,
-                        entry.stdout_digest, entry.stderr_digest, entry.is_cut,
-                    )
-                )  # fmt: skip
-        if len(rows) >= limit:
-            break
-    rows.sort(key=lambda one: (one.index, one.attempt))
-    return rows[:limit]
-
-
 def manifest(connection: apsw.Connection, job: int, after: int, limit: int) -> list[ManifestRow]:
     """Published results after this sequence number, each with the digest of its values."""
     rows: list[ManifestRow] = []
@@ -312,7 +280,7 @@ def manifest(connection: apsw.Connection, job: int, after: int, limit: int) -> l
             message = records.decode_header(header)
             meter = unpack_meter(meter_frame, message.head.count)
         except (records.DamagedError, RemoteError) as error:
-            _tell(error)
+            tell_damage(error)
             continue
         head = message.head
         ok = meter.outcome.count(0) if meter.outcome else head.count * (meter.uniform == 0)
@@ -325,7 +293,7 @@ def manifest(connection: apsw.Connection, job: int, after: int, limit: int) -> l
     return rows
 
 
-def _longest(connection: apsw.Connection, job: int) -> int:
+def longest(connection: apsw.Connection, job: int) -> int:
     """How far before an index a result that covers it may begin."""
     found = connection.execute("SELECT ifnull(max(count), 0) FROM results WHERE job = ?", (job,))
     return max(int(row[0]) for row in found)

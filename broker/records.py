@@ -274,6 +274,46 @@ def read_result(row: Row) -> list[bytes]:
     return [header, *frames]
 
 
+# ---------------------------------------------------------------- lines
+
+
+def lines_row(
+    job: int, index: int, attempt: int, lease_id: int, stream: int, at: int, upto: int, body: bytes
+) -> Row:
+    """The row of ``lines``: bytes ``at .. upto`` of a stream."""
+    crc = crc_of(job, index, attempt, lease_id, stream, at, upto, body)
+    return job, index, attempt, lease_id, stream, at, upto, crc, body
+
+
+LOST_AT = -1  #: ``at`` of a row without bytes: the stream went up to ``upto``, and not all was kept
+LINES_COLUMNS = "job, idx, attempt, lease_id, stream, at, upto, crc, body"
+
+
+class LinesRecord(NamedTuple):
+    """A row of ``lines``."""
+
+    subtask: int
+    attempt: int
+    lease_id: int
+    stream: int
+    at: int
+    upto: int
+    body: bytes
+
+
+def read_lines(row: Row) -> LinesRecord:
+    """A piece of output from ``LINES_COLUMNS``.
+
+    Raises:
+        DamagedError: the checksum does not fit.
+    """
+    job, index, attempt, lease_id, stream, at, upto, crc, body = row
+    if crc != crc_of(job, index, attempt, lease_id, stream, at, upto, body):
+        key = f"{job}/{index} lease {lease_id} stream {stream} at {at}"
+        raise DamagedError("lines", key, "its checksum does not fit")
+    return LinesRecord(index, attempt, lease_id, stream, at, upto, body)
+
+
 # ---------------------------------------------------------------- events, outbox
 
 

@@ -28,7 +28,7 @@ _LAST_ROWID = (1 << 63) - 1
 _KEYED = ("meta", "nodes", "live_workers")  # without rowid: small, read from both ends
 _BY_ROWID = (
     "jobs", "job_states", "open_jobs", "checkpoints", "parcels", "results", "events", "outbox",
-    "quarantine", "tombstones",
+    "quarantine", "tombstones", "lines",
 )  # fmt: skip
 
 

@@ -5,8 +5,9 @@ Times are ms since the epoch (UTC); structs are MessagePack, ``events.detail`` i
 
 ``open_jobs`` names what a start must read: a job is in it from its acceptance to its last card, so
 that finished jobs cost nothing at a start. ``checkpoints`` stands for results of an unfinished job
-that its client has acknowledged and that left the disk. ``tombstones`` are what is left of jobs
-that were pruned.
+that its client has acknowledged and that left the disk. ``lines`` is what attempts wrote that have
+no result (broker/lines.py); a start does not read it. ``tombstones`` are what is left of jobs that
+were pruned.
 """
 
 #: From 4 on the ``crc`` of parcels and results covers their columns, too: see ``records``.
@@ -105,6 +106,17 @@ CREATE UNIQUE INDEX IF NOT EXISTS tombstones_submission ON tombstones(tenant, su
 CREATE TABLE IF NOT EXISTS live_workers(
     name TEXT PRIMARY KEY,
     joined_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lines(
+    job INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    lease_id INTEGER NOT NULL,
+    stream INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    upto INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    body BLOB NOT NULL) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS lines_at ON lines(job, idx, lease_id, stream, at);
 CREATE TABLE IF NOT EXISTS quarantine(
     table_name TEXT NOT NULL,
     row_key TEXT NOT NULL,
@@ -138,6 +150,18 @@ VOID_RESULT = (
     " wall_us = 0, cpu_us = 0, peak_kib = 0, amount_ucredits = 0"
     " WHERE job = ? AND sequence = ?"
 )
+#: what came again is longer, or the same
+ADD_LINES = (
+    "INSERT INTO lines VALUES(?,?,?,?,?,?,?,?,?) ON CONFLICT(job, idx, lease_id, stream, at)"
+    " DO UPDATE SET upto = excluded.upto, crc = excluded.crc, body = excluded.body"
+    " WHERE excluded.upto > upto"
+)
+#: between the head and the tail of a long stream
+TRIM_LINES = (
+    "DELETE FROM lines WHERE job = ? AND idx = ? AND lease_id = ? AND stream = ?"
+    " AND at >= ? AND upto <= ?"
+)
+SETTLE_LINES = "DELETE FROM lines WHERE job = ? AND idx = ? AND lease_id = ?"
 SET_META = "INSERT OR REPLACE INTO meta VALUES(?,?)"
 AMEND_CARD = "UPDATE job_states SET status = ?, crc = ? WHERE job = ?"
 CLEAR_EXPIRY = "UPDATE job_states SET expires_ms = 0 WHERE job = ?"
@@ -157,6 +181,10 @@ DROP_RESULTS = (
     f" WHERE job = ? AND sequence <= ? LIMIT {CHUNK_ROWS})"
 )
 
+DROP_LINES = (
+    "DELETE FROM lines WHERE rowid IN"
+    f" (SELECT rowid FROM lines WHERE job = ? LIMIT {CHUNK_ROWS})"
+)
 DROP_EVENTS = (
     "DELETE FROM events WHERE seq IN"
     f" (SELECT seq FROM events WHERE job = ? AND ms < ? ORDER BY seq LIMIT {CHUNK_ROWS})"

@@ -128,7 +128,11 @@ class SubtaskResult(Document, frozen=True, tag="gristmill/result/1"):
 
 
 class LogLine(Document, frozen=True, tag="gristmill/log/1"):
-    """Output of one attempt of subtasks ``index .. index + count``, one document a line."""
+    """Output of one attempt of subtasks ``index .. index + count``, one document a line.
+
+    ``state`` of the attempt: ended, running or lost. ``stdout_bytes``, ``stderr_bytes``: how much
+    it wrote; less is here when ``is_cut``.
+    """
 
     id: str
     index: int
@@ -137,6 +141,9 @@ class LogLine(Document, frozen=True, tag="gristmill/log/1"):
     stdout: str
     stderr: str
     is_cut: bool
+    state: str = "ended"
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
 
 
 class Cancelled(Document, frozen=True, tag="gristmill/cancel/1"):

@@ -10,6 +10,7 @@ from gristmill.client.errors import subtask_name
 from gristmill.wire.client import FINAL_JOB_STATES, LogRow
 from gristmill.wire.errors import EXIT_OK, RemoteError
 from gristmill.wire.ids import JobId, format_job
+from gristmill.wire.units import format_bytes
 
 if TYPE_CHECKING:
     from gristmill.client import Client
@@ -44,7 +45,8 @@ def _print_all(client: "Client", job: JobId, index: int | None, terminal: Termin
         rows = client.logs(job, index, 1)
         mine = [row for row in rows if row.index <= index < row.index + max(1, row.count)]
         for row in mine:
-            _print(job, row, terminal, has_head=row.count > 1)
+            is_plain = len(mine) == 1 and row.count == 1 and row.state == "ended"
+            _print(job, row, terminal, has_head=not is_plain)
         return len(mine)
     following = shown = 0
     while rows := client.logs(job, following, ROWS_AT_ONCE):
@@ -77,11 +79,16 @@ def _print(job: JobId, row: LogRow, terminal: Terminal, *, has_head: bool) -> No
             row.stdout.decode(errors="replace"),
             row.stderr.decode(errors="replace"),
             row.is_cut,
+            row.state,
+            row.stdout_bytes,
+            row.stderr_bytes,
         )
         terminal.document(documents.encode(document))
         return
     if has_head:
-        again = f" attempt {row.attempt}" if row.attempt > 1 else ""
+        again = f" attempt {row.attempt}" if row.attempt > 1 or row.state != "ended" else ""
+        if row.state != "ended":
+            again += f" ({row.state})"
         terminal.print(terminal.style(f"==> {name}{again} <==", "bold"))
     if row.stdout:
         terminal.write_bytes(_ended(row.stdout) if has_head else row.stdout)
@@ -90,7 +97,9 @@ def _print(job: JobId, row: LogRow, terminal: Terminal, *, has_head: bool) -> No
             terminal.print(terminal.style(f"==> {name} stderr <==", "bold"))
         terminal.write_bytes(_ended(row.stderr) if has_head else row.stderr)
     if row.is_cut:
-        terminal.say(f"{name}: output cut at its limit")
+        kept, written = len(row.stdout) + len(row.stderr), row.stdout_bytes + row.stderr_bytes
+        of = f"{format_bytes(written)} were written, " if written > kept else ""
+        terminal.say(f"{name}: output cut: {of}{format_bytes(kept)} are here")
 
 
 def _ended(body: bytes) -> bytes:

@@ -4,6 +4,8 @@ import abc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
+import msgspec
+
 from gristmill.client.attach import attach
 from gristmill.client.command import CommandOutput
 from gristmill.client.decode import ResultReader
@@ -142,9 +144,11 @@ class Questions(abc.ABC):
         self._link.ask(wire.Steer(b"", 0, job_number(job), "resume"))
 
     def logs(self, job: AnyJob, index: int = 0, limit: int = 1) -> list[wire.LogRow]:
-        """What subtasks wrote to stdout and stderr, from an index on.
+        """What subtasks wrote to stdout and stderr, from an index on, by index and attempt.
 
-        Long output is fetched from the store.
+        Those that run and those that were lost with their worker as well: ``row.state`` says
+        which. ``limit``: rows; of the last index they are all there. Long output is fetched from
+        the store.
         """
         rows: list[wire.LogRow] = self._question(
             list[wire.LogRow], "logs", job=job_number(job), first=index, limit=limit
@@ -236,10 +240,7 @@ class Questions(abc.ABC):
             stderr = self.fetch_blob(BlobRef(row.stderr_digest, 0))
         if (stdout, stderr) == (row.stdout, row.stderr):
             return row
-        return wire.LogRow(
-            row.index, row.count, row.attempt, stdout, stderr,
-            row.stdout_digest, row.stderr_digest, row.is_cut,
-        )  # fmt: skip
+        return msgspec.structs.replace(row, stdout=stdout, stderr=stderr)
 
 
 def _runs(indices: Iterable[int | range]) -> list[tuple[int, int]]:

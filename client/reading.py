@@ -60,6 +60,9 @@ def logs_of(link: Link, job: JobId) -> Iterator[LogRow]:
                 entry.stdout_digest,
                 entry.stderr_digest,
                 entry.is_cut,
+                "ended",
+                entry.stdout_bytes,
+                entry.stderr_bytes,
             )
 
 

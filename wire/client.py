@@ -377,7 +377,12 @@ class WhyAnswer(msgspec.Struct, frozen=True):
 
 
 class LogRow(msgspec.Struct, frozen=True):
-    """Output of one subtask attempt; long streams are by digest."""
+    """Output of one subtask attempt; long streams are by digest.
+
+    ``state`` of the attempt: ``ended``, ``running`` (what it has written so far) or ``lost`` (what
+    came before its worker was gone). ``stdout_bytes``, ``stderr_bytes``: how much it wrote; with
+    ``is_cut`` there is less here. Of a running or lost attempt the text says where bytes miss.
+    """
 
     index: int
     count: int
@@ -387,6 +392,9 @@ class LogRow(msgspec.Struct, frozen=True):
     stdout_digest: str
     stderr_digest: str
     is_cut: bool
+    state: str = "ended"
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
 
 
 class ManifestRow(msgspec.Struct, frozen=True):

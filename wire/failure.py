@@ -38,7 +38,8 @@ class Failure(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
 class LogEntry(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
     """Output of one subtask: inline, or its digest in the store.
 
-    ``count`` > 1: shared by a batch.
+    ``stdout_bytes``, ``stderr_bytes``: how much was written; with ``is_cut`` less is here, from
+    byte ``stdout_at`` and ``stderr_at`` on. ``count`` > 1: shared by a batch.
     """
 
     offset: int
@@ -50,6 +51,8 @@ class LogEntry(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True)
     stderr_bytes: int = 0
     is_cut: bool = False
     count: int = 1
+    stdout_at: int = 0
+    stderr_at: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode

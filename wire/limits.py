@@ -63,6 +63,13 @@ OUTBOX_ROWS_MAX = 1_000_000
 OUTPUT_BYTES = 1 << 20  #: stdout and stderr kept, unless the job asks for more
 OUTPUT_BYTES_MAX = 64 << 20
 LOG_INLINE_BYTES_MAX = 8 << 10  #: a longer log goes to the store
+# output of running subtasks, as it is written
+LINES_PIECES_MAX = 64  #: pieces in one message
+LINES_PIECE_BYTES_MAX = 32 << 10
+LINES_BYTES_MAX = 1 << 20  #: all pieces of one message together
+LINES_HEAD_BYTES = 512 << 10  #: of each stream of an attempt the broker keeps the first, and
+LINES_TAIL_BYTES = 512 << 10  #: the last bytes: all, unless the job asks for more than OUTPUT_BYTES
+LINES_JOB_BYTES_MAX = 64 << 20  #: of all running and lost attempts of one job
 VALUE_BYTES_MAX = 2 << 30  #: one value, by way of the store
 BLOB_BYTES_MAX = 64 << 30
 

@@ -173,8 +173,28 @@ class Goodbye(Message, frozen=True, tag=3):
     reason: str
 
 
-WorkerMessage = Hello | Report | Goodbye
-decode_worker: HeaderDecoder[Hello | Report | Goodbye] = HeaderDecoder(WorkerMessage)
+class Piece(msgspec.Struct, array_like=True, frozen=True):
+    """What a subtask has written to ``stream`` (0: stdout, 1: stderr) from byte ``offset`` on.
+
+    Offsets count from the attempt's first byte (where subtasks share a process: from what the last
+    result took). A piece that comes again may be longer than before.
+    """
+
+    lease_id: int
+    index: int
+    stream: int
+    offset: int
+
+
+class Lines(Message, frozen=True, tag=4):
+    """What running subtasks write; one body frame for each piece. Never answered, may be lost."""
+
+    session: bytes
+    pieces: list[Piece]
+
+
+WorkerMessage = Hello | Report | Goodbye | Lines
+decode_worker: HeaderDecoder[Hello | Report | Goodbye | Lines] = HeaderDecoder(WorkerMessage)
 
 
 # ---------------------------------------------------------------- what the worker should have

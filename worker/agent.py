@@ -20,7 +20,7 @@ from gristmill.sandbox.host import Host
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.receipts import receipt_of, sign_receipt
 from gristmill.wire.spec import JobSpec
-from gristmill.wire.worker import Hello, Orders, Refused, Welcome
+from gristmill.wire.worker import Hello, Lines, Orders, Refused, Welcome
 from gristmill.worker.blobs import Blobs, Errands
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
@@ -36,6 +36,7 @@ LOOK_SOON_MS = 2  #: after a stop list was written
 READING_MS = 1_000
 REFILL_MS = 200  #: between two spare jails: their starts must not crowd out work
 MESSAGES_PER_TURN = 32
+LINES_PER_REPORT = 2  #: messages with the output of running subtasks, at most, in an interval
 IDLE_MS = 1_000  #: the longest that a turn waits
 RED, PLAIN = "\x1b[1;31m", "\x1b[0m"
 
@@ -66,6 +67,7 @@ class Agent:
         self._was_asked = False
         self._is_ready_told = False
         self._until_ms = 0
+        self._lines_at = 0
         self._on_open: Callable[[], None] = lambda: None
 
     def run(self, on_open: Callable[[], None]) -> int:
@@ -102,8 +104,10 @@ class Agent:
                 look_at = min(look_at, now + LOOK_SOON_MS)
             if not self._yard.is_empty:
                 due = min(due, look_at)
-            is_open = self._state.phase == "open" and not self._state.is_draining
-            if is_open and self._yard.is_short_of_spares:
+            is_open = self._state.phase == "open"
+            if is_open and self._yard.live.has_news:
+                due = min(due, self._lines_at)
+            if is_open and not self._state.is_draining and self._yard.is_short_of_spares:
                 due = min(due, refill_at)
                 if now >= refill_at:
                     refill_at = now + REFILL_MS
@@ -128,6 +132,8 @@ class Agent:
                 if reading is not None:
                     self._tell(on.ReadingTaken(reading))
             self._tell_all()
+            if self._yard.live.has_news and self._state.phase == "open":
+                self._send_lines(now)
             self._tell(on.TurnEnded())
             self._yard.sweep()
 
@@ -217,6 +223,17 @@ class Agent:
         if not is_sent:
             is_empty = not (message.results or message.returned)
             self._tell(on.ReportDropped(message.number, is_empty))
+
+    def _send_lines(self, now: int) -> None:
+        """What running subtasks wrote: twice in a report's interval, and before a jail's end."""
+        live = self._yard.live
+        if now < self._lines_at and not live.is_urgent:
+            return
+        self._lines_at = now + self._state.report_ms // LINES_PER_REPORT
+        for batch in live.batches():
+            message = Lines(self._state.session, [piece for piece, _ in batch])
+            if not self._link.send(message, [part for _, part in batch]):
+                return  # no connection: again later
 
     def _watch(self, fd: int, is_write: bool, call: Callable[[], None]) -> None:
         mask = select.EPOLLIN | (select.EPOLLOUT if is_write else 0)

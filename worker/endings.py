@@ -9,7 +9,7 @@ from gristmill.wire.spec import JobSpec
 from gristmill.wire.units import format_bytes
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
-from gristmill.worker.port import Port
+from gristmill.worker.port import Port, Taken
 from gristmill.worker.process import Facts
 from gristmill.worker.starter import subtask_limits
 
@@ -35,7 +35,7 @@ def ending_of(
         wall_ms: that the subtask ran which the page names; 0 for none.
         cpu_before_us: cpu time of the process when that subtask began.
     """
-    stdout, stderr, output_bytes = port.take_output()
+    output = port.take_output()
     lease_id, index = port.page.started()
     fresh_us = port.take_cpu_us()
     deed = Deed.NOTHING if port.cause is None else _DEEDS.get(port.cause, Deed.LOST_HOLD)
@@ -44,9 +44,9 @@ def ending_of(
         limits=subtask_limits(spec),
         wall_ms=wall_ms,
         cpu_us=max(0, port.accounted_us - cpu_before_us),
-        output_bytes=output_bytes,
+        output_bytes=output.written,
     )
-    outcome, failure = _verdict(port, facts, stderr)
+    outcome, failure = _verdict(port, facts, output.stderr)
     is_own = spec.environment in ("", sys.executable)  # a client of this host names our own
     if outcome is Outcome.SETUP and not port.is_ready and not is_own:
         # a Python that somebody named does not work here: the host is not to blame
@@ -69,7 +69,7 @@ def ending_of(
         cpu_us=fresh_us,
         peak_kib=port.process.reading().memory_peak_bytes >> 10,
         metering=port.process.metering,
-        logs=_tail(stdout, stderr, output_bytes),
+        logs=_tail(output),
     )
 
 
@@ -86,16 +86,18 @@ def never_started(effect: do.KillJail) -> on.JailEnded:
     return on.JailEnded(effect.slot, effect.jail, int(outcome), failure)
 
 
-def _tail(stdout: bytes, stderr: bytes, output_bytes: int) -> bytes:
-    if not output_bytes:
+def _tail(output: Taken) -> bytes:
+    if not output.written:
         return b""
-    ends = stdout[-LOG_TAIL_BYTES:], stderr[-LOG_TAIL_BYTES:]
+    ends = output.stdout[-LOG_TAIL_BYTES:], output.stderr[-LOG_TAIL_BYTES:]
     entry = LogEntry(
         0,
         *ends,
-        is_cut=output_bytes > sum(map(len, ends)),
-        stdout_bytes=len(stdout),
-        stderr_bytes=len(stderr),
+        is_cut=output.written > sum(map(len, ends)),
+        stdout_bytes=output.stdout_bytes,
+        stderr_bytes=output.stderr_bytes,
+        stdout_at=len(output.stdout) - len(ends[0]),
+        stderr_at=len(output.stderr) - len(ends[1]),
     )
     return pack_logs([entry])
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from collections import deque
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,6 +17,25 @@ READ_BYTES = 1 << 20
 OUTPUT_READ_BYTES = 1 << 16
 #: Reads of one slot in one turn of the loop, so that no slot keeps the others waiting.
 READS_PER_TURN = 4
+
+
+class Taken(NamedTuple):
+    """Output of some subtasks: what was kept, and how much there was of it."""
+
+    stdout: bytes
+    stderr: bytes
+    stdout_bytes: int
+    stderr_bytes: int
+
+    @property
+    def written(self) -> int:
+        """Bytes of both."""
+        return self.stdout_bytes + self.stderr_bytes
+
+    @property
+    def is_cut(self) -> bool:
+        """Not everything was kept."""
+        return self.written > len(self.stdout) + len(self.stderr)
 
 
 class Port:
@@ -53,6 +73,7 @@ class Port:
         self._outputs = dict(zip(outputs, (0, 1), strict=True))
         self._read_bytes = [0, 0]
         self._taken_bytes = [0, 0]
+        self._kept_from = [0, 0]  # where in its stream ``output`` begins: later, after a cut
         self._output_bytes_max = output_bytes_max
         self._frames = protocol.Frames(frame_bytes_max)
         self._unsent: deque[memoryview] = deque()
@@ -145,11 +166,15 @@ class Port:
                 break
             if not part:
                 return True
+            position = self._read_bytes[at]
             room = self._output_bytes_max - self.output_bytes
             self.output_bytes += len(part)
             self._read_bytes[at] += len(part)
-            if room > 0:
-                self.output[at].extend(part[:room])
+            sink = self.output[at]
+            if not sink:
+                self._kept_from[at] = position
+            if room > 0 and self._kept_from[at] + len(sink) == position:  # nothing before was cut
+                sink.extend(part[:room])
             if room <= len(part):
                 break  # past the limit: the next look ends the jail
         return False
@@ -159,28 +184,31 @@ class Port:
         if self._outputs.pop(fd, None) is not None:
             os.close(fd)
 
-    def take_output(self, written: tuple[int, int] | None = None) -> tuple[bytes, bytes, int]:
-        """(stdout, stderr, bytes there were) since the last result.
+    @property
+    def taken_bytes(self) -> tuple[int, int]:
+        """How much of both streams is in results."""
+        return self._taken_bytes[0], self._taken_bytes[1]
+
+    def take_output(self, written: tuple[int, int] | None = None) -> Taken:
+        """Output since the last result.
 
         ``written``: take no more than what came before these positions of the two streams: the
         slot may have begun to write for its next result.
         """
         self.read_output()
-        is_cut = self.output_bytes > len(self.output[0]) + len(self.output[1])
-        if written is None or is_cut:
-            written = (self._read_bytes[0], self._read_bytes[1])
-        texts = []
-        seen = 0
+        texts, counts = [], []
         for at, sink in enumerate(self.output):
-            size = min(max(0, written[at] - self._taken_bytes[at]), len(sink))
+            before, upto = self._taken_bytes[at], self._read_bytes[at]
+            if written is not None:
+                upto = max(before, min(upto, written[at]))
+            size = min(max(0, upto - self._kept_from[at]), len(sink))
             texts.append(bytes(sink[:size]))
             del sink[:size]
-            self._taken_bytes[at] += size
-            seen += size
-        if is_cut:
-            seen, self._taken_bytes = self.output_bytes, list(self._read_bytes)
-        self.output_bytes -= seen
-        return texts[0], texts[1], seen
+            self._kept_from[at] += size
+            self._taken_bytes[at] = upto
+            counts.append(upto - before)
+        self.output_bytes -= sum(counts)
+        return Taken(texts[0], texts[1], counts[0], counts[1])
 
     def take_cpu_us(self) -> int:
         """Cpu time since it was last taken."""

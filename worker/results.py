@@ -221,17 +221,17 @@ def _blame_kernel(draft: Draft, port: Port, spec: JobSpec) -> None:
 
 
 def _add_output(draft: Draft, port: Port) -> None:
-    stdout, stderr, seen = port.take_output(draft.done.written)
-    if not seen:
+    output = port.take_output(draft.done.written)
+    if not output.written:
         return
     values, meter, failures, _ = draft.frames
     entry = LogEntry(
         0,
-        stdout,
-        stderr,
-        stdout_bytes=len(stdout),
-        stderr_bytes=len(stderr),
-        is_cut=seen > len(stdout) + len(stderr),
+        output.stdout,
+        output.stderr,
+        stdout_bytes=output.stdout_bytes,
+        stderr_bytes=output.stderr_bytes,
+        is_cut=output.is_cut,
         count=draft.done.count,
     )
     draft.frames = (values, meter, failures, pack_logs([entry]))

@@ -25,11 +25,12 @@ from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
 from gristmill.worker.endings import ending_of, never_started
 from gristmill.worker.jobs import JobRoom, Unready
+from gristmill.worker.live import SHOW_MS, LiveLogs
 from gristmill.worker.port import Port
 from gristmill.worker.runners import protocol
 from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
 from gristmill.worker.spares import Spares
-from gristmill.worker.starter import start_slot
+from gristmill.worker.starter import mode_of, start_slot
 
 
 class _Line:
@@ -81,6 +82,9 @@ class Yard:
         host: None when the worker admits only tier ``trusted``.
         watch, unwatch: the loop's way to hear of a descriptor; ``watch(fd, is_write, call)``.
         clock_ms: the loop's monotonic clock.
+
+    Attributes:
+        live: what running subtasks have written.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Yard:
         self._pending: dict[int, do.StartJail] = {}
         self._rooms: dict[int, JobRoom] = {}
         self._peaks = results.Peaks()
+        self.live = LiveLogs()
         self._events: list[on.Event] = []
         self.is_look_due = False
         self._spool = state_dir / "spool"
@@ -227,6 +232,8 @@ class Yard:
             if occupant.is_over or not port.is_ready:
                 continue
             has_moved = self._see_run(occupant)
+            if not has_moved:
+                self._overhear(occupant)
             run, cpu_us = occupant.run, port.process.cpu_us()
             looks.append(
                 on.Look(
@@ -352,6 +359,8 @@ class Yard:
             occupant.line.add(on.FeedEnded(port.slot, port.jail, said.lease_id))
         elif isinstance(said, protocol.FilePart):
             occupant.files.add(said, body)
+        elif isinstance(said, protocol.Output):
+            self.live.hear(port.jail, said, body)
         elif not port.is_ready:
             port.is_ready = True
             port.take_cpu_us()  # the start of the interpreter is not the tenant's
@@ -359,6 +368,7 @@ class Yard:
 
     def _on_done(self, occupant: _Occupant, done: protocol.Done, body: bytes) -> None:
         port, room = occupant.port, occupant.room
+        self.live.settle(port.jail, done.lease_id, done.first, done.count)
         draft = results.draft_result(port, room.spec, done, body, self._peaks)
         files = occupant.files.take(done)
         if done.refused:
@@ -384,6 +394,8 @@ class Yard:
             return
         self._take_frames(occupant, True)
         self._see_run(occupant)
+        self._overhear(occupant)
+        self.live.end(port.jail)
         now_ms = self._clock_ms()
         wall_ms = now_ms - occupant.run_since_ms if occupant.run[1] >= 0 else 0
         spec = occupant.room.spec
@@ -400,6 +412,12 @@ class Yard:
             occupant.run_cpu_us = occupant.port.process.cpu_us()
         return has_moved
 
+    def _overhear(self, occupant: _Occupant) -> None:
+        """What runs for long shows its output; where it has no process of its own, we look."""
+        is_long = self._clock_ms() - occupant.run_since_ms >= SHOW_MS
+        if occupant.run[1] >= 0 and is_long and mode_of(occupant.room.spec) == "loop":
+            self.live.overhear(occupant.port, occupant.run)
+
     def _close_port(self, occupant: _Occupant) -> None:
         port = occupant.port
         for fd in port.descriptors():
@@ -412,6 +430,7 @@ class Yard:
         if not occupant.is_over:
             occupant.is_over = True
             self._close_port(occupant)
+            self.live.end(occupant.port.jail)
         self._occupants.pop(occupant.port.jail, None)
 
     def sweep(self) -> None:

@@ -108,6 +108,16 @@ def subtask_rows(
     return rows
 
 
+def current_leases(state: State, number: int) -> frozenset[int]:
+    """Leases of a job that are out."""
+    job = state.jobs.get(number)
+    if job is None:
+        return frozenset()
+    workers = [state.workers[each] for each in job.workers if each in state.workers]
+    leases = [lease for worker in workers for lease in worker.leases.values()]
+    return frozenset(lease.number for lease in leases if lease.job is job)
+
+
 def worker_row(state: State, number: int, now_ms: int) -> WorkerRow | None:
     """A worker's card; the shell adds its version and its last host reading."""
     worker = state.workers.get(number)

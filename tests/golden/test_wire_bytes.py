@@ -28,6 +28,7 @@ EXAMPLES = {
         [worker.Returned(1 << 40, [(3, 2)], "recalled")], False,
         worker.HostReading(250, 50, 1, 2, 3, [worker.SlotReading(0, 7, 4, 10, 20, 30, 2)]),
     ),
+    "worker.Lines": worker.Lines(SESSION, [worker.Piece(1 << 40, 4, 1, 4096)]),
     "worker.Goodbye": worker.Goodbye(SESSION, "drained"),
     "worker.Welcome": worker.Welcome(SESSION, 3, "b1", 1000, 3500, "unix:///s"),
     "worker.Orders": worker.Orders(

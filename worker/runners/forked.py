@@ -24,7 +24,12 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from gristmill.wire.failure import Failure, LogEntry
-from gristmill.wire.limits import FRAME_BYTES_MAX, RESULT_FLUSH_MS
+from gristmill.wire.limits import (
+    FRAME_BYTES_MAX,
+    LINES_PIECE_BYTES_MAX,
+    OUTPUT_BYTES,
+    RESULT_FLUSH_MS,
+)
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.units import format_bytes, format_ms
 from gristmill.worker.runners import protocol
@@ -40,6 +45,9 @@ from gristmill.worker.runners.failures import describe, note_of
 from gristmill.worker.runners.outbox import Extras, Outbox, Range
 
 FLUSH_NS: Final = RESULT_FLUSH_MS * 1_000_000
+#: What a child has written is shown to the agent when it has run for this long, and then each time.
+SHOW_NS: Final = 250_000_000
+SHOWN_BYTES_MAX: Final = OUTPUT_BYTES  #: at a time; of more, the last
 CHUNK_BYTES: Final = 1 << 16
 REPLY_BYTES_MAX: Final = protocol.BODY_BYTES_MAX // 2 + (1 << 20)
 #: a reply: u8 what it is (``REPLY_*``), u32 bytes of its head, the head, the value
@@ -55,7 +63,8 @@ _decode_failure = msgspec.msgpack.Decoder(tuple[int, Failure, protocol.Note | No
 class Waited:
     """What came of one child.
 
-    ``deed``: the outcome when we ended it (TIME, OUTPUT), else None. ``output``: stdout, stderr.
+    ``deed``: the outcome when we ended it (TIME, OUTPUT), else None. ``output``: stdout, stderr, as
+    far as kept; ``written``: bytes that there were of each.
     """
 
     status: int = 0
@@ -67,6 +76,7 @@ class Waited:
         default_factory=lambda: (bytearray(), bytearray())
     )
     output_bytes: int = 0
+    written: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
     deed: Outcome | None = None
 
 
@@ -96,6 +106,7 @@ class Forker:
         self._range: Range | None = None
         self._flush_at = 0
         self._extra_bytes = 0
+        self._running = (0, 0)
         self._command = CommandRunner(setting) if setting.kind == "command" else None
         os.chdir("/")
 
@@ -113,6 +124,7 @@ class Forker:
                 return offset
             index = first + offset
             words[protocol.STARTED] = index + 1
+            self._running = (feed.lease_id, index)
             waited, end = self._run_one(function, value, feed, index)
             words[protocol.STARTED] = 0
             self._keep(feed.lease_id, index, waited, end)
@@ -242,10 +254,15 @@ class Forker:
             os.set_blocking(fd, False)
         deadline = before + self._setting.wall_ms * 1_000_000
         is_alive = True
+        show_at, shown = before + SHOW_NS, [0, 0]
         while is_alive:
-            left_ms = (deadline - time.perf_counter_ns()) / 1e6
-            if left_ms <= 0 and waited.deed is None:
+            now = time.perf_counter_ns()
+            if now >= show_at:
+                show_at = now + SHOW_NS
+                self._show(waited, shown)
+            if now >= deadline and waited.deed is None:
                 self._end_child(pid, waited, Outcome.TIME)
+            left_ms = (min(deadline, show_at) - now) / 1e6
             timeout = None if waited.deed is not None else max(0, left_ms) + 1
             for fd, _ in poll.poll(timeout):
                 if fd == pidfd:
@@ -260,6 +277,16 @@ class Forker:
         _, waited.status, usage = os.wait4(pid, 0)
         waited.cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
         waited.peak_kib = usage.ru_maxrss
+
+    def _show(self, waited: Waited, shown: list[int]) -> None:
+        """Send the agent what was written since the last time; it may be all there will ever be."""
+        lease_id, index = self._running
+        for stream, sink in enumerate(waited.output):
+            end = len(sink)
+            for at in range(max(shown[stream], end - SHOWN_BYTES_MAX), end, LINES_PIECE_BYTES_MAX):
+                part = sink[at : at + LINES_PIECE_BYTES_MAX]
+                self._outbox.send(protocol.Output(lease_id, index, stream, at), part)
+            shown[stream] = end
 
     def _take(
         self, fd: int, sinks: dict[int, bytearray], waited: Waited, is_output: bool, pid: int
@@ -278,6 +305,7 @@ class Forker:
             return True
         room = self._setting.output_bytes - waited.output_bytes
         waited.output_bytes += len(part)
+        waited.written[sinks[fd] is waited.output[1]] += len(part)
         if room > 0:
             sinks[fd] += part[:room]
         if len(part) > room:
@@ -371,8 +399,8 @@ class Forker:
                     0,
                     stdout,
                     stderr,
-                    stdout_bytes=len(stdout),
-                    stderr_bytes=len(stderr),
+                    stdout_bytes=waited.written[0],
+                    stderr_bytes=waited.written[1],
                     is_cut=is_cut,
                 )
             ]

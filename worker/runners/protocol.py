@@ -156,7 +156,16 @@ class Ended(msgspec.Struct, array_like=True, frozen=True, tag=4):
     lease_id: int
 
 
-FromSlot = Ready | Done | FilePart | Ended
+class Output(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """What a subtask that still runs has written to ``stream`` from ``offset`` on: the body."""
+
+    lease_id: int
+    index: int
+    stream: int
+    offset: int
+
+
+FromSlot = Ready | Done | FilePart | Ended | Output
 decode_from_slot = msgspec.msgpack.Decoder(FromSlot).decode
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -6,6 +6,7 @@ commands.py for commands). The agent ends the jail by killing it; the end of the
 
 import ctypes
 import gc
+import io
 import os
 import platform
 import signal
@@ -43,6 +44,9 @@ def serve(slot_fd: int, page_fd: int) -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # Not dumpable: children of tier ``job`` cannot read /proc/1/mem or open /proc/1/fd/*.
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    # Lines leave as they are written: what stays in a buffer here dies with this process.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     sock = socket.socket(fileno=slot_fd)
     os.set_inheritable(slot_fd, False)
     page = protocol.Page(page_fd)

@@ -240,17 +240,24 @@ def test_a_result_takes_the_output_of_its_subtasks_only(printing: Any) -> None:
     os.write(out, b"out 1\n")
     os.write(out, b"out 3\n")  # of the next subtask, before the first one's result is looked at
     os.write(err, b"e3")
-    assert port.take_output((6, 0)) == (b"out 1\n", b"", 6)
+    assert port.take_output((6, 0)) == (b"out 1\n", b"", 6, 0)
     assert port.output_bytes == 8
-    assert port.take_output((12, 2)) == (b"out 3\n", b"e3", 8)
-    assert port.take_output((-5, 1 << 70)) == (b"", b"", 0)
+    assert port.take_output((12, 2)) == (b"out 3\n", b"e3", 6, 2)
+    assert port.take_output((-5, 1 << 70)) == (b"", b"", 0, 0)
     os.write(out, b"tail")
-    assert port.take_output() == (b"tail", b"", 4)
+    assert port.take_output() == (b"tail", b"", 4, 0)
 
 
 def test_output_beyond_its_limit_is_counted_and_cut(printing: Any) -> None:
     port, (out, err) = printing
     os.write(out, b"x" * 3000)
-    assert port.take_output((10, 0)) == (b"x" * 1000, b"", 3000)
+    first = port.take_output((10, 0))
+    assert first == (b"x" * 10, b"", 10, 0) and not first.is_cut
     os.write(err, b"next")
-    assert port.take_output((3000, 4)) == (b"", b"next", 4)
+    second = port.take_output((2000, 4))  # it has what was kept before the cut
+    assert second == (b"x" * 990, b"", 1990, 4) and second.is_cut
+    os.write(out, b"y")
+    third = port.take_output((3000, 4))  # nothing of it was kept, and it says so
+    assert third == (b"", b"", 1000, 0) and third.is_cut
+    os.write(out, b"z")
+    assert port.take_output() == (b"z", b"", 2, 0), "only what was read before the cut was over"
