@@ -180,10 +180,10 @@ class Piece(msgspec.Struct, array_like=True, frozen=True):
     result took). A piece that comes again may be longer than before.
     """
 
-    lease_id: int
-    index: int
-    stream: int
-    offset: int
+    lease_id: Integer
+    index: Integer
+    stream: Integer
+    offset: Integer
 
 
 class Lines(Message, frozen=True, tag=4):

@@ -63,7 +63,7 @@ def test_lines_older_than_a_second_survive_the_host_by_attempt(
 
         grid.add_worker("other")
         for name, job in jobs.items():
-            again = until("the other attempt's lines", lambda job=job: row_of(client, job, "running"))
+            again = until("the other's lines", lambda job=job: row_of(client, job, "running"))
             assert again.attempt == 2
             assert min(times_of(again)) > killed_ms, "lines of two attempts are mixed"
             assert lost(job) == before[name]
