@@ -46,7 +46,9 @@ def find_job(connection: apsw.Connection, tenant: str, job: int) -> PastJob | No
     ).fetchone()
     if row is None:
         if connection.execute("SELECT 1 FROM job_states WHERE job = ?", (job,)).fetchone():
-            _tell(records.DamagedError("jobs", f"{job}", "its row is gone, its card is there"))
+            tell_damage(
+                records.DamagedError("jobs", f"{job}", "its row is gone, its card is there")
+            )
         return None
     try:
         record = records.read_job(row)
@@ -311,7 +313,7 @@ def expired(connection: apsw.Connection, now_ms: int) -> list[tuple[int, int]]:
             continue  # it was named
         kept_until_ms = past.status.finished_ms + past.record.spec.retention_s * 1_000
         if past.status.state not in FINAL_JOB_STATES or kept_until_ms > now_ms:
-            _tell(records.DamagedError("job_states", f"{job}", "it expires before its time"))
+            tell_damage(records.DamagedError("job_states", f"{job}", "it expires before its time"))
             continue
         found.append((job, past.results_last))
     return found
