@@ -29,7 +29,7 @@ from gristmill.broker.front import Front
 from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal, free_bytes
 from gristmill.broker.ledger_link import LedgerLink
-from gristmill.broker.lines import LineKeeper, find_kept
+from gristmill.broker.lines import KeptLines, LineKeeper, find_kept
 from gristmill.broker.lobby import Lobby
 from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
 from gristmill.broker.memory import MemoryWatch, default_limit
@@ -157,8 +157,9 @@ class Broker:
         self._free_disk_bytes = free_bytes(settings.state)
         self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
         self._count_results(found.last_row)
-        self.reader.ask(find_leftovers, self._finish_deletions, lambda _: None)
-        self.reader.ask(find_kept, self._lines.note, lambda _: None)
+        self.reader.ask(
+            lambda db: (find_leftovers(db), find_kept(db)), self._look_back, lambda _: None
+        )
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
         self._awaited = found.workers
@@ -420,9 +421,12 @@ class Broker:
 
         self.reader.ask(lambda db: past.find_missed(db, after, MISSED_JOBS), looked, lambda _: None)
 
-    def _finish_deletions(self, found: list[tuple[int, int]]) -> None:
-        for row in found:
+    def _look_back(self, found: tuple[list[tuple[int, int]], list[KeptLines]]) -> None:
+        """What the last incarnation did not finish, and a start has no time for."""
+        leftovers, kept = found
+        for row in leftovers:
             self.journal.add_chore(schema.DROP_RESULTS, row)
+        self._lines.note(kept)
 
     def _count_results(self, last_row: int, after: int = 0) -> None:
         """Adds what was on disk to the quota, some jobs at a time: others have questions, too."""

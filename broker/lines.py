@@ -48,12 +48,12 @@ class KeptLines(NamedTuple):
 
 
 def find_kept(connection: apsw.Connection) -> list[KeptLines]:
-    """Lines that an earlier incarnation has kept, for the reader's thread."""
+    """Lines of unfinished jobs from an earlier incarnation, for the reader's thread."""
     return [
         KeptLines(*row)
         for row in connection.execute(
-            "SELECT job, idx, lease_id, stream, max(upto), sum(length(body)) FROM lines"
-            " GROUP BY job, idx, lease_id, stream"
+            "SELECT job, idx, lease_id, stream, max(upto), sum(length(body))"
+            " FROM open_jobs CROSS JOIN lines USING(job) GROUP BY job, idx, lease_id, stream"
         )
     ]
 
@@ -182,7 +182,7 @@ class LineKeeper:
         """What an earlier incarnation has kept, of jobs that go on."""
         for each in found:
             if each.job not in self._state.jobs:
-                continue
+                continue  # it has ended meanwhile
             attempts = self.jobs.setdefault(each.job, {})
             kept = attempts.setdefault((each.lease_id, each.subtask), Kept(0, [0, 0]))
             size = max(each.size_bytes, _ATTEMPT_BYTES)

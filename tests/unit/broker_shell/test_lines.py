@@ -45,6 +45,7 @@ class Desk:
             ),
         ):
             step(self.state, event, 1_000)
+        self.journal.record("open_jobs", schema.ADD_OPEN, (JOB,), 16)
         (self.lease, *_) = self.state.workers[1].leases.values()
         self.keeper = LineKeeper(self.state, self.journal, self.metrics, 1 << 30)
 
