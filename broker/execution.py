@@ -317,6 +317,9 @@ class Execution:
                 self.tell(client, message)
 
     def _confirm(self, effect: do.Confirm) -> None:
+        session = self._clients.get(effect.client)
+        if session is not None:
+            session.note_done(effect.request)
         self.when_durable(lambda: self.tell(effect.client, Answer(effect.request)))
 
     def _refuse_request(self, effect: do.RefuseRequest) -> None:

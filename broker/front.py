@@ -345,6 +345,8 @@ class Front:
         )
 
     def _on_cancel(self, session: ClientSession, message: say.Cancel, bodies: list[bytes]) -> None:
+        if self._is_repeated(session, message.request):
+            return
         for start, length in message.runs:
             if start < 0 or length < 1 or start + length > limits.SUBTASKS_MAX:
                 raise RemoteError(
@@ -357,9 +359,10 @@ class Front:
         )
 
     def _is_repeated(self, session: ClientSession, request: int) -> bool:
-        """Whether this request took effect before: then it is only answered.
+        """Whether this request was confirmed before: then it is only answered.
 
-        A pause that comes a second time after the resume that followed it must not pause again.
+        A pause that comes a second time after the resume that followed it must not pause again, nor
+        may a cancel of what a growing job had take with it what came later.
         """
         if request not in session.done:
             return False
@@ -371,8 +374,6 @@ class Front:
     def _on_steer(self, session: ClientSession, message: say.Steer, bodies: list[bytes]) -> None:
         if self._is_repeated(session, message.request):
             return
-        if message.job in self._execution.jobs:
-            session.note_done(message.request)
         event = on.PauseAsked if message.verb == "pause" else on.ResumeAsked
         self._apply(event(session.number, message.request, session.tenant, message.job))
 

@@ -4,6 +4,7 @@ One DEALER. Batches go in order, a few ahead of their acks; after a silence ever
 acked is sent again (the ledger applies each entry once). The ledger is *up* while it answers.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,16 @@ class _RawPost(Message, frozen=True, tag=1):
     entries: list[msgspec.Raw]
 
 
+@dataclasses.dataclass(slots=True)
+class _Question:
+    """One that waits for its answer: asked first, and said last, at these times."""
+
+    message: AskUsage | AskBalance
+    reply: Reply
+    asked_ms: int
+    said_ms: int
+
+
 class LedgerLink:
     """See the module's text.
 
@@ -82,7 +93,7 @@ class LedgerLink:
         self._said_ms = -(1 << 40)
         self._progress_ms = 0
         self._ahead = 0
-        self._questions: dict[int, tuple[int, Reply]] = {}
+        self._questions: dict[int, _Question] = {}
         self._last_request = 0
         self._early: list[Any] = []
 
@@ -116,10 +127,10 @@ class LedgerLink:
             return
         self._last_request += 1
         request = self._last_request
-        question: Any = AskBalance(request, tenant)
+        question: AskUsage | AskBalance = AskBalance(request, tenant)
         if about == "usage":
             question = AskUsage(request, tenant, by, ref)  # type: ignore[arg-type]
-        self._questions[request] = (now_ms, reply)
+        self._questions[request] = _Question(question, reply, now_ms, now_ms)
         if is_starting:
             self._early.append(question)
         elif not self._send(question, now_ms):
@@ -140,10 +151,14 @@ class LedgerLink:
         if now_ms - max(self._said_ms, self._heard_ms) >= resend_ms:
             self._send(Ping(self._broker), now_ms)
         self.post(now_ms)
-        for request, (asked_ms, reply) in list(self._questions.items()):
-            if now_ms - asked_ms > settings.ledger_ttl_ms:
+        for request, question in list(self._questions.items()):
+            if now_ms - question.asked_ms > settings.ledger_ttl_ms:
                 del self._questions[request]
-                reply(None, "LEDGER_DOWN", f"the ledger at {settings.ledger} did not answer")
+                text = f"the ledger at {settings.ledger} did not answer"
+                question.reply(None, "LEDGER_DOWN", text)
+            elif self.is_up and now_ms - question.said_ms >= resend_ms:
+                question.said_ms = now_ms
+                self._send(question.message, now_ms)
         if self._is_full != self._outbox.is_full:
             self._is_full = self._outbox.is_full
             self._seen(self.is_up, self._is_full)
@@ -196,7 +211,9 @@ class LedgerLink:
             return
         if self._outbox.is_waiting:
             self._ahead = max(0, self._ahead - 1)
-        if self.is_up and message.sequence < self._outbox.acked:
+        # Verdicts that are said again come in pieces, which may end before what is acked.
+        is_behind = message.sequence < self._outbox.acked and not message.verdicts
+        if self.is_up and is_behind:
             log.critical(
                 "ledger is behind: it has entries up to %d, acked were %d; it lost what it acked",
                 message.sequence, self._outbox.acked,
@@ -224,7 +241,7 @@ class LedgerLink:
     def _reply(self, request: int, body: msgspec.Raw | None, code: str, message: str) -> None:
         asked = self._questions.pop(request, None)
         if asked is not None:
-            asked[1](body, code, message)
+            asked.reply(body, code, message)
 
     def _set_up(self, is_up: bool) -> None:
         self.is_up = is_up

@@ -1,8 +1,8 @@
 """The client's side of a store: put, get and pin blobs over HTTP, with grants from the broker.
 
 Standard library only, so that a person who only submits work loads nothing more. Connections are
-kept and used again; a request that meets one which the store has closed meanwhile is made once more
-on a new one, which is safe: every verb here can be repeated.
+kept and used again; a request whose connection ends before its answer is made once more on a new
+one, which is safe: every verb here can be repeated.
 """
 
 import contextlib
@@ -246,9 +246,10 @@ class StoreClient:
             except (*_STALE, http.client.IncompleteRead) as error:
                 connection.close()
                 # A kept connection may have been closed by the store: that costs no attempt. A
-                # body that breaks off may be a blob found damaged: ask again to hear it said.
+                # body that breaks off may be a blob found damaged: ask again to hear it said. An
+                # answer may be lost with its connection: the request may have been carried out.
                 if not is_used:
-                    if is_last or not isinstance(error, http.client.IncompleteRead):
+                    if is_last:
                         raise self._down(error) from None
                     is_last = True
             except (OSError, http.client.HTTPException) as error:

@@ -24,6 +24,8 @@ class Lease:
     ``started``: index last told as running, -1 for none. ``budget_ucredits``: what is left of
     ``granted_ucredits``; ``charged_us``: what its tenant's share was charged so far; ``used_us``:
     what it really took. ``is_all_the_money``: its budget was everything that the job had left.
+    ``is_recall_answered``: the worker has returned what it could.
+    ``named_ms``: when the worker last said that it has it.
     ``is_adopted``: granted before a restart of the broker (adoption.py).
     ``stopped_ms``: when it was ordered to stop, 0 before; nothing later than that is billed.
     """
@@ -45,6 +47,8 @@ class Lease:
     cpu_us: int = 0
     started: int = -1
     is_recalled: bool = False
+    is_recall_answered: bool = False
+    named_ms: int = 0
     stopped_ms: int = 0
     is_adopted: bool = False
 

@@ -158,6 +158,7 @@ def _take_back(
     lease = worker.leases.get(returned.lease_id)
     if lease is None:
         return
+    lease.is_recall_answered = True
     taken: list[Run] = []
     for first, count in returned.runs:
         position = find(lease.open, first, count) if count > 0 else -1
@@ -211,8 +212,20 @@ def _renew(
         lease = worker.leases.get(entry.lease_id)
         if lease is None:
             effects.append(StopLease(worker.number, entry.lease_id, int(Outcome.LOST)))
-        elif find(lease.open, entry.started, 1) >= 0:
+            continue
+        lease.named_ms = now_ms
+        if find(lease.open, entry.started, 1) >= 0:
             lease.started = entry.started
+        if lease.is_stopped and lease.stopped_ms + state.report_ms <= now_ms:
+            # It dies, or the order was lost: said again it does no harm.
+            outcome = lease.job.ending if lease.job.ending is not None else Outcome.CANCELLED
+            effects.append(StopLease(worker.number, entry.lease_id, int(outcome)))
+        elif (
+            lease.is_recalled
+            and not lease.is_recall_answered
+            and (entry.started < 0 or lease.items > 1)
+        ):
+            effects.append(RecallLease(worker.number, entry.lease_id))
     ttl_ms = max(state.ttl_ms, worker.ttl_ms)
     for slot in worker.slots:
         if slot.is_hung and (slot.number in alive or slot.number not in in_use):
@@ -231,8 +244,9 @@ def _renew(
                     _forget_order(state, worker, lease, now_ms, effects)
             continue
         for lease in list(slot.leases):
-            # Orders that never arrived: the worker has had time to name the lease and does not.
-            told_ms = max(lease.granted_ms, worker.joined_ms)
+            # Orders that never arrived: the worker has had time to name the lease and does not. Or
+            # it is done with it and its last result was lost, which it has had time to say again.
+            told_ms = max(lease.granted_ms, worker.joined_ms, lease.named_ms)
             if lease.number not in held and told_ms + ttl_ms < now_ms:
                 _forget_order(state, worker, lease, now_ms, effects)
         if slot.leases:

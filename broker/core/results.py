@@ -40,12 +40,16 @@ _OUTCOMES = {int(outcome): outcome for outcome in Outcome}
 
 
 def on_result(state: State, event: ResultArrived, now_ms: int, effects: list[AnyEffect]) -> None:
-    """Accepts a result, or keeps it as superseded. A repeated one (by number) is only acked."""
+    """Accepts a result, or keeps it as superseded. A repeated one (by number) is only acked.
+
+    One behind a gap is not taken, or its ack would be one of what was lost: the worker sees that
+    its report was answered without an ack, and says everything from the gap on again.
+    """
     worker = state.workers.get(event.worker)
     if worker is None:
         return
     head, meter = event.head, event.meter
-    if head.number <= worker.results_upto:
+    if head.number != worker.results_upto + 1:
         return
     worker.results_upto = head.number
     state.utc_offset_ms = event.now_utc_ms - now_ms

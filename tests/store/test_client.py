@@ -152,6 +152,29 @@ def test_connections_are_used_again_and_survive_the_store(served: Any, grant: An
     assert len(accepted) == 2
 
 
+def test_an_answer_that_is_lost_once_is_asked_for_again(run_folder: pathlib.Path) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(f"{run_folder}/lossy")
+    listener.listen(2)
+    listener.settimeout(10)
+    heard = []
+
+    def serve() -> None:
+        for answer in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntruth"):
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.recv(65536))
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with StoreClient(f"unix://{run_folder}/lossy", 10.0) as client:
+        assert client.get("g", digest_of(b"truth"), 100) == b"truth"
+    thread.join()
+    listener.close()
+    assert len(heard) == 2 and heard[0] == heard[1]
+
+
 def test_many_threads(served: Any, grant: Any) -> None:
     failures: list[BaseException] = []
 

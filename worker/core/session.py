@@ -52,9 +52,9 @@ def on_began(state: State, event: on.Began, now_ms: int) -> Effects:
 
 def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
     """A new session: results are numbered and sent anew, dead leases dropped."""
-    if state.phase == "ended":
-        return []
     message = event.message
+    if state.phase == "ended" or message.session == state.session:
+        return []  # a copy: numbers that began again would be taken for repeats of the first ones
     state.phase, state.session, state.broker = "open", message.session, message.broker
     state.report_ms, state.ttl_ms = message.report_ms, message.ttl_ms
     state.hello_pause_ms = HELLO_FIRST_MS
@@ -184,6 +184,13 @@ def _take_answer(state: State, answers: int, acked: int, now_ms: int) -> None:
     while state.results and state.results[0].is_sent and state.results[0].head.number <= acked:
         state.results.popleft()
         state.acked_at_ms = now_ms
+    first = state.results[0] if state.results else None
+    if first is not None and first.is_sent and first.report <= answers:
+        # Its report was lost: what came behind it was not taken, so all of it is said again.
+        state.result_number = first.head.number - 1
+        state.unsent = len(state.results)
+        for pending in state.results:
+            pending.is_sent = False
 
 
 def _take_lease(state: State, grant: LeaseGrant, frames: tuple[bytes, ...], now_ms: int) -> Effects:
@@ -252,7 +259,7 @@ def _report(state: State, now_ms: int) -> Effects:
                 continue
             state.result_number += 1
             pending.head = msgspec.structs.replace(pending.head, number=state.result_number)
-            pending.is_sent = True
+            pending.is_sent, pending.report = True, state.report_number + 1
             batch.append(pending)
             if len(batch) == RESULTS_PER_REPORT_MAX:
                 break

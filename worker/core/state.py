@@ -115,7 +115,10 @@ class Slot:
 
 @dataclasses.dataclass(slots=True)
 class Pending:
-    """A result until its ack. ``grant``, ``since_ms``: of its lease, without the inputs."""
+    """A result until its ack. ``grant``, ``since_ms``: of its lease, without the inputs.
+
+    ``report``: number of the report that it was last sent in.
+    """
 
     head: ResultHead
     frames: Frames4
@@ -123,6 +126,7 @@ class Pending:
     grant: LeaseGrant
     since_ms: int
     is_sent: bool = False
+    report: int = 0
 
 
 @dataclasses.dataclass(slots=True)

@@ -47,6 +47,19 @@ def test_a_hello_said_twice_is_one_session(grid):
     assert client.wait_for(lambda m: isinstance(m, wc.Refused)).code == "REJOIN"
 
 
+def test_a_late_copy_of_a_cancel_takes_nothing_that_came_after_it(grid):
+    client = grid.client()
+    job = client.submit().job  # nobody knows yet how much there will be
+    client.upload(job, 4)
+    cancel = [encode(wc.Cancel(client.session, 901, job, [(2, 1_000)]))]
+    client.socket.send_multipart(cancel)
+    client.wait_for(lambda m: getattr(m, "request", 0) == 901)
+    client.parcel(job, 4, [4, 5, 6, 7])
+    client.socket.send_multipart(cancel)
+    assert isinstance(client.wait_for(lambda m: getattr(m, "request", 0) == 901), wc.Answer)
+    assert client.ask("job", wc.JobStatus, job=job).cancelled == 2
+
+
 def test_a_late_copy_of_a_pause_does_not_pause_what_was_resumed(grid):
     client = grid.client()
     job = client.submit().job

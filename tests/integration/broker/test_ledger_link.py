@@ -145,3 +145,13 @@ def test_questions_about_money_are_relayed(grid):
     unknown = client.ask("usage", job=99)
     assert (unknown.code, unknown.message.partition(" of ")[0]) == ("UNKNOWN_JOB", "no job j99")
     assert client.ask("usage", text="moon").code == "MALFORMED"
+
+
+def test_a_question_that_was_lost_is_asked_again(broker):
+    ledger = broker.ledger().start()
+    broker.start(ledger_resend_ms=100, ledger_ttl_ms=30_000)
+    client = broker.client()
+    broker.until(lambda: client.ask("grid")["is_ledger_up"], "the ledger is up")
+    ledger.questions_lost = 1
+    assert client.ask("balance", wc.BalanceAnswer).sum_ucredits == 0
+    assert ledger.questions_lost == 0

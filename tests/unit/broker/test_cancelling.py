@@ -181,3 +181,22 @@ def test_nothing_later_than_the_cancel_is_billed(core: Core) -> None:
     assert entry.wall_us == entry.cpu_us == 101_000  # a started millisecond counts
     assert entry.amount_ucredits == Tariff().price(101_000, 0)
     assert core.state.finished[1].status.state == "cancelled"
+
+
+def test_a_stop_that_was_lost_is_said_again(core: Core) -> None:
+    core.join()
+    lease = big_lease(core)
+    core.cancel(1, lease.runs)
+    assert not only(core.report(), fx.StopLease), "the first one may be on its way"
+    again = only(core.report(after=1_000), fx.StopLease)
+    assert again == [fx.StopLease(1, lease.lease_id, Outcome.CANCELLED)]
+
+
+def test_a_recall_that_was_lost_is_said_again_until_it_is_answered(core: Core) -> None:
+    core.join()
+    lease = big_lease(core)
+    (first, count) = lease.runs[0]
+    core.cancel(1, [(first + 2, 2)])
+    assert only(core.report(), fx.RecallLease) == [fx.RecallLease(1, lease.lease_id)]
+    core.give_back(1, lease, [(first + 4, count - 4)])
+    assert not only(core.report(), fx.RecallLease)

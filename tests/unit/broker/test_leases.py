@@ -180,6 +180,20 @@ def test_a_repeated_result_is_only_acked(core: Core) -> None:
     assert ack == fx.AckReport(1, 1, number, 1_000, 3_500, False)
 
 
+def test_a_result_behind_a_lost_one_is_not_taken(core: Core) -> None:
+    """Its ack would be one of what was lost, and the worker would forget that."""
+    core.join()
+    lease = big_lease(core)
+    (first, count) = lease.runs[0]
+    upto = core.numbers[1]
+    assert core.result(1, lease, first + 1, count - 1, number=upto + 2) == []
+    assert only(core.report(is_full=False), fx.AckReport)[0].results_upto == upto
+    core.result(1, lease, first, 1, number=upto + 1)
+    core.result(1, lease, first + 1, count - 1, number=upto + 2)
+    assert only(core.report(is_full=False), fx.AckReport)[0].results_upto == upto + 2
+    assert core.state.jobs[1].superseded == 0
+
+
 def test_unknown_workers_are_ignored(core: Core) -> None:
     core.join()
     lease = big_lease(core)

@@ -242,3 +242,15 @@ def test_a_lease_that_a_worker_never_names_spends_no_loss(core: Core) -> None:
     assert job.lost == 0 and job.retried == 0
     assert only(effects, fx.OpenJob), "the opening may have been lost with the lease"
     assert all(attempt == 1 for _, _, attempt, _ in job.ready.runs)
+
+
+def test_a_lost_last_result_has_time_to_be_said_again(core: Core) -> None:
+    """The worker does not name a lease whose results are made, also when their report was lost."""
+    core.join(1)
+    lease = big_lease(core)
+    for _ in range(5):
+        core.report(after=1_000)
+    core.report(held=[], after=1_000)
+    assert lease.lease_id in core.state.leases
+    core.finish(1, lease)
+    assert core.state.jobs[1].superseded == 0

@@ -96,6 +96,33 @@ def test_an_ack_forgets_and_only_what_was_sent() -> None:
     assert [pending.head.first for pending in rig.state.results] == [1]
 
 
+def test_results_of_a_lost_report_are_said_again_in_their_order() -> None:
+    rig = Rig().running()
+    rig.result(1, 0, 1)
+    rig.turn()  # this report is lost
+    rig.result(1, 1, 1)
+    (effect,) = rig.turn()
+    assert isinstance(effect, do.SendReport)
+    rig.orders(answers=effect.message.number, acked=0)
+    (effect,) = rig.turn()
+    assert isinstance(effect, do.SendReport)
+    assert [(head.number, head.first) for head in effect.message.results] == [(1, 0), (2, 1)]
+    rig.orders(answers=effect.message.number, acked=2)
+    assert not rig.state.results and rig.turn() == []
+
+
+def test_a_copy_of_a_welcome_changes_nothing() -> None:
+    rig = Rig().running()
+    rig.result(1, 0, 1)
+    rig.turn()
+    rig.orders(acked=1)
+    rig.tell(on.Welcomed(Welcome(SESSION, 1, "broker", REPORT, TTL, "")))
+    rig.result(1, 1, 1)
+    (effect,) = rig.turn()
+    assert isinstance(effect, do.SendReport)
+    assert [head.number for head in effect.message.results] == [2], "1 was of another result"
+
+
 def test_a_report_that_could_not_be_sent_begins_a_new_session() -> None:
     rig = Rig().running()
     assert rig.tell(on.ReportDropped(1)) == []

@@ -38,6 +38,7 @@ class Rig:
         self.now = 1_000
         self.lease = 0
         self.answered = 0
+        self.joined = 0
 
     def tell(self, event: on.Event) -> list[do.Effect]:
         return step(self.state, event, self.now)
@@ -49,7 +50,9 @@ class Rig:
     def join(self, stop: tuple[int, ...] = ()) -> "Rig":
         self.tell(on.Began())
         self.turn()
-        self.tell(on.Welcomed(Welcome(SESSION, 1, "broker", REPORT, TTL, "", list(stop))))
+        session = SESSION if not self.joined else self.joined.to_bytes(16, "big")
+        self.joined += 1
+        self.tell(on.Welcomed(Welcome(session, 1, "broker", REPORT, TTL, "", list(stop))))
         self.turn()  # the first full report
         return self
 
