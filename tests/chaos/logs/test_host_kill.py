@@ -1,6 +1,8 @@
 """The host of a worker dies mid-print: what it had printed a second before is readable."""
 
 import itertools
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +44,12 @@ def test_lines_older_than_a_second_survive_the_host_by_attempt(
 
         def has_talked(job: Any) -> bool:
             row = row_of(client, job, "running")
-            times = times_of(row) if row else []
-            return bool(times) and times[-1] - times[0] > 1_200
+            return row is not None and bool(times_of(row))
 
         for job in jobs.values():
             until("its lines are shown while it runs", lambda job=job: has_talked(job))
+        # Nothing is waited for: a kill right after lines were seen would find them always.
+        time.sleep(random.uniform(1.2, 2.4))
         killed_ms = kill_host(grid, "worker-0")
         allowed_ms = PROMISED_MS + late.longest_ms
 
