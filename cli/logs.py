@@ -49,11 +49,15 @@ def _print_all(client: "Client", job: JobId, index: int | None, terminal: Termin
             _print(job, row, terminal, has_head=not is_plain)
         return len(mine)
     following = shown = 0
-    while rows := client.logs(job, following, ROWS_AT_ONCE):
+    while found := client.logs(job, following, ROWS_AT_ONCE):
+        # A batch that began before reaches into this page, and may hide none that begins in it.
+        rows = [row for row in found if row.index >= following]
+        if not rows:
+            break
         for row in rows:
             _print(job, row, terminal, has_head=True)
         shown += len(rows)
-        following = max(row.index + max(1, row.count) for row in rows)
+        following = rows[-1].index + 1
     return shown
 
 

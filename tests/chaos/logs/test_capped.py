@@ -1,6 +1,7 @@
 """What is printed: bounded, marked with how much was cut, of one attempt only."""
 
 import contextlib
+import json
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def test_each_noisy_subtask_of_a_batch_has_its_row(grid: Grid, tier: Any) -> Non
         assert covered == set(range(count))
         said = [int(line.split()[0]) for row in rows for line in row.stdout.splitlines()]
         assert sorted(said) == list(range(count)) and not any(row.is_cut for row in rows)
+        told = gristmill(grid, "logs", job.id, "--json").stdout.splitlines()
+        assert [json.loads(line)["index"] for line in told] == [row.index for row in rows]
 
 
 def test_a_result_takes_the_place_of_its_lines(grid: Grid) -> None:
