@@ -314,11 +314,7 @@ def on_upload_closed(
     """No more parcels: the job has as many subtasks as were uploaded."""
     job = _job_of(state, event.tenant, event.job)
     if job is None:
-        finished = _is_final_of(state, event.tenant, event.job)
-        if finished:
-            effects.append(Confirm(event.client, event.request))
-        else:
-            _unknown(effects, event.client, event.request, event.job)
+        _confirm_closed(state, event, effects)
         return
     if event.count != job.uploaded and job.ending is None:
         message = f"closed at {event.count}; job j{job.number} has {job.uploaded} subtasks"
@@ -328,6 +324,22 @@ def on_upload_closed(
         _close(state, job, now_ms, effects)
     effects.append(Confirm(event.client, event.request))
     endings.complete(state, job, now_ms, effects)
+
+
+def _confirm_closed(state: State, event: UploadClosed, effects: list[AnyEffect]) -> None:
+    """Of a job that has ended: whether it had all that its client sent.
+
+    It has not when it was closed while its client was away: a new job takes the rest.
+    """
+    if not _is_final_of(state, event.tenant, event.job):
+        _unknown(effects, event.client, event.request, event.job)
+        return
+    count = state.finished[event.job].status.count
+    if event.count == count:
+        effects.append(Confirm(event.client, event.request))
+        return
+    message = f"closed at {event.count}; job j{event.job} has ended with {count} subtasks"
+    _refuse(effects, event.client, event.request, "UPLOAD_CLOSED", message, event.job)
 
 
 def _close(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> None:

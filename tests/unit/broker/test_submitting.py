@@ -173,6 +173,16 @@ def test_closing_names_the_count(core: Core) -> None:
     assert refusal(core.parcel(1, 10, 1)).code == "UPLOAD_CLOSED"
 
 
+def test_closing_a_job_that_ended_with_fewer_inputs_is_refused(core: Core) -> None:
+    core.submit()
+    core.do(ev.ClientLost(CLIENT))  # silent for too long: closed at 0, and with that done
+    assert not core.state.jobs and core.state.finished[1].status.state == "done"
+    no = refusal(core.do(ev.UploadClosed(CLIENT, 3, "t", 1, 1)))
+    assert no.code == "UPLOAD_CLOSED" and no.request == 3
+    assert "closed at 1" in no.message and "0 subtasks" in no.message
+    assert core.do(ev.UploadClosed(CLIENT, 4, "t", 1, 0)) == [fx.Confirm(CLIENT, 4)]
+
+
 def test_closing_early_shrinks_a_job_of_known_count(core: Core) -> None:
     core.submit(count=100)
     core.parcel(1, 0, 10)
