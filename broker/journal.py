@@ -27,7 +27,7 @@ from typing import Any
 
 import apsw
 
-from gristmill.broker import salvage, schema
+from gristmill.broker import catalog, salvage, schema
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.write_ahead import Mark
@@ -77,6 +77,7 @@ class Journal:
         self.path = folder / JOURNAL_NAME
         self.vfs = vfs
         self._lock = _lock(folder / "broker.lock")
+        had_begun = os.fstat(self._lock).st_size > 0  # marked since the first commit
         self._metrics = metrics
         self._wake = wake
         self._log_path = self.path.with_name(self.path.name + "-wal")
@@ -85,13 +86,22 @@ class Journal:
         self._connection.set_wal_hook(self._on_commit)
         try:
             self.broker, self.incarnation = _begin_incarnation(self._connection)
-        except (apsw.NotADBError, apsw.CorruptError, TypeError, ValueError) as error:
+        except (*salvage.DAMAGED, apsw.ReadOnlyError, TypeError, ValueError) as error:
+            if isinstance(error, apsw.ReadOnlyError) and not os.access(self.path, os.W_OK):
+                raise
+            log.critical("journal damaged file=%s error=%r: salvaged first", self.path, error)
+            metrics.journal_salvaged += 1
             self._connection.close()
             self._mark.forget()
-            _set_aside(self.path, error)
-            self._connection = _open(self.path, vfs, lambda _: None)
+            self._connection = _open_salvaged(self.path, vfs)
             self._connection.set_wal_hook(self._on_commit)
             self.broker, self.incarnation = _begin_incarnation(self._connection)
+        if had_begun and self.incarnation == 1:
+            log.critical(
+                "journal file=%s begins anew, although a broker had written it: it was removed or"
+                " emptied, or cannot be read. Restore it from a backup to get its jobs back",
+                self.path,
+            )  # fmt: skip
         self.committed = 0
         self.is_full = False
         self.failure: Exception | None = None
@@ -136,8 +146,7 @@ class Journal:
         self._open = Group(self._open.number)
         self._connection.close()
         self._mark.forget()
-        salvage.salvage(self.path, self.vfs)
-        self._connection = _open(self.path, self.vfs, lambda _: None)
+        self._connection = _open_salvaged(self.path, self.vfs)
         self._connection.set_wal_hook(self._on_commit)
 
     @property
@@ -248,7 +257,7 @@ class Journal:
                 self._finish()
         except apsw.Error as error:
             self.failure = error
-            if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            if isinstance(error, salvage.DAMAGED):
                 with contextlib.suppress(OSError):
                     salvage.suspect_mark(self.path).touch()  # the next start looks at all of it
         except BaseException as error:  # a thread's edge: the loop logs it and exits
@@ -340,16 +349,18 @@ def open_somehow(
     is_suspect = salvage.suspect_mark(path).exists()
     try:
         connection = _open(path, vfs, inspect)
-        if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchall():
-            connection.execute("SELECT * FROM meta").fetchall()
         if not is_suspect:
             return connection
         connection.close()
-    except (apsw.NotADBError, apsw.CorruptError) as error:
+    except salvage.DAMAGED as error:
         log.critical("journal damaged file=%s error=%r", path, error)
+    return _open_salvaged(path, vfs)
+
+
+def _open_salvaged(path: pathlib.Path, vfs: str | None) -> apsw.Connection:
     try:
         salvage.salvage(path, vfs)
-    except (apsw.NotADBError, apsw.CorruptError) as error:
+    except salvage.DAMAGED as error:
         _set_aside(path, error)
     return _open(path, vfs, lambda _: None)
 
@@ -377,6 +388,7 @@ def _open(
     connection.execute("PRAGMA cache_size=-32768")
     connection.execute("PRAGMA user_version").fetchall()  # from here on the log is read
     inspect(connection)
+    catalog.check(connection)  # a table that is there by another name is no reason for an empty one
     with connection:
         connection.execute(schema.SCHEMA)
     os.chmod(path, 0o600)
@@ -413,6 +425,7 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
                 ("schema_version", schema.SCHEMA_VERSION),
                 ("broker", broker),
                 ("incarnation", incarnation),
+                (catalog.SEAL, catalog.seal(connection)),
             ],
         )
     return broker, incarnation

@@ -16,7 +16,7 @@ from typing import Any
 
 import apsw
 
-from gristmill.broker import checkpoints, records, salvage, schema
+from gristmill.broker import catalog, checkpoints, records, salvage, schema
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.effects import AnyEffect
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
@@ -133,7 +133,7 @@ def _recover(
     return Recovered(state, effects, replay.live(), nodes, acked, last, last_row, workers)
 
 
-_META = frozenset({"schema_version", "broker", "incarnation", "outbox_acked"})
+_META = frozenset({"schema_version", "broker", "incarnation", "outbox_acked", catalog.SEAL})
 _ENTRIES = f"SELECT {records.ENTRY_COLUMNS} FROM outbox ORDER BY sequence"
 _LAST_ROW = "SELECT ifnull(max(rowid), 0) FROM results"
 _LAST_JOB = (

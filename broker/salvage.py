@@ -15,16 +15,20 @@ from typing import Any
 
 import apsw
 
-from gristmill.broker import schema
+from gristmill.broker import catalog, schema
 
 log = logging.getLogger("gristmill.broker.salvage")
 
-#: what SQLite raises where a file makes no sense; an error of the disk is another thing
-DAMAGED = (apsw.CorruptError, apsw.NotADBError)
+#: what is raised where a file makes no sense (its list of tables included: then tables or columns
+#: of ours are unknown); an error of the disk is another thing
+DAMAGED = (
+    apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.TooBigError, catalog.ListDamagedError,
+)  # fmt: skip
 #: while a damaged file is copied, a bad sector is no reason to stop
 UNREADABLE = (*DAMAGED, apsw.IOError)
 
 _LAST_ROWID = (1 << 63) - 1
+_NUMBERS = ("schema_version", "incarnation", "outbox_acked")
 _KEYED = ("meta", "nodes", "live_workers")  # without rowid: small, read from both ends
 _BY_ROWID = (
     "jobs", "job_states", "open_jobs", "checkpoints", "parcels", "results", "events", "outbox",
@@ -89,18 +93,15 @@ def salvage(path: pathlib.Path, vfs: str | None = None) -> Salvage:
     """Puts a new journal in the place of a damaged one; nobody may have it open.
 
     Raises:
-        apsw.Error: not even its list of tables can be read, or the disk is full.
+        apsw.Error: nothing of it can be read, or the disk is full.
     """
     new = _new_name(path)
     for suffix in ("", "-journal"):
         new.with_name(new.name + suffix).unlink(missing_ok=True)
     found = Salvage(path)
-    source = apsw.Connection(str(path), vfs=vfs)
+    source = _open_source(path, vfs, found)
     target = apsw.Connection(str(new), vfs=vfs)
     try:
-        source.set_busy_timeout(10_000)
-        # So that a file that is shorter than its first page says is read as far as it goes.
-        source.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
         present = {name for (name,) in source.execute("SELECT name FROM sqlite_schema")}
         target.execute("PRAGMA synchronous=FULL")
         with target:
@@ -116,6 +117,7 @@ def salvage(path: pathlib.Path, vfs: str | None = None) -> Salvage:
     finally:
         source.close()
         target.close()
+        catalog.remove_readable(path)
     found.aside = set_aside(path)
     os.rename(new, path)
     suspect_mark(path).unlink(missing_ok=True)
@@ -128,6 +130,26 @@ def salvage(path: pathlib.Path, vfs: str | None = None) -> Salvage:
     return found
 
 
+def _open_source(path: pathlib.Path, vfs: str | None, found: Salvage) -> apsw.Connection:
+    """The damaged file; or, if its list of tables cannot be believed, a copy with another list."""
+    source = apsw.Connection(str(path), vfs=vfs)
+    source.set_busy_timeout(10_000)
+    # So that a file that is shorter than its first page says is read as far as it goes.
+    source.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
+    try:
+        catalog.check(source)
+        catalog.check_size(source, path)
+        return source
+    except DAMAGED as error:
+        source.close()
+        log.critical("journal damaged file=%s error=%r: its list of tables", path, error)
+    copy, lost = catalog.copy_readable(path)
+    found.lost += [(name, "not found") for name in lost]
+    source = apsw.Connection(str(copy), vfs=vfs)
+    source.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
+    return source
+
+
 def _copy(source: apsw.Connection, target: apsw.Connection, table: str, found: Salvage) -> None:
     rows = _keyed(source, table, found) if table in _KEYED else _by_rowid(source, table, found)
     names = [row[1] for row in source.execute(f"PRAGMA table_info({table})")]  # of its own version
@@ -136,6 +158,10 @@ def _copy(source: apsw.Connection, target: apsw.Connection, table: str, found: S
     )
     count = 0
     for row in rows:
+        if table == "meta" and not _is_meta(row):
+            if row[0] != catalog.SEAL:
+                found.lost.append((table, f"row {row[0]!r:.60}"))
+            continue
         try:
             target.execute(insert, row)
             count += 1
@@ -149,7 +175,9 @@ def _keyed(source: apsw.Connection, table: str, found: Salvage) -> Iterator[tupl
     is_torn = False
     for order in ("", " DESC"):
         try:
-            yield from source.execute(f"SELECT * FROM {table} ORDER BY {key}{order}")
+            yield from _texts(
+                source.execute(f"SELECT * FROM {table} ORDER BY {key}{order}"), table, found
+            )
         except UNREADABLE:
             is_torn = True
         else:
@@ -158,13 +186,31 @@ def _keyed(source: apsw.Connection, table: str, found: Salvage) -> Iterator[tupl
         found.lost.append((table, "some"))
 
 
+def _is_meta(row: tuple[Any, ...]) -> bool:
+    """Whether a start can use it. The new file's list of tables gets a seal of its own."""
+    return row[0] != catalog.SEAL and (row[0] not in _NUMBERS or isinstance(row[1], int))
+
+
+def _texts(rows: apsw.Cursor, table: str, found: Salvage) -> Iterator[tuple[Any, ...]]:
+    """The rows without those in which bit rot made a text that is none."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except UnicodeDecodeError as error:  # the cursor is behind that row
+            found.lost.append((table, f"a row: {error!s:.60}"))
+        else:
+            yield row
+
+
 def _by_rowid(source: apsw.Connection, table: str, found: Salvage) -> Iterator[tuple[Any, ...]]:
     """Rows in order of rowid, around what cannot be read."""
     last = -1
     query = f"SELECT rowid, * FROM {table} NOT INDEXED WHERE rowid > ? ORDER BY rowid"
     while True:
         try:
-            for rowid, *row in source.execute(query, (last,)):
+            for rowid, *row in _texts(source.execute(query, (last,)), table, found):
                 if rowid > last:
                     last = rowid
                     yield tuple(row)
@@ -202,4 +248,6 @@ def _try(source: apsw.Connection, query: str, after: int) -> tuple[bool, bool]:
         row = source.execute(query + " LIMIT 1", (after,)).fetchone()
     except UNREADABLE:
         return False, False
+    except UnicodeDecodeError:
+        return True, False
     return row is not None, row is None

@@ -346,6 +346,14 @@ def serve(settings: Settings) -> int:
     except RemoteError as error:
         print(error, file=sys.stderr)
         return error.spec.exit_code
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+        file = settings.state / "ledger.db"
+        print(
+            f"{file} is damaged and cannot be read: {error}\n  -> restore {file} from a backup; "
+            "it was left as it is",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
     except (OSError, apsw.Error) as error:
         print(f"the ledger cannot open {settings.state}: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -17,7 +17,7 @@ from typing import Any
 
 import apsw
 
-from gristmill.ledger import schema
+from gristmill.ledger import audit, schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.events import Applied, CreditsFunded, OutboxReceived
@@ -40,10 +40,13 @@ class Book:
         vfs: name of the SQLite VFS, None for the system's own; proofs of durability give theirs.
 
     Attributes:
-        loss: what of its log is lost, in words; then the books must not be written.
+        loss: what of its log is lost, or of its list of tables damaged, in words; then the books
+            must not be written.
 
     Raises:
-        RemoteError: ``INVALID_SPEC`` when another process has it open, or a newer release made it.
+        RemoteError: ``INVALID_SPEC`` when another process has it open, a newer release made it, or
+            it is empty and was not.
+        apsw.Error: it cannot be read at all.
     """
 
     def __init__(self, folder: pathlib.Path, vfs: str | None = None) -> None:
@@ -72,13 +75,28 @@ class Book:
         self.db.set_busy_timeout(5_000)  # a person with a SQLite shell may be reading
         self.loss = self._find_loss()
         self.db.set_wal_hook(self._on_commit)
-        self._make_tables()
+        try:
+            self._make_tables()
+        except RemoteError:
+            self.db.close()
+            os.close(self._lock)
+            raise
+        self.loss = self.loss or audit.list_fault(self.db)
         self._outbox_ids: dict[str, int] = {}
         self.state = LedgerState()
 
     def _make_tables(self) -> None:
         version = self._one("PRAGMA user_version")
         if version == 0:
+            # The lock file has a mark since the first commit: these books were not always empty.
+            is_new = self._one("PRAGMA page_count") <= 1 and not os.fstat(self._lock).st_size
+            if not self.loss and not (is_new and self._one("SELECT 1 FROM sqlite_schema") is None):
+                raise RemoteError(
+                    "INVALID_SPEC",
+                    f"{self.path} is damaged: its first page says that it has no books",
+                    f"restore {self.path} from a backup; to begin with empty books, move "
+                    f"{self.path.parent} away",
+                )
             self.db.execute(f"BEGIN IMMEDIATE; {schema.TABLES} COMMIT;")
         elif version != schema.VERSION:
             raise RemoteError(

@@ -240,6 +240,61 @@ def test_flipped_bits_are_found(book: Book, entries: Any, tmp_path: pathlib.Path
     assert found > 20
 
 
+@pytest.fixture
+def shut(book: Book, entries: Any, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The file of books that a ledger has written and closed."""
+    fill(book, entries)
+    book.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    folder = tmp_path / "shut"
+    folder.mkdir()
+    shutil.copy(book.path, folder)
+    once = Book(folder)
+    assert once.loss == audit.list_fault(once.db) == ""
+    once.load()
+    once.apply([Fund(9, "ann", 5, "f9")], NOW)
+    once.close()
+    return folder / "ledger.db"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE sqlite_schema SET name = 'one_toid', sql = replace(sql, 'one_void', 'one_toid')"
+        " WHERE name = 'one_void'",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'debits >= 0', 'debits <= 0')"
+        " WHERE name = 'account'",
+        "DELETE FROM sqlite_schema WHERE name = 'transfer_of_hold'",
+    ],
+)
+def test_books_whose_list_of_tables_is_damaged_are_not_written(
+    shut: pathlib.Path, change: str
+) -> None:
+    db = apsw.Connection(str(shut))
+    db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    db.execute("PRAGMA writable_schema=ON")
+    db.execute(change)
+    assert db.changes() == 1
+    db.close()
+    book = Book(shut.parent)
+    assert "the list of tables is damaged" in book.loss
+    book.close()
+
+
+def test_books_that_seem_new_and_are_not_are_refused(shut: pathlib.Path) -> None:
+    clean = shut.read_bytes()
+    version = bytearray(clean)
+    version[60:64] = bytes(4)  # user_version
+    for spoilt in (version, b""):
+        shut.write_bytes(spoilt)
+        with pytest.raises(RemoteError, match=r"says that it has no books\n.*restore .*ledger\.db"):
+            Book(shut.parent)
+        assert len(shut.read_bytes()) <= max(len(spoilt), 4096)  # no empty tables in their place
+        shut.write_bytes(clean)
+        book = Book(shut.parent)
+        assert book.loss == "" and audit.audit(book.db) == []
+        book.close()
+
+
 # ---------------------------------------------------------------- bills
 
 

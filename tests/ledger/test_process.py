@@ -176,7 +176,8 @@ def test_a_file_that_is_no_database(ledger: Any) -> None:
     (ledger.state / "ledger.db").write_bytes(b"garbage" * 1000)
     done = run("--state", str(ledger.state), "--listen", ledger.address)
     assert done.returncode == 1
-    assert "cannot open" in done.stderr
+    assert "is damaged and cannot be read" in done.stderr
+    assert f"restore {ledger.state / 'ledger.db'} from a backup" in done.stderr
     assert "Traceback" not in done.stderr
 
 

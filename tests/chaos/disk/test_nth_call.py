@@ -204,7 +204,7 @@ def test_the_journal_keeps_what_it_told_whichever_call_fails(
     sized: Callable[[int, int], int],
     figures: Callable[..., None],
 ) -> None:
-    stride = sized(37, 1)
+    stride = sized(71, 1)
     counted = every(disk, place, WAYS[way], stride, tell_journal(disk.name), look_at_journal)
     figures(**counted)
     assert counted["calls"] > 60
@@ -322,7 +322,7 @@ def test_the_books_keep_what_they_told_whichever_call_fails(
     figures: Callable[..., None],
 ) -> None:
     look = look_at_books(whole_books(place))
-    counted = every(disk, place, WAYS[way], sized(37, 1), tell_books(disk.name), look)
+    counted = every(disk, place, WAYS[way], sized(71, 1), tell_books(disk.name), look)
     figures(**counted)
     assert counted["calls"] > 60
 
@@ -433,7 +433,7 @@ def test_the_store_has_a_blob_whole_or_not_at_all_whichever_call_fails(
 ) -> None:
     refusals: list[RemoteError] = []
     tell = tell_store(disk, refusals)
-    counted = every(disk, place, WAYS[way], sized(5, 1), tell, look_at_store)
+    counted = every(disk, place, WAYS[way], sized(11, 1), tell, look_at_store)
     figures(**counted, refused=len(refusals))
     assert {error.code for error in refusals} == (
         {"STORE_FULL"} if way == "full" else {"STORE_DOWN"}
