@@ -204,7 +204,7 @@ def test_the_journal_keeps_what_it_told_whichever_call_fails(
     sized: Callable[[int, int], int],
     figures: Callable[..., None],
 ) -> None:
-    stride = sized(71, 1)
+    stride = sized(113, 1)
     counted = every(disk, place, WAYS[way], stride, tell_journal(disk.name), look_at_journal)
     figures(**counted)
     assert counted["calls"] > 60
@@ -224,7 +224,7 @@ def test_a_failure_that_the_journal_swallows_is_found(
 
     monkeypatch.setattr(Journal, "_write", careless)
     with pytest.raises(BrokenPromiseError):
-        every(disk, place, WAYS["eio"], 5, tell_journal(disk.name), look_at_journal)
+        every(disk, place, WAYS["eio"], 29, tell_journal(disk.name), look_at_journal)
 
 
 # ---------------------------------------------------------------- the books
@@ -322,7 +322,7 @@ def test_the_books_keep_what_they_told_whichever_call_fails(
     figures: Callable[..., None],
 ) -> None:
     look = look_at_books(whole_books(place))
-    counted = every(disk, place, WAYS[way], sized(71, 1), tell_books(disk.name), look)
+    counted = every(disk, place, WAYS[way], sized(113, 1), tell_books(disk.name), look)
     figures(**counted)
     assert counted["calls"] > 60
 
@@ -341,7 +341,9 @@ def test_a_failure_that_the_books_swallow_is_found(
 
     monkeypatch.setattr(Book, "apply", careless)
     with pytest.raises(BrokenPromiseError):
-        every(disk, place, WAYS["eio"], 5, tell_books(disk.name), look_at_books(whole_books(place)))
+        every(
+            disk, place, WAYS["eio"], 29, tell_books(disk.name), look_at_books(whole_books(place))
+        )
 
 
 # ---------------------------------------------------------------- the store
