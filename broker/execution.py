@@ -243,7 +243,7 @@ class Execution:
         self._delivery.add(flow, effect.sequence, [header, *frames])
 
     def _keep_superseded(self, effect: do.KeepSuperseded) -> None:
-        self._metrics.superseded += 1  # the core records its event, too
+        self._metrics.superseded += 1  # the core may record an event, too
 
     def _record_event(self, effect: do.RecordEvent) -> None:
         # The core's clock is not UTC; the journal's is.

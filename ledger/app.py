@@ -23,6 +23,7 @@ import zmq
 from gristmill.ledger import audit, bills
 from gristmill.ledger.book import Book
 from gristmill.ledger.core import effects as fx
+from gristmill.ledger.floods import Floods
 from gristmill.ledger.settings import Settings
 from gristmill.wire import limits
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
@@ -58,6 +59,7 @@ class Ledger:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counts: Counter[str] = Counter()
+        self._floods = Floods()
         self.read_only = ""
         self.book = Book(settings.state)
         self._context = zmq.Context()
@@ -221,16 +223,16 @@ class Ledger:
             self.counts["entries"] += 1
         elif isinstance(effect, fx.RaiseAlarm):
             self.counts["alarms"] += 1
-            log.error("ALARM %s: %s", effect.code, effect.message)
+            if count := self._floods.count(f"alarm {effect.code}", _monotonic_ms()):
+                log.error("ALARM %s, %d now: %.500s", effect.code, count, effect.message)
         elif isinstance(effect, fx.Acknowledge):
             if isinstance(message, Post) and message.first > effect.sequence + 1:
                 self.counts["gaps"] += 1
-                log.warning(
-                    "gap: %s sent entry %d; the next is %d",
-                    message.broker,
-                    message.first,
-                    effect.sequence + 1,
-                )
+                if count := self._floods.count("gap", _monotonic_ms()):
+                    log.warning(
+                        "gaps=%d, now: %.80s sent entry %d; the next is %d",
+                        count, message.broker, message.first, effect.sequence + 1,
+                    )  # fmt: skip
             for acked in split_acked(effect):
                 self._send(peer, acked)
         elif isinstance(effect, fx.AnswerFunding):
@@ -321,6 +323,10 @@ def split_acked(effect: fx.Acknowledge) -> list[Acked]:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def serve(settings: Settings) -> int:

@@ -64,7 +64,7 @@ class KeepResult(Effect, frozen=True):
 
 
 class KeepSuperseded(Effect, frozen=True):
-    """A late result: counted and kept as an event, never used, never billed; its frames can go."""
+    """A late or forged result: counted, never used, never billed; its frames can go."""
 
     job: int
     lease_id: int

@@ -15,7 +15,8 @@ CAP_REACHED = "cap.reached"  #: detail: spent, cap; recovery reads this
 LEASE_RESCUED = "lease.rescued"
 LEASE_ADOPTED = "lease.adopted"  #: after a restart; detail: lease, node, runs
 LEASE_RETURNED = "lease.returned"  #: detail: lease, node, runs, cause, detail
-RESULT_REFUSED = "result.refused"  #: detail: lease, node, cause
+#: detail: lease, node, cause, runs; of many in a row only some, with how many there were: refusals
+RESULT_REFUSED = "result.refused"
 WORKER_JOINED = "worker.joined"  #: detail: name, node, slots
 WORKER_LOST = "worker.lost"  #: detail: name, node, cause
 WORKER_DRAINING = "worker.draining"  #: detail: name, node

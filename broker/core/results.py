@@ -1,8 +1,9 @@
 """Results: everything that a worker says is checked against its lease before anything changes.
 
 A result that does not name a current lease of that worker and a range still open in it is
-*superseded*: kept as an event, never used, never billed. A range of which every subtask ended OK
-(the common case) is a few slice assignments; a mixed one is judged by runs of equal outcome.
+*superseded*: counted, told by an event (the first few of a worker, then ever fewer), never used,
+never billed. A range of which every subtask ended OK (the common case) is a few slice assignments;
+a mixed one is judged by runs of equal outcome.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from gristmill.wire.outcome import GRIDS_DOING, Outcome
 from gristmill.wire.spec import toll_of
 from gristmill.wire.worker import Run
 
+REFUSALS_TOLD = 4  #: of one worker, each with an event; then the 8th, the 16th, the 32nd, ...
+REFUSALS_QUIET_MS = 60_000  #: without one: the count begins again
 OUTCOME_MIXED = -1  #: ``KeepResult.outcome`` of a result whose subtasks ended differently
 _OUTCOMES = {int(outcome): outcome for outcome in Outcome}
 
@@ -100,6 +103,8 @@ def _supersede(
     effects.append(
         KeepSuperseded(head.job, head.lease_id, head.first, head.count, worker.node, event.ref)
     )
+    if not _is_told(worker, now_ms):
+        return
     detail: dict[str, str | int | list[Run]] = {
         "lease": head.lease_id,
         "node": worker.node,
@@ -107,7 +112,22 @@ def _supersede(
         "runs": [(head.first, head.count)],
         "cpu_us": head.cpu_us,
     }
+    if worker.refusals > REFUSALS_TOLD:
+        detail["refusals"] = worker.refusals
     effects.append(RecordEvent(head.job, names.RESULT_REFUSED, detail, now_ms))
+
+
+def _is_told(worker: Worker, now_ms: int) -> bool:
+    """Whether this refused result gets an event, or is counted only.
+
+    A forged result changes nothing: a flood of them must not fill the journal and the log. What an
+    honest worker says late, after it was given up, is a few results, and each is told.
+    """
+    if now_ms - worker.refused_ms > REFUSALS_QUIET_MS:
+        worker.refusals = 0
+    worker.refused_ms = now_ms
+    worker.refusals += 1
+    return worker.refusals <= REFUSALS_TOLD or worker.refusals.bit_count() == 1
 
 
 def _accept(

@@ -101,6 +101,8 @@ class Worker:
     ``ttl_ms``: what it was told last and goes by; in a shrinking fleet the grid's own is shorter.
     ``idle``, ``half``: numbers of its slots with no lease, and with one behind which another may
     be stacked. ``shunned``: jobs that could not be set up here -> not again before this time.
+    ``refusals``: results of it that were superseded, one soon after the other; ``refused_ms``: when
+    the last one was.
     """
 
     number: int
@@ -118,6 +120,8 @@ class Worker:
     jobs: dict[int, None] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
     results_upto: int = 0
+    refusals: int = 0
+    refused_ms: int = 0
     done: int = 0
     idle: dict[int, None] = field(default_factory=dict)
     half: dict[int, None] = field(default_factory=dict)

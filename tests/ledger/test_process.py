@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from gristmill.ledger.app import ACKED_CHARS_MAX, Ledger
+from gristmill.ledger.floods import QUIET_MS, Floods
 from gristmill.ledger.settings import Settings, parse_fund, read_settings
 from gristmill.wire.errors import EXIT_USAGE, RemoteError
 from gristmill.wire.frames import encode
@@ -113,6 +114,30 @@ def test_kills_under_load_count_everything_once(ledger: Any, entries: Any) -> No
     ledger.end()
     _, told = ledger.start().end()
     assert "sum zero" in told
+
+
+def test_a_flood_of_alarms_and_gaps_is_no_flood_of_lines(ledger: Any, entries: Any) -> None:
+    ledger.start("--fund", "ann=2")
+    ledger.post(1, Hold("b/1", "ann", CREDIT))
+    for number in range(1_000):
+        forged = Hold("b/1", "ann", CREDIT - 1 - number)
+        assert ledger.post(1, forged).verdicts[0].code == "LEDGER_CONFLICT"
+        assert ledger.post(3 + number, forged).sequence == 1, "nothing is jumped"
+    _, told = ledger.end()
+    alarms = [line for line in told.splitlines() if "ALARM LEDGER_CONFLICT" in line]
+    gaps = [line for line in told.splitlines() if "gaps=" in line]
+    assert 1 <= len(alarms) <= 12 and "512 now" in alarms[-1]
+    assert 1 <= len(gaps) <= 12 and "gaps=512" in gaps[-1]
+    assert "'alarms': 1000" in told and "'gaps': 1000" in told, "each is counted"
+
+
+def test_an_alarm_after_a_quiet_minute_is_told_again() -> None:
+    floods, now_ms = Floods(), 5
+    told = [floods.count("alarm", now_ms + n) for n in range(7)]
+    assert told == [1, 2, 0, 4, 0, 0, 0]
+    assert floods.count("gap", now_ms) == 1, "each kind for itself"
+    assert floods.count("alarm", now_ms + 6 + QUIET_MS) == 8
+    assert floods.count("alarm", now_ms + 6 + 2 * QUIET_MS + 1) == 1
 
 
 def tamper(state: pathlib.Path) -> None:

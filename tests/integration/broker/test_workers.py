@@ -1,7 +1,9 @@
 """Workers: names and keys, sessions, orders, grants, signatures, loss."""
 
+import contextlib
 import hashlib
 import os
+import sqlite3
 import struct
 
 import msgspec
@@ -155,6 +157,30 @@ def test_a_result_without_a_lease_is_superseded(grid):
     worker.report(forged, bodies[:4])
     grid.until(lambda: worker.take(0.01) and worker.acked == forged[0].number, "it is acked")
     assert client.ask("grid")["superseded"] == 1 and client.results == []
+
+
+def test_a_flood_of_forged_results_fills_neither_the_log_nor_the_journal(grid):
+    worker = grid.worker()
+    worker.hello()
+    client, job = leased(grid, worker)
+    lease, _ = worker.leases[0]
+    heads, bodies = worker.heads(lease)
+    flood, each = 1_000, 50
+    number = heads[0].number
+    for first in range(number, number + flood, each):
+        forged = [
+            msgspec.structs.replace(heads[0], lease_id=lease.lease_id + 1, number=first + i)
+            for i in range(each)
+        ]
+        worker.report(forged, bodies[:4] * each)
+    last = number + flood - 1
+    grid.until(lambda: worker.take(0.01) and worker.acked == last, "all are acked")
+    assert client.ask("grid")["superseded"] == flood and client.results == []
+    assert 4 <= grid.text().count("result.refused") <= 12
+    grid.kill()
+    with contextlib.closing(sqlite3.connect(grid.state / "journal.db")) as db:
+        rows = db.execute("SELECT job FROM events WHERE name = 'result.refused'").fetchall()
+    assert 4 <= len(rows) <= 12 and set(rows) == {(job,)}
 
 
 def test_a_lost_workers_leases_go_to_another(broker):

@@ -161,6 +161,35 @@ def test_a_result_that_breaks_a_rule_is_superseded(
     assert kinds(core.finish(1, lease))[0] == "KeepResult"  # the right one is still welcome
 
 
+def test_a_flood_of_forged_results_is_no_flood_of_events(core: Core) -> None:
+    core.join()
+    lease = big_lease(core)
+
+    def forge() -> list[int]:
+        effects = core.result(1, lease, 1_000, 1)
+        assert kinds(effects)[0] == "KeepSuperseded", "each is counted"
+        told = only(effects, fx.RecordEvent)
+        return [one.detail.get("refusals", 0) for one in told]
+
+    told = [nth for _ in range(1_000) for nth in forge()]
+    assert told == [0, 0, 0, 0, 8, 16, 32, 64, 128, 256, 512]
+    assert core.state.jobs[1].superseded == 1_000
+    core.report(is_full=True)
+    assert core.state.workers[1].refusals == 1_000, "only quiet begins it anew"
+
+
+def test_after_a_quiet_minute_a_refused_result_is_told_again(core: Core) -> None:
+    core.join()
+    lease = big_lease(core)
+    for _ in range(7):
+        effects = core.result(1, lease, 1_000, 1)
+    assert kinds(effects) == ["KeepSuperseded"]
+    for _ in range(61):
+        core.do(ev.TimePassed(), 1_000)
+        core.report(is_full=True)
+    assert kinds(core.result(1, lease, 1_000, 1)) == ["KeepSuperseded", "RecordEvent"]
+
+
 def test_another_workers_lease_is_not_ones_own(core: Core) -> None:
     core.join(1)
     lease = big_lease(core)
