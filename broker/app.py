@@ -78,7 +78,6 @@ class Broker:
         key = load_key(settings.state / BROKER_KEY)
         self.metrics = metrics = Metrics()
         self._memory = MemoryWatch(settings.memory_bytes or default_limit(), metrics)
-        self._descriptors = DescriptorWatch(metrics)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = False
         self._paused_ms = 0
@@ -99,6 +98,8 @@ class Broker:
         self._context = zmq.Context(io_threads=1)
         self._front_socket = bind_router(self._context, settings.front, limits.ZMQ_FRAME_BYTES_MAX)
         self._back_socket = bind_router(self._context, settings.back, limits.ZMQ_FRAME_BYTES_MAX)
+        listening = [endpoint_of(self._front_socket), endpoint_of(self._back_socket)]
+        self._descriptors = DescriptorWatch(listening, metrics)
         self._lobby = Lobby(self._front_socket, self._back_socket, metrics)
         found = recover(self.journal, config, now_ms, utc_ms, metrics, self._lobby.note)
         self._lobby.close()
@@ -322,6 +323,7 @@ class Broker:
             self._front_socket.close()
             self._back_socket.close()
             self._memory.close()
+            self._descriptors.close()
             self._context.term()
             os.close(self._wake_fd)
 
@@ -504,6 +506,7 @@ class Broker:
             "memory_limit_bytes": self._memory.limit,
             "descriptors": self._descriptors.used,
             "descriptors_limit": self._descriptors.limit,
+            "connections_waiting": self._descriptors.waiting,
             **self.metrics.export(),
         }
 

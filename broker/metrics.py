@@ -44,6 +44,7 @@ class Metrics:
     journal_cuts: int = 0
     intake_pauses: int = 0
     descriptors_short: int = 0
+    accepts_failed: int = 0
     outbox_added: int = 0
     outbox_posts: int = 0
     outbox_resends: int = 0

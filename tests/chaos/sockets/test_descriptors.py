@@ -21,6 +21,11 @@ def descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def resident_kib(pid):
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() >> 10
+
+
 def narrow(broker):
     """Leaves the process only some descriptors."""
     pid = broker.process.pid
@@ -96,6 +101,43 @@ def test_a_descriptor_bomb_on_tcp_leaves_those_who_are_here_alone(tcp, sized, fi
     assert "RLIMIT_NOFILE" in tcp.text()
     assert tcp.process.poll() is None
     figures(bombs=bombs, connections=bombs * ROOM * 3, jobs_meanwhile=jobs, lost=0)
+
+
+def test_connections_that_cannot_be_accepted_are_counted_and_told(tcp, sized, figures):
+    honest, pid = tcp.client(), tcp.process.pid
+    work(honest)
+    narrow(tcp)
+    limit, held = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0], []
+    while descriptors(pid) < limit:
+        before = descriptors(pid)
+        held += fill(tcp.front, 1)
+        until(lambda before=before: descriptors(pid) > before, "it is accepted")
+    told = honest.ask("grid")
+    assert (told["accepts_failed"], told["connections_waiting"]) == (0, 0), "all had room"
+    before_kib, kept_out, crowds = resident_kib(pid), 0, (1, 1, 1, 1, 1, sized(500, 3_000))
+    for crowd in crowds:
+        held += fill(tcp.front, crowd)
+        kept_out += crowd
+        told = until(
+            lambda n=kept_out: (f := honest.ask("grid"))["connections_waiting"] == n and f,
+            f"{kept_out} are known to wait", 30,
+        )  # fmt: skip
+        assert told["accepts_failed"] == kept_out, "each is counted once, however long it waits"
+        work(honest, 10)  # the loop that looks is the loop that works
+    grown_kib = resident_kib(pid) - before_kib
+    lines = [line for line in tcp.text().splitlines() if "could not be accepted" in line]
+    assert 1 <= len(lines) <= kept_out.bit_length()
+    assert f"all {limit} descriptors are taken (RLIMIT_NOFILE)" in lines[0]
+    assert "ulimit -Hn" in lines[0], "the next step"
+    assert grown_kib < 64 << 10, "nothing grows with the tries of libzmq"
+    for stream in held:
+        stream.close()
+    until(lambda: not honest.ask("grid")["connections_waiting"], "they were served, or left", 30)
+    late = ClientPeer(tcp.front)
+    tcp.closers.append(late.close)
+    assert isinstance(late.hello(), wc.Welcome), "served when there is room again"
+    assert tcp.process.poll() is None
+    figures(kept_out=kept_out, lines=len(lines), grown_mib=round(grown_kib / 1_024, 1))
 
 
 def test_a_descriptor_bomb_on_ipc_costs_a_start_and_nothing_accepted(broker, sized, figures):
