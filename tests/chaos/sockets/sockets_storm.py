@@ -20,9 +20,12 @@ HELLO_LAST_S = 5.0
 
 
 class Light:
-    """One worker of one slot: HELLO, reports, and each lease answered at once."""
+    """One worker of one slot: HELLO, reports, and each lease answered at once.
 
-    def __init__(self, context: Any, back: str, name: str) -> None:
+    ``is_deaf``: the planted bug, one that does not hear that it must join again.
+    """
+
+    def __init__(self, context: Any, back: str, name: str, is_deaf: bool) -> None:
         self.socket = context.socket(zmq.DEALER)
         for option, value in (  # as worker/link.py has them
             (zmq.LINGER, 0), (zmq.IMMEDIATE, 1), (zmq.RECONNECT_IVL, 100),
@@ -31,9 +34,10 @@ class Light:
         ):  # fmt: skip
             self.socket.setsockopt(option, value)
         self.socket.connect(back)
+        self.is_deaf = is_deaf
         self.name, self.node = name, hashlib.sha256(name.encode()).hexdigest()
         self.instance, self.session = os.urandom(16), b""
-        self.report = self.result = self.hellos = 0
+        self.report = self.result = self.hellos = self.silences = 0
         self.report_s, self.ttl_s, self.pause_s = 1.0, 3.5, HELLO_S
         self.due = self.heard = 0.0
         self.leases: list[ww.LeaseGrant] = []
@@ -49,7 +53,7 @@ class Light:
     def speak(self, now: float) -> None:
         """What is due: a report in a session, else HELLO with growing pauses."""
         if self.session and now - self.heard > self.ttl_s:
-            self.session = b""
+            self.session, self.silences = b"", self.silences + 1
         if not self.session:
             hello = ww.Hello(
                 limits.PROTOCOL, self.name, self.node, self.instance, 1, 1_000, 1 << 30, 1 << 30,
@@ -79,7 +83,7 @@ class Light:
                 self.answer(lease)
         elif message.code == "RECOVERING":
             self.due = now + HELLO_S
-        elif message.code == "REJOIN" and message.session == self.session:
+        elif message.code == "REJOIN" and message.session == self.session and not self.is_deaf:
             self.session, self.due = b"", now
 
     def answer(self, lease: ww.LeaseGrant) -> None:
@@ -97,14 +101,16 @@ class Light:
             self.send(ww.Report(self.session, self.report, False, [], [], [head], []), *body)
 
 
-def live(back: str, first: int, count: int, wire: Any) -> None:
+def live(back: str, first: int, count: int, wire: Any, is_deaf: bool = False) -> None:
     """``count`` of them until ``wire`` says ``end``; tells how many HELLOs each said since asked.
 
-    ``wire``: a pipe; each message on it is answered with a Counter of HELLOs to workers.
+    ``wire``: a pipe; each message on it is answered with a Counter of HELLOs to workers, and with
+    how often one of them gave up its session for the silence of the broker.
     """
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 2 * count + 64)
-    workers = [Light(context, back, f"light-{number}") for number in range(first, first + count)]
+    names = [f"light-{number}" for number in range(first, first + count)]
+    workers = [Light(context, back, name, is_deaf) for name in names]
     by_socket = {worker.socket: worker for worker in workers}
     poller = zmq.Poller()
     for socket in by_socket:
@@ -120,9 +126,10 @@ def live(back: str, first: int, count: int, wire: Any) -> None:
                 worker.speak(now)
         if wire.poll():
             asked = wire.recv()
-            wire.send(collections.Counter(worker.hellos for worker in workers))
+            silences = sum(worker.silences for worker in workers)
+            wire.send((collections.Counter(worker.hellos for worker in workers), silences))
             for worker in workers:
-                worker.hellos = 0
+                worker.hellos = worker.silences = 0
             if asked == "end":
                 break
     context.destroy(0)

@@ -14,7 +14,9 @@ from gristmill.client import Client
 OTHERS = 10
 ITEMS = 2  #: of each other's job; each needs a jail of its tenant, which is what takes time
 SLOTS = 4
-SHARE_MIN = 0.1  #: of a fair share, in so short a time; measured on a free machine: 0.9
+#: of a fair share. It was 0.22 to 0.9 in many runs of so few items on a busy machine: a slot that
+#: changes its job starts a jail, about 100 ms. With 20 items each it was 0.99, and took 72 s.
+SHARE_MIN = 0.1
 ANSWER_MAX_S = 3.0  #: the promise is 250 ms at p99; a busy machine gets a multiple
 
 
@@ -68,6 +70,7 @@ def test_a_hog_on_a_real_grid_starves_nobody(
         while all(card.state != "done" for card in cards):
             time.sleep(0.05)
             cards = [job.status() for job in jobs]
+        window_s = time.monotonic() - began
         hogs, theirs = heap.status().done - before.done, [card.done for card in cards]
         submits.stop()
         fair = (hogs + sum(theirs)) / (OTHERS + 1)
@@ -86,11 +89,16 @@ def test_a_hog_on_a_real_grid_starves_nobody(
         assert after.state == "running" and after.done < subtasks, "the hog waits still"
         assert max(submits.seconds) < ANSWER_MAX_S
         ordered = sorted(submits.seconds)
+        # At the pace that the grid had: how long it takes to give each tenant one item.
+        turn_s = (OTHERS + 1) * window_s / (hogs + sum(theirs))
+        queue_p99_s = sorted(queued_s)[int(0.99 * len(queued_s))]
         figures(
             queued=subtasks, others=OTHERS, hog_done=hogs, others_done=sum(theirs),
             others_done_min=min(theirs),
             share_of_fair=round(share, 2), queue_s_p50=round(statistics.median(queued_s), 2),
-            queue_s_max=round(max(queued_s), 2), finished_s_max=round(max(finished_s), 2),
+            queue_s_max=round(max(queued_s), 2), fair_queue_s=round(turn_s, 2),
+            queue_p99_of_twice_fair=round(queue_p99_s / (2 * turn_s), 2),
+            finished_s_max=round(max(finished_s), 2),
             submits=len(ordered), submit_ms_p50=round(1_000 * statistics.median(ordered)),
             submit_ms_p99=round(1_000 * ordered[int(0.99 * len(ordered))]),
         )  # fmt: skip
