@@ -158,7 +158,16 @@ class Answers:
         """Answers a request with its error, and counts it."""
         self._metrics.refused += 1
         refused = Refused(request, error.code, error.message, error.hint, job)
+        session.note_refused(refused)
         self._mailbox.send(session.peer, [encode(refused)])
+
+    def refuse_again(self, session: ClientSession, request: int) -> bool:
+        """Whether this request was refused before; then it is told so once more."""
+        refused = session.refused.get(request)
+        if refused is None:
+            return False
+        self._mailbox.send(session.peer, [encode(refused)])
+        return True
 
     def _unknown(self, session: ClientSession, request: int, job: int) -> None:
         """No such job, or one of which only a tombstone is left."""

@@ -330,6 +330,8 @@ class Execution:
         self._metrics.refused += 1
         hint = effect.hint or CODES[effect.code].next_move
         message = Refused(effect.request, effect.code, effect.message, hint, effect.job)
+        if session is not None:
+            session.note_refused(message)
         if effect.job:  # what is said of a job may rest on records that are not on disk yet
             self.when_durable(lambda: self.tell(effect.client, message))
         else:

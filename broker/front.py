@@ -238,6 +238,8 @@ class Front:
     # ------------------------------------------------------------ jobs
 
     def _on_submit(self, session: ClientSession, message: say.Submit, bodies: list[bytes]) -> None:
+        if self._answers.refuse_again(session, message.request):
+            return
         spec, function = message.spec, bodies[0]
         check_spec(spec)
         if len(message.submission) != 16:

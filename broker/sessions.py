@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator
 
 from gristmill.broker.mailbox import Peer
+from gristmill.wire.client import Refused
 from gristmill.wire.worker import Hello as WorkerHello
 from gristmill.wire.worker import HostReading
 
 TOKEN_BYTES = 16
 DONE_MAX = 256  #: requests remembered for each client; it has few without an answer
+REFUSED_MAX = 64  #: refusals remembered for each client
 
 
 class ClientSession:
@@ -20,12 +22,13 @@ class ClientSession:
 
     ``number`` is the core's name for it and stays the same when the same client object says HELLO
     again before its time-to-live is over. ``done``: its newest requests whose repetition must
-    change nothing more, in order.
+    change nothing more, in order. ``refused``: its newest refusals: a late copy of a submission is
+    not accepted when its client was told no.
     """
 
     __slots__ = (
-        "client", "done", "generation", "is_operator", "number", "peer", "questions", "seen_ms",
-        "tenant", "token",
+        "client", "done", "generation", "is_operator", "number", "peer", "questions", "refused",
+        "seen_ms", "tenant", "token",
     )  # fmt: skip
 
     def __init__(self, number: int, client: bytes, tenant: str, is_operator: bool) -> None:
@@ -39,12 +42,19 @@ class ClientSession:
         self.seen_ms = 0
         self.questions = 0
         self.done: dict[int, None] = {}
+        self.refused: dict[int, Refused] = {}
 
     def note_done(self, request: int) -> None:
         """This request took effect; said again it is only answered again."""
         self.done[request] = None
         if len(self.done) > DONE_MAX:
             del self.done[next(iter(self.done))]
+
+    def note_refused(self, refused: Refused) -> None:
+        """This request was refused; said again it gets the same answer."""
+        self.refused[refused.request] = refused
+        if len(self.refused) > REFUSED_MAX:
+            del self.refused[next(iter(self.refused))]
 
 
 class WorkerSession:

@@ -382,6 +382,7 @@ class LedgerPeer:
 class Process:
     """``python -m gristmill.broker`` and its addresses."""
 
+    function = FUNCTION
     function_spec = staticmethod(function_spec)
     until = staticmethod(until)
 

@@ -74,3 +74,22 @@ def test_a_late_copy_of_a_pause_does_not_pause_what_was_resumed(grid):
     assert isinstance(client.wait_for(lambda m: getattr(m, "request", 0) == 901), wc.Answer)
     assert client.ask("job", wc.JobStatus, job=job).state != "paused"
     assert client.ask("grid")["requests_repeated"] == 1
+
+
+def test_a_late_copy_of_a_refused_submission_stays_refused(grid):
+    client = grid.client()
+    grid.worker(name="plain").hello(tiers=["batch"])
+    spec = grid.function_spec(tier="strict")
+    message = wc.Submit(client.session, 901, b"r" * 16, spec)
+    client.send(message, grid.function)
+    refused = client.wait_for(lambda m: getattr(m, "request", 0) == 901)
+    assert refused.code == "TIER_REFUSED"
+    grid.worker(name="other").hello(tiers=["strict"])
+    client.send(
+        message, grid.function
+    )  # nobody waits for it: accepted, it would stay open for ever
+    assert client.wait_for(lambda m: getattr(m, "request", 0) == 901) == refused
+    assert client.ask("grid")["jobs"] == 0
+    client.send(wc.Submit(client.session, 902, b"r" * 16, spec), grid.function)
+    accepted = client.wait_for(lambda m: getattr(m, "request", 0) == 902)
+    assert isinstance(accepted, wc.Accepted)
