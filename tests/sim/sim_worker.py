@@ -380,7 +380,9 @@ class SimAgent(Agent):
         """As the agent's; the checker hears what was answered."""
         if isinstance(event, on.Welcomed):
             worker = self._worker
-            worker.sent = {0: worker.hello_ms}
+            if event.message.session != worker.session:  # a late copy begins nothing
+                worker.session = event.message.session
+                worker.sent = {0: worker.hello_ms}
         elif isinstance(event, on.OrdersArrived):
             self._worker.answered(event.message.answers)
         super()._tell(event)
@@ -415,6 +417,7 @@ class SimWorker(Process):
         self.look_at = 0
         self.sent: dict[int, int] = {0: 0}  # full report to when it was sent; 0: what counts now
         self.hello_ms = 0  # when the last HELLO was sent
+        self.session = b""
 
     def answered(self, number: int) -> None:
         """The broker answered this report: the right to run counts from when it was sent."""
