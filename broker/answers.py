@@ -461,7 +461,9 @@ class Answers:
         found = find_status(self._state, flow.job, self._clock()[0])
         if flow.status is None and found is not None:
             self._when_durable(lambda: self._delivery.tell_first(flow, found[1]))
-        self._delivery.subscribe(session, flow, message.after, message.bytes_allowed)
+        self._delivery.subscribe(
+            session, flow, message.after, message.bytes_allowed, message.request
+        )
 
     # ------------------------------------------------------------ workers, grid, money, grants
 

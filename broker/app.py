@@ -369,6 +369,7 @@ class Broker:
                     opening = self.execution.opening(session, job)
                     if opening is None:
                         del session.open_jobs[job]
+                        session.openings.pop(job, None)
                     else:
                         self._desk.draft(session).batch(job).openings.append(opening)
 

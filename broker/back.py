@@ -212,17 +212,24 @@ class Back:
             event = self._check_result(session, head, body)
             results[self._last_ref] = (head, body)
             events.append(event)
+        if len(message.open_jobs) > limits.OPEN_JOBS_TOLD_MAX:
+            raise RemoteError(
+                "MALFORMED",
+                f"{len(message.open_jobs)} open jobs; the limit is {limits.OPEN_JOBS_TOLD_MAX}",
+            )
         self._metrics.reports += 1
         apply = self._apply
         for event in events:
             apply(event)
         if message.is_full:
             session.reading = message.reading
+            session.compare_grants(message.open_jobs)
             session.is_draining = message.is_draining
         apply(
             on.WorkerReported(
                 session.number, message.number, message.is_full, message.slots_alive,
                 message.held, message.returned, message.is_draining,
+                [job for job, _ in message.open_jobs],
             )
         )  # fmt: skip
         results.clear()

@@ -27,17 +27,18 @@ PEER_QUEUE_PAUSE = 8  #: messages waiting for a client at which its subscription
 
 
 class Subscription:
-    """One session's reading of one job. ``cursor``: last sequence sent."""
+    """One session's reading of one job, as ``request`` asked. ``cursor``: last sequence sent."""
 
     __slots__ = (
         "backlog", "bytes_allowed", "bytes_sent", "cursor", "flow", "has_news", "is_reading",
-        "session",
+        "request", "session",
     )  # fmt: skip
 
     def __init__(
-        self, session: ClientSession, flow: "Flow", after: int, bytes_allowed: int
+        self, session: ClientSession, flow: "Flow", after: int, bytes_allowed: int, request: int
     ) -> None:
         self.session = session
+        self.request = request
         self.flow = flow
         self.cursor = after
         self.bytes_allowed = bytes_allowed
@@ -145,12 +146,18 @@ class Delivery:
     # ------------------------------------------------------------ subscriptions
 
     def subscribe(
-        self, session: ClientSession, flow: Flow, after: int, bytes_allowed: int
+        self, session: ClientSession, flow: Flow, after: int, bytes_allowed: int, request: int
     ) -> Subscription:
-        """A session reads a flow; a second subscription of the same session replaces the first."""
+        """A session reads a flow; a second subscription of the same session replaces the first.
+
+        A late copy of an older one, or of itself, must not take its cursor and its credit back.
+        """
+        for one in flow.subscriptions:
+            if one.session is session and request <= one.request:
+                return one
         self._leave(session, flow)
         after = min(max(after, flow.freed), flow.recorded)  # what it acknowledged never comes again
-        subscription = Subscription(session, flow, after, bytes_allowed)
+        subscription = Subscription(session, flow, after, bytes_allowed, request)
         flow.subscriptions.append(subscription)
         self._pump(subscription)
         return subscription

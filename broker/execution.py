@@ -43,7 +43,7 @@ from gristmill.wire.ledger import Contribution, Entry
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec, Tariff
-from gristmill.wire.worker import JobOpening, ResultHead
+from gristmill.wire.worker import JobOpening, ResultHead, grants_mark
 
 log = logging.getLogger("gristmill.broker")
 
@@ -109,6 +109,7 @@ class Execution:
         self._lines = lines
         self.find_past: Callable[[ClientSession, int, int], None] | None = None
         self._withheld: dict[int, InputCredit] = {}
+        self._allowed: dict[int, int] = {}  # job to the credit that its client was told
         self._metrics = metrics
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._results: deque[tuple[int, dict[int, tuple[Flow, int]]]] = deque()
@@ -273,6 +274,7 @@ class Execution:
     def _free_job(self, effect: do.FreeJob) -> None:
         self.jobs.pop(effect.job, None)
         self.uploaders.pop(effect.job, None)
+        self._allowed.pop(effect.job, None)
         self._frames.drop_job(effect.job)
         self._lines.free(effect.job)
         # The deletion must not overtake the record that makes the job final.
@@ -287,9 +289,15 @@ class Execution:
             self._front.send(session.peer, [encode(message)])
 
     def _accept_job(self, effect: do.AcceptJob) -> None:
-        message = Accepted(effect.request, effect.job, effect.is_replayed, effect.bytes_allowed)
-        if effect.job in self.jobs:
+        allowed = effect.bytes_allowed
+        facts = self.jobs.get(effect.job)
+        if facts is not None:
             self.uploaders[effect.job] = effect.client
+            if self._quota.is_over(facts.tenant):  # no more than before; 0 would mean its end
+                allowed = min(allowed, self._allowed.get(effect.job, 1))
+            else:
+                self._allowed[effect.job] = allowed
+        message = Accepted(effect.request, effect.job, effect.is_replayed, allowed)
         self.when_durable(lambda: self.tell(effect.client, message))
 
     def _answer_dry_run(self, effect: do.AnswerDryRun) -> None:
@@ -304,7 +312,11 @@ class Execution:
             if self._quota.is_over(facts.tenant):
                 self._withheld[effect.job] = message
             else:
-                self.tell(client, message)
+                self._allow(client, message)
+
+    def _allow(self, client: int, message: InputCredit) -> None:
+        self._allowed[message.job] = message.bytes_allowed
+        self.tell(client, message)
 
     def release_credit(self) -> None:
         """Credit that a tenant's full disk held back goes out where there is room again."""
@@ -314,7 +326,7 @@ class Execution:
                 del self._withheld[job]
             elif not self._quota.is_over(facts.tenant):
                 del self._withheld[job]
-                self.tell(client, message)
+                self._allow(client, message)
 
     def _confirm(self, effect: do.Confirm) -> None:
         session = self._clients.get(effect.client)
@@ -353,7 +365,9 @@ class Execution:
         put, put_ms = self._grants.of_tenant(facts.tenant, "put", now_ms)
         get, get_ms = self._grants.of_tenant(facts.tenant, "get", now_ms)
         session.open_jobs[job] = min(put_ms, get_ms)
-        return JobOpening(job, facts.tenant, facts.spec, facts.tariff, put, get)
+        opening = JobOpening(job, facts.tenant, facts.spec, facts.tariff, put, get)
+        session.openings[job] = grants_mark(opening), now_ms
+        return opening
 
     def _open_job(self, effect: do.OpenJob) -> None:
         session = self._workers.get(effect.worker)
@@ -382,6 +396,7 @@ class Execution:
         session = self._workers.get(effect.worker)
         if session is not None:
             session.open_jobs.pop(effect.job, None)
+            session.openings.pop(effect.job, None)
             self._desk.draft(session).batch().close.append(effect.job)
 
     def _ack_report(self, effect: do.AckReport) -> None:

@@ -61,11 +61,11 @@ class WorkerSession:
     """A worker whose HELLO was admitted.
 
     ``reading``: its last telemetry; ``open_jobs``: job to the time (UTC ms) at which its grants
-    want renewal.
+    want renewal; ``openings``: job to the mark of the grants that it was sent last, and when.
     """
 
     __slots__ = (
-        "generation", "hello", "is_draining", "number", "open_jobs", "peer", "reading",
+        "generation", "hello", "is_draining", "number", "open_jobs", "openings", "peer", "reading",
         "report_ms", "seen_ms", "seen_utc_ms", "token", "ttl_ms",
     )  # fmt: skip
 
@@ -82,6 +82,17 @@ class WorkerSession:
         self.is_draining = False
         self.reading: HostReading | None = None
         self.open_jobs: dict[int, int] = {}
+        self.openings: dict[int, tuple[int, int]] = {}
+
+    def compare_grants(self, open_jobs: list[tuple[int, int]]) -> None:
+        """What a full report says of its grants: where an opening was lost, another one is due.
+
+        One that left within the last interval may be on its way still.
+        """
+        for job, mark in open_jobs:
+            sent, sent_ms = self.openings.get(job, (mark, 0))
+            if sent != mark and sent_ms + self.report_ms <= self.seen_utc_ms:
+                self.open_jobs[job] = 0
 
 
 class Clients:

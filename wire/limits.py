@@ -37,6 +37,7 @@ LEASE_PARCEL_BYTES_MAX = 1 << 20  #: parcel frames sent with one lease
 LEASE_TARGET_US = 20_000  #: work of a slot that a lease aims at
 LEASES_PER_SLOT = 2  #: hides the round trip
 LEASE_ITEMS_MAX = 4_096
+OPEN_JOBS_TOLD_MAX = 512  #: in one report
 RESULT_FLUSH_MS = 20  #: a slot hands over what it has at least this often
 
 # time

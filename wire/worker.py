@@ -5,6 +5,7 @@ next (``Orders``). Renewal, completion, cancel, recall and drain are this one pa
 follow the header in the order in which the header's lists name them.
 """
 
+import zlib
 from typing import Literal
 
 import msgspec
@@ -152,7 +153,9 @@ class Report(Message, frozen=True, tag=2):
 
     ``is_full``: ``held`` and ``reading`` are complete (a renewal); otherwise the report only brings
     results or returned runs. ``slots_alive``: slots seen alive by the agent's loop; only their
-    leases are renewed.
+    leases are renewed. ``open_jobs`` of a full report: (job, ``grants_mark`` of the opening that it
+    has) of the jobs that are open here, lowest first, at most ``OPEN_JOBS_TOLD_MAX``; a broker that
+    knows better says the close or the opening again.
     """
 
     session: bytes
@@ -164,6 +167,7 @@ class Report(Message, frozen=True, tag=2):
     returned: list[Returned]
     is_draining: bool = False
     reading: HostReading | None = None
+    open_jobs: list[tuple[Integer, Integer]] = []
 
 
 class Goodbye(Message, frozen=True, tag=3):
@@ -213,6 +217,11 @@ class JobOpening(msgspec.Struct, array_like=True, frozen=True):
     tariff: Tariff
     put_grant: str
     get_grant: str
+
+
+def grants_mark(opening: JobOpening) -> int:
+    """By which a full report tells the grants that a worker has from those that it should have."""
+    return zlib.crc32(f"{opening.put_grant} {opening.get_grant}".encode())
 
 
 class ParcelHead(msgspec.Struct, array_like=True, frozen=True):

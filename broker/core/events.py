@@ -141,7 +141,7 @@ class ResultArrived(Event, frozen=True):
 class WorkerReported(Event, frozen=True):
     """A report, after its results were stepped one by one.
 
-    ``is_full`` renews the leases of ``slots_alive``.
+    ``is_full`` renews the leases of ``slots_alive``. ``open_jobs``: by number.
     """
 
     worker: int
@@ -151,6 +151,7 @@ class WorkerReported(Event, frozen=True):
     held: list[Held]
     returned: list[Returned]
     is_draining: bool
+    open_jobs: list[int] = []
 
 
 class WorkerDrainAsked(Event, frozen=True):

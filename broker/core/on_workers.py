@@ -9,6 +9,7 @@ from gristmill.broker.core.columns import ATTEMPT_MAX
 from gristmill.broker.core.effects import (
     AckReport,
     AnyEffect,
+    CloseJob,
     DropWorker,
     OpenJob,
     RecallLease,
@@ -138,6 +139,9 @@ def on_worker_reported(
         _take_back(state, worker, returned, now_ms, effects)
     if event.is_full:
         _renew(state, worker, event, now_ms, effects)
+        for number in event.open_jobs:
+            if number not in state.jobs:  # it is over, and the close was lost
+                effects.append(CloseJob(worker.number, number))
     worker.ttl_ms = state.ttl_ms
     effects.append(
         AckReport(

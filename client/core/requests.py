@@ -1,4 +1,7 @@
-"""Requests: numbered, kept until their answer, said again with the same number."""
+"""Requests: numbered, kept until their answer, said again with the same number.
+
+A subscription that is said again starts elsewhere and has a new one.
+"""
 
 from typing import Any
 
@@ -29,15 +32,16 @@ def ask(
 def say_again(state: State, number: int, now_ms: int, todo: list[out.AnyEffect]) -> None:
     """Send a kept request again, and wait longer for the next time.
 
-    A subscription is not said from here: its position moved on, see ``results.subscribe_again``.
+    A subscription's position moved on, and with it what its credit is counted from: it is another
+    request, with a new number, so that a late copy of the old one changes nothing.
     """
     pending = state.requests[number]
     pending.pause_ms = min(2 * pending.pause_ms, RESEND_MS_MAX)
     pending.again_ms = now_ms + pending.pause_ms
     if pending.kind == "subscribe":
+        del state.requests[number]
         subscription = state.subscriptions.get(pending.key)
         if subscription is None:
-            del state.requests[number]
             return
         subscription.is_fresh = False
         subscription.got_bytes = 0
@@ -47,6 +51,8 @@ def say_again(state: State, number: int, now_ms: int, todo: list[out.AnyEffect])
             after=subscription.after,
             bytes_allowed=max(subscription.granted_bytes, 0),
         )
+        state.last_request = number = state.last_request + 1
+        state.requests[number] = pending
     _say(state, number, now_ms, todo)
 
 

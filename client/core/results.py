@@ -86,7 +86,6 @@ def on_results(
             todo.append(out.Send(wire.Unsubscribe(state.session, result.job)))
         return
     size_bytes = sum(map(len, frames))
-    subscription.got_bytes += size_bytes
     subscription.moved_ms, subscription.quiet_ms = now_ms, QUIET_MS
     if result.sequence <= subscription.after:
         _grant(state, subscription, todo)
@@ -96,6 +95,8 @@ def on_results(
         return
     subscription.is_fresh = False
     subscription.after = result.sequence
+    # What came twice, or behind a gap, is not counted: the newest subscription sends each once.
+    subscription.got_bytes += size_bytes
     subscription.queued_bytes += size_bytes
     todo.append(out.ResultArrived(result, frames))
 

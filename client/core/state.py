@@ -55,7 +55,7 @@ class Upload:
     ``sent_bytes`` and ``bytes_allowed`` are cumulative since the job began. ``base``: inputs
     in earlier jobs of the same upload (see ``uploads.on_counted``); indices, ``count`` and
     ``committed`` are those of the present job. ``have``: inputs of a job that takes no more, -1
-    while it does.
+    while it does. After ``quiet_ms`` of waiting for credit it asks for it.
     """
 
     number: int
@@ -76,6 +76,7 @@ class Upload:
     is_closing: bool = False
     moved_ms: int = 0
     stalls: int = 0
+    quiet_ms: int = STALL_MS
 
 
 @dataclasses.dataclass(slots=True)

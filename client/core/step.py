@@ -2,7 +2,7 @@
 
 Theory of operation. The transport may drop anything at any time, the broker may restart at any
 time; nothing that was asked may be lost or done twice. So everything is kept until its answer and
-said again with the same id:
+said again with the same id (each message: docs/rfc/0002, section 8):
 
 ========= ============== ================================================== ==================
 what      said again     until                                              made harmless by
@@ -12,7 +12,10 @@ request   RESEND_MS..    Answer, Accepted, Refused; ``timeout_ms`` silence  subm
                                                                             a question
 parcel    STALL_MS       InputCredit.committed passes it                    its position
 results   by the broker  Credit.acked; a gap: SUBSCRIBE after the last got  the sequence
-SUBSCRIBE QUIET_MS..     the final card                                     the sequence
+SUBSCRIBE QUIET_MS..     the final card                                     the sequence, and a
+                                                                            new number
+credit    STALL_MS..     Accepted: a SUBMIT asks for it when nothing is on  being cumulative
+          by a SUBMIT    its way that would bring it
 ========= ============== ================================================== ==================
 
 A new Welcome says everything again at once: requests in the order they were made, then

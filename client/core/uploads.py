@@ -13,7 +13,14 @@ from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
 from gristmill.client.core import results
 from gristmill.client.core.requests import ask
-from gristmill.client.core.state import NEVER, STALL_MS, KeptParcel, State, Upload
+from gristmill.client.core.state import (
+    NEVER,
+    QUIET_MS_MAX,
+    STALL_MS,
+    KeptParcel,
+    State,
+    Upload,
+)
 from gristmill.wire import client as wire
 from gristmill.wire.errors import CODES
 
@@ -54,6 +61,18 @@ def claim_all(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
             ask(state, "claim", upload.number, upload.message, [upload.function], now_ms, todo)
 
 
+def _ask_credit(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
+    """It waits for credit, and nothing on its way would bring what was lost: say its Submit again.
+
+    The answer tells the credit, or that the job has ended.
+    """
+    upload.moved_ms = now_ms
+    upload.quiet_ms = min(2 * upload.quiet_ms, QUIET_MS_MAX)
+    kinds = {p.kind for p in state.requests.values() if p.key == upload.number}
+    if kinds.isdisjoint(("claim", "count")):
+        ask(state, "claim", upload.number, upload.message, [upload.function], now_ms, todo)
+
+
 def on_claimed(
     state: State, number: int, accepted: wire.Accepted, now_ms: int, todo: list[out.AnyEffect]
 ) -> None:
@@ -61,6 +80,8 @@ def on_claimed(
     upload = state.uploads.get(number)
     if upload is not None and upload.job == accepted.job:
         upload.bytes_allowed = max(upload.bytes_allowed, accepted.bytes_allowed)
+        if not accepted.bytes_allowed:
+            _ask_count(state, upload, now_ms, todo)  # it has ended
         pump(state, upload, now_ms, todo)
 
 
@@ -187,8 +208,10 @@ def pump(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -
     """Send what credit allows; one parcel may cross the limit, so a large one cannot stall."""
     if state.phase != "open" or not upload.job or upload.have >= 0:
         return
-    if upload.sent < len(upload.parcels) and upload.sent == 0:
+    is_allowed = upload.sent_bytes < upload.bytes_allowed
+    if upload.parcels and upload.sent == 0 and is_allowed:
         upload.moved_ms = now_ms  # a stall is counted from when something is on its way
+        upload.quiet_ms = STALL_MS
     while upload.sent < len(upload.parcels) and upload.sent_bytes < upload.bytes_allowed:
         parcel = upload.parcels[upload.sent]
         upload.sent += 1
@@ -282,12 +305,20 @@ def fail(
 
 
 def on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
-    """Probe uploads that stand still: the first parcel again, the second time all of them."""
+    """Probe uploads that stand still: the first parcel again, the second time all of them.
+
+    One that waits for credit, with nothing on its way whose acknowledgement would tell it, asks: by
+    saying its Submit again, ever more seldom.
+    """
     due = NEVER
     if state.phase != "open":
         return due
     for upload in state.uploads.values():
         if not upload.sent:
+            if upload.parcels and upload.job and upload.have < 0:
+                if now_ms - upload.moved_ms >= upload.quiet_ms:
+                    _ask_credit(state, upload, now_ms, todo)
+                due = min(due, upload.moved_ms + upload.quiet_ms)
             continue
         if now_ms - upload.moved_ms >= STALL_MS:
             upload.moved_ms = now_ms

@@ -18,8 +18,8 @@ always the first to stop.
 import msgspec
 
 from gristmill.wire.errors import CODES
-from gristmill.wire.limits import RESULTS_PER_REPORT_MAX
-from gristmill.wire.worker import LeaseGrant, Report
+from gristmill.wire.limits import OPEN_JOBS_TOLD_MAX, RESULTS_PER_REPORT_MAX
+from gristmill.wire.worker import LeaseGrant, Report, grants_mark
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
 from gristmill.worker.core import slots
@@ -28,6 +28,7 @@ from gristmill.worker.core.holding import all_held, claims
 from gristmill.worker.core.state import (
     HELLO_FIRST_MS,
     HELLO_LAST_MS,
+    MALFORMED_MAX,
     NAME_PATIENCE_MS,
     NAME_RETRY_MS,
     STALL_MS,
@@ -74,7 +75,11 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
 
 
 def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
-    """REJOIN: HELLO again; RECOVERING: a little later. Anything else ends the worker."""
+    """REJOIN: HELLO again; RECOVERING: a little later; MALFORMED: go on, but not for ever.
+
+    Anything else ends the worker. What was in a malformed report is said again like that of a lost
+    one, and a HELLO is repeated anyway.
+    """
     if state.phase == "ended":
         return []
     if event.code == "REJOIN":
@@ -86,6 +91,10 @@ def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
     if event.code == "RECOVERING":  # it reads its journal: what we hold, the next HELLO tells
         state.phase, state.hello_at_ms = "greeting", now_ms + HELLO_FIRST_MS
         return []
+    if event.code == "MALFORMED":
+        state.malformed += 1
+        if state.malformed < MALFORMED_MAX:
+            return [do.Tell(f"the broker could not read a message of ours: {event.message}")]
     if event.code == "NAME_TAKEN" and state.phase == "greeting":
         # An agent that was killed keeps its name until the broker has missed it for a ttl.
         state.name_taken_ms = state.name_taken_ms or now_ms
@@ -107,7 +116,7 @@ def on_orders_arrived(state: State, event: on.OrdersArrived, now_ms: int) -> Eff
     _take_answer(state, message.answers, message.acked, now_ms)
     effects: Effects = []
     for opening, body in zip(message.openings, event.openings, strict=True):
-        state.jobs[opening.job] = Job(opening)
+        state.jobs[opening.job] = Job(opening, grants_mark(opening))
         effects.append(do.OpenJob(opening, body))
     for grant, frames in zip(message.leases, event.parcels, strict=True):
         effects += _take_lease(state, grant, frames, now_ms)
@@ -184,6 +193,9 @@ def _take_answer(state: State, answers: int, acked: int, now_ms: int) -> None:
     while state.results and state.results[0].is_sent and state.results[0].head.number <= acked:
         state.results.popleft()
         state.acked_at_ms = now_ms
+        state.malformed = 0
+    if answers > 0 and not state.results:
+        state.malformed = 0  # a result that is refused again and again does not count as got on
     first = state.results[0] if state.results else None
     if first is not None and first.is_sent and first.report <= answers:
         # Its report was lost: what came behind it was not taken, so all of it is said again.
@@ -248,6 +260,12 @@ def _say_hello(state: State, now_ms: int) -> Effects:
     return [do.SendHello(hello)]
 
 
+def _open_jobs(state: State) -> list[tuple[int, int]]:
+    """Those that the broker has not closed: it closes again what it did, and renews old grants."""
+    numbers = sorted(number for number, job in state.jobs.items() if not job.is_closed)
+    return [(number, state.jobs[number].mark) for number in numbers[:OPEN_JOBS_TOLD_MAX]]
+
+
 def _report(state: State, now_ms: int) -> Effects:
     is_full = now_ms >= state.report_at_ms
     if not is_full and not state.unsent and not state.returned:
@@ -281,6 +299,7 @@ def _report(state: State, now_ms: int) -> Effects:
         returned=state.returned,
         is_draining=state.is_draining,
         reading=state.reading if is_full else None,
+        open_jobs=_open_jobs(state) if is_full else [],
     )
     state.returned = []
     if is_full:

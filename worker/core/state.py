@@ -31,6 +31,9 @@ BETWEEN_MS_MIN = 30_000
 HELLO_FIRST_MS, HELLO_LAST_MS = 200, 5_000
 #: A name that is taken is asked for again for this long: its owner may be a killed agent.
 NAME_PATIENCE_MS, NAME_RETRY_MS = 2 * TTL_MS, 500
+#: So many of our messages may make no sense to the broker while nothing gets on: one may have been
+#: damaged on its way, but what we say wrong we would say wrong for ever.
+MALFORMED_MAX = 3
 #: Results that no later answer acknowledges for this long: the session is begun again.
 STALL_MS = 15_000
 #: A lease that the slot was given and has not begun to work on for this long: importing what its
@@ -131,9 +134,10 @@ class Pending:
 
 @dataclasses.dataclass(slots=True)
 class Job:
-    """An open job."""
+    """An open job. ``mark``: of the grants of its opening."""
 
     opening: JobOpening
+    mark: int
     is_closed: bool = False
 
 
@@ -147,6 +151,7 @@ class State:
     ``lapse_at_ms``: until when our jails may run. ``sent``: full reports that were not answered,
     number to time. ``taken``: the last leases that came in this session, in order; broker ids are
     never used twice. ``spawner_seen_ms``: when the process that starts jails was last seen moving.
+    ``malformed``: refusals of our words since they last got us anywhere.
     """
 
     setting: Setting
@@ -181,6 +186,7 @@ class State:
     exit_code: int = 0
     has_told_silence: bool = False
     name_taken_ms: int = 0
+    malformed: int = 0
 
     @property
     def is_draining(self) -> bool:

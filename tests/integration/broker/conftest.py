@@ -87,6 +87,7 @@ class ClientPeer(Link):
         self.results: list[tuple[wc.Results, list[bytes]]] = []
         self.cards: list[wc.JobStatus] = []
         self.committed: dict[int, int] = {}
+        self.allowed: dict[int, int] = {}
         self.refusals: list[wc.Refused] = []
 
     def hello(self, protocol: int = limits.PROTOCOL) -> Any:
@@ -103,6 +104,7 @@ class ClientPeer(Link):
             self.cards.append(message.status)
         elif isinstance(message, wc.InputCredit):
             self.committed[message.job] = message.committed
+            self.allowed[message.job] = message.bytes_allowed
         elif isinstance(message, wc.Refused):
             self.refusals.append(message)
 
@@ -267,12 +269,13 @@ class WorkerPeer(Link):
         heads: Sequence[ww.ResultHead] = (),
         bodies: Sequence[bytes] = (),
         is_full: bool = False,
+        open_jobs: Sequence[tuple[int, int]] = (),
     ) -> int:
         self.numbers["report"] += 1
         held = [ww.Held(lease.lease_id, lease.slot, -1, 0) for lease, _ in self.leases]
         self.send(
             ww.Report(self.session, self.numbers["report"], is_full, list(range(self.slots)), held,
-                     heads, []),
+                     heads, [], open_jobs=open_jobs),
             *bodies,
         )  # fmt: skip
         return self.numbers["report"]

@@ -1,5 +1,6 @@
 """Results under credit, from memory and from disk, and what is freed."""
 
+import os
 import sqlite3
 
 import gristmill.wire.client as wc
@@ -184,18 +185,21 @@ def test_credit_stands_still_while_a_tenants_disk_is_full(broker):
     client, worker = broker.client(), broker.worker()
     worker.hello()
     worker.start()
-    job = client.submit(broker.function_spec(keep=False)).job
+    claim = os.urandom(16)
+    accepted = client.submit(broker.function_spec(keep=False), claim)
+    job, first_allowed = accepted.job, accepted.bytes_allowed
     client.subscribe(job, credit=0)
     for first in range(0, 150_000, 50_000):  # 48 bytes of parcels, 1.2 MB of results
         frame = pack_range(first, 1)
         client.send(wc.Parcel(client.session, job, first, 50_000, frame[0]), frame[1])
     client.watch(lambda: client.ask("job", wc.JobStatus, job=job).done == 150_000)
     client.drain()
-    committed = client.committed.get(job, 0)
+    committed, allowed = client.committed.get(job, 0), client.allowed.get(job, first_allowed)
     client.parcel(job, 150_000, [1, 2, 3])
     client.watch(lambda: client.ask("job", wc.JobStatus, job=job).done == 150_003)
     client.drain()
     assert client.committed.get(job, 0) == committed < 150_003
+    assert client.submit(broker.function_spec(keep=False), claim).bytes_allowed == allowed
     client.send(wc.Credit(client.session, job, 0, 1 << 40))
     client.watch(lambda: sum(m.head.count for m, _ in client.results) == 150_003)
     client.send(wc.Credit(client.session, job, client.results[-1][0].sequence, 1 << 40))

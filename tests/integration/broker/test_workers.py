@@ -212,3 +212,25 @@ def test_an_operator_drains_a_worker(grid):
     )
     assert message.is_drain
     assert client.ask("workers", list[wc.WorkerRow])[0].state == "draining"
+
+
+def test_openings_and_closes_that_were_lost_are_said_again(grid):
+    worker = grid.worker()
+    worker.hello()
+    _, job = leased(grid, worker)
+    opening = worker.openings.pop(job)
+    mark = ww.grants_mark(opening)
+
+    def told(mark, is_heard):
+        worker.report(is_full=True, open_jobs=[(job, mark)])
+        while worker.take() is not None:
+            pass
+        return is_heard()
+
+    for _ in range(3):
+        assert not told(mark, lambda: worker.openings)
+    grid.until(lambda: told(mark ^ 1, lambda: job in worker.openings), "its grants again")
+    assert worker.openings[job] == opening and worker.functions[job]
+    grid.until(lambda: (worker.take(), worker.work_off(), worker.closed)[2], "the close")
+    worker.closed.clear()
+    grid.until(lambda: told(mark, lambda: job in worker.closed), "the close again")

@@ -134,6 +134,7 @@ class Core:
         returned: list[Returned] | None = None,
         is_draining: bool = False,
         after: int = 0,
+        open_jobs: list[int] | None = None,
     ) -> list[fx.AnyEffect]:
         self.reports[worker] = self.reports.get(worker, 0) + 1
         known = self.state.workers.get(worker)
@@ -142,7 +143,8 @@ class Core:
             held = self.held(worker)
         return self.do(
             ev.WorkerReported(
-                worker, self.reports[worker], is_full, slots, held, returned or [], is_draining
+                worker, self.reports[worker], is_full, slots, held, returned or [], is_draining,
+                open_jobs or [],
             ),
             after,
         )

@@ -431,3 +431,13 @@ def test_work_that_fits_nowhere_now_hides_nobody_else(core: Core) -> None:
     core.job(1)
     (lease,) = leases(core)
     assert lease.job == 81
+
+
+def test_a_close_that_was_lost_is_said_again_to_who_names_the_job(core: Core) -> None:
+    core.join()
+    job, other = core.job(1), core.job(1)
+    (lease,) = (one for one in leases(core) if one.job == job)
+    assert only(core.finish(1, lease), fx.CloseJob) == [fx.CloseJob(1, job)]
+    assert only(core.report(open_jobs=[job, other]), fx.CloseJob) == [fx.CloseJob(1, job)]
+    assert not only(core.report(is_full=False, open_jobs=[job]), fx.CloseJob)
+    assert not only(core.report(open_jobs=[other]), fx.CloseJob)

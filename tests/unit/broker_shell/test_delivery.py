@@ -71,6 +71,7 @@ class Rig:
         self.flow = Flow(1, "t", is_kept, is_durable, 0)
         self.delivery.open(self.flow)
         self.clients = Clients()
+        self.request = 0
         self.session = self.join()
 
     def join(self) -> ClientSession:
@@ -86,8 +87,9 @@ class Rig:
         for sequence in sequences:
             self.delivery.add(self.flow, sequence, self.frames(sequence, size))
 
-    def subscribe(self, after: int = 0, allowed: int = 1 << 30) -> None:
-        self.delivery.subscribe(self.session, self.flow, after, allowed)
+    def subscribe(self, after: int = 0, allowed: int = 1 << 30, request: int = 0) -> None:
+        self.request = request or self.request + 1
+        self.delivery.subscribe(self.session, self.flow, after, allowed, self.request)
 
 
 def test_results_wait_for_their_commit() -> None:
@@ -195,7 +197,7 @@ def test_a_session_that_ended_gets_nothing_and_others_go_on() -> None:
     rig = Rig()
     rig.subscribe()
     other = rig.join()
-    rig.delivery.subscribe(other, rig.flow, 0, 1 << 30)
+    rig.delivery.subscribe(other, rig.flow, 0, 1 << 30, 1)
     rig.delivery.drop_session(rig.session)
     rig.add(1)
     rig.delivery.settle(rig.flow, 1)
@@ -207,7 +209,22 @@ def test_subscribing_again_replaces_and_starts_where_it_is_told() -> None:
     rig.add(1, 2, 3)
     rig.delivery.settle(rig.flow, 3)
     other = rig.join()
-    rig.delivery.subscribe(other, rig.flow, 3, 0)  # two readers: memory is kept for both
+    rig.delivery.subscribe(other, rig.flow, 3, 0, 1)  # two readers: memory is kept for both
     rig.subscribe(after=1)
     rig.subscribe(after=2)
     assert rig.box.words() == [2, 3, 3]
+
+
+def test_a_late_copy_of_a_subscription_changes_nothing() -> None:
+    rig = Rig()
+    rig.subscribe(allowed=1, request=4)
+    rig.add(1, 2, 3)
+    rig.delivery.settle(rig.flow, 3)
+    rig.subscribe(after=1, allowed=1, request=5)
+    assert rig.box.words() == [1, 2]
+    rig.subscribe(allowed=1 << 30, request=4)
+    rig.subscribe(after=1, allowed=1 << 30, request=5)
+    assert rig.box.words() == [1, 2], "neither the old credit"
+    assert not rig.disk.asked, "nor the old place"
+    rig.subscribe(after=1, allowed=1 << 30, request=6)
+    assert len(rig.disk.asked) == 1

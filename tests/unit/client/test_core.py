@@ -437,3 +437,68 @@ def test_a_quiet_subscription_is_asked_for_again_ever_more_seldom() -> None:
     effects = step(state, status("done", 1), 30_000)
     assert [type(effect) for effect in effects].count(out.StatusArrived) == 1
     assert not [m for m in sent(step(state, on.TimePassed(), 90_000)) if type(m) is wire.Subscribe]
+
+
+def waiting_for_credit() -> State:
+    """Two parcels are on disk, a third waits: the credit stands still, nothing is on its way."""
+    state = opened()
+    accepted(state, allowed=100)
+    for _ in range(3):
+        step(state, on.ParcelReady(1, 2, "q", b"x" * 60), 20)
+    step(state, on.Received(wire.InputCredit(7, 4, 100), []), 21)
+    return state
+
+
+def listen(state: State, begin: int, end: int) -> list[tuple[int, wire.Submit]]:
+    """The Submits that a broker hears which says nothing but PONG, and when."""
+    said = []
+    for now in range(begin, end, 100):
+        effects = step(state, on.Received(wire.Pong(), []), now)
+        said += [(now, one) for one in sent(effects) if isinstance(one, wire.Submit)]
+    return said
+
+
+def test_credit_that_was_lost_is_asked_for() -> None:
+    state = waiting_for_credit()
+    ((first, asked),) = listen(state, 100, 3_200)
+    assert first >= 21 + STALL_MS and asked.submission == SUBMIT.submission
+    claim = wire.Accepted(asked.request, 7, True, 100)
+    assert sent(step(state, on.Received(claim, []), 3_200)) == []  # it stands still, in truth
+    ((second, asked),) = listen(state, 3_300, 9_900)
+    assert second >= first + 2 * STALL_MS, "ever more seldom"
+    effects = step(state, on.Received(wire.Accepted(asked.request, 7, True, 160), []), 9_900)
+    assert [message.first for message in sent(effects)] == [4]
+
+
+def test_who_asks_for_credit_hears_of_the_end_of_the_job() -> None:
+    state = waiting_for_credit()
+    ((_, asked),) = listen(state, 100, 3_200)
+    (count,) = sent(step(state, on.Received(wire.Accepted(asked.request, 7, True, 0), []), 3_200))
+    assert isinstance(count, wire.Ask) and (count.about, count.job) == ("job", 7)
+
+
+def test_a_subscription_that_is_said_again_is_another_request() -> None:
+    """So that the broker knows a late copy of the first one."""
+    state = opened()
+    step(state, on.ResultsWanted(7, 0), 10)
+    (again,) = [m for m in sent(run(state, 100, 1_200)) if isinstance(m, wire.Subscribe)]
+    assert again.request == 2 and list(state.requests) == [2]
+    step(state, on.Received(wire.Answer(1), []), 1_300)
+    assert list(state.requests) == [2], "the answer to the first copy is not one to the second"
+    step(state, on.Received(wire.Answer(2), []), 1_400)
+    assert not state.requests
+
+
+def test_results_that_came_twice_or_behind_a_gap_bring_no_credit() -> None:
+    """The subscription that follows sends them again, and counts them once."""
+    state = opened()
+    state.window_bytes = 32
+    accepted(state)
+    step(state, result(1), 20)
+    step(state, result(1), 21)
+    (again,) = sent(step(state, result(3), 22))
+    step(state, on.Received(wire.Answer(again.request), []), 23)
+    step(state, result(1), 24)
+    step(state, result(2), 25)
+    (credit,) = sent(step(state, on.ResultTaken(7, 2, 16), 26))
+    assert credit == wire.Credit(WELCOME.session, 7, 2, 8 + 32)
