@@ -325,7 +325,7 @@ def _kill_all(list_pids: Callable[[], list[int]]) -> None:
     """
     seen: set[int] = set()
     while new := set(list_pids()) - seen:
-        for pid in new:
+        for pid in sorted(new):  # parents first, mostly: one left alive tells of its children's end
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         seen |= new

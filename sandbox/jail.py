@@ -132,16 +132,20 @@ class Jail:
         return self._group.reset_peak()
 
     def kill(self) -> None:
-        """End every process of the jail, for certain. Returns at once; watch ``fileno()``."""
+        """End every process of the jail, for certain. Returns at once; watch ``fileno()``.
+
+        Process 1 of the jail first, and the kernel ends the rest with it: left alive it would see
+        its children die and tell that as the way in which they ended.
+        """
         if self.ending is not None:
             return
+        if self._group is None:
+            self._sampler.sample()  # a killed nsjail takes its child's accounts with it
+        for inner in children_of(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(inner, signal.SIGKILL)
         if self._group is not None:
             self._group.kill()
-        else:
-            self._sampler.sample()  # a killed nsjail takes its child's accounts with it
-            for inner in children_of(self.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(inner, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 

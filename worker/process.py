@@ -170,8 +170,8 @@ class OpenProcess:
     def kill(self) -> None:
         """End it for certain; returns at once."""
         self._sampler.sample()
+        self._child.kill()  # first, or it would tell how the rest of its group died
         self._kill_group()
-        self._child.kill()
 
     def cpu_us(self) -> int:
         """So far."""

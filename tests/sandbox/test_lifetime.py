@@ -95,6 +95,21 @@ def test_kill_is_certain_and_poll_tells(any_host, deep):
     jail.close()
 
 
+def test_process_1_is_the_first_to_be_killed(any_host, deep, monkeypatch):
+    """Alive, it would tell how its children died: cancelled work was billed as a failure."""
+    killed = []
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, number: (killed.append(pid), kill(pid, number)))
+    for _ in range(5):
+        jail = started(any_host, deep)
+        nsjail, process_1, *_ = tree_of(jail.pid)
+        killed.clear()
+        jail.kill()
+        assert killed[0] == process_1 and nsjail == jail.pid
+        ending_of(jail)
+        jail.close()
+
+
 def test_kill_right_after_the_start_leaves_nothing(any_host, deep):
     for _ in range(10):
         jail = any_host.start(deep)
