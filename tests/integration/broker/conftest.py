@@ -326,6 +326,7 @@ class LedgerPeer:
         self.refuse: dict[str, tuple[str, str]] = {}
         self.is_mute = False
         self.questions_lost = 0  #: so many more will be
+        self.late: list[wl.Acked] = []  #: said in the place of answers to the next pings
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -357,7 +358,7 @@ class LedgerPeer:
 
     def _handle(self, message: Any) -> Any:
         if isinstance(message, wl.Ping):
-            return wl.Acked(message.broker, len(self.entries))
+            return self.late.pop(0) if self.late else wl.Acked(message.broker, len(self.entries))
         if self.questions_lost and isinstance(message, wl.AskBalance | wl.AskUsage):
             self.questions_lost -= 1
             return None

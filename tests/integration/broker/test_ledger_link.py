@@ -155,3 +155,19 @@ def test_a_question_that_was_lost_is_asked_again(broker):
     ledger.questions_lost = 1
     assert client.ask("balance", wc.BalanceAnswer).sum_ucredits == 0
     assert ledger.questions_lost == 0
+
+
+def test_a_verdict_that_is_said_again_is_no_ledger_that_is_behind(broker):
+    ledger = broker.ledger().start()
+    broker.start(ledger_resend_ms=100)
+    client, worker = broker.client(), broker.worker()
+    worker.hello()
+    worker.start()
+    client.finish(run_job(client, 10))
+    broker.until(lambda: kinds(ledger)[-1:] == ["Release"], "the hold is released")
+    broker.until(lambda: client.ask("grid")["outbox"] == 0, "the outbox is empty")
+    name = client.ask("grid")["broker"]
+    piece = wl.Acked(name, 1, [wl.Verdict(1, ledger.entries[0].ref)])
+    ledger.late = [piece, wl.Acked(name, 1)]  # the second one has lost what it acked
+    broker.until(lambda: "ledger is behind" in broker.log.read_text(), "the alarm")
+    assert not ledger.late and broker.log.read_text().count("ledger is behind") == 1
