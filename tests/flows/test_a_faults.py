@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
+from unittest.mock import ANY
 
 import pytest
 from grid_rig import until
@@ -71,13 +72,15 @@ SAID_LATE = frozenset(
     {"Submit", "Parcel", "CloseUpload", "Subscribe", "Cancel", "Steer", "Ask", "DrainWorker"}
     | {"Post", "AskUsage", "AskBalance"}
 )
-#: not facts of the work but of the way it went: times, meters, how results were cut, keys; and the
-#: attempts that a lost worker spent, since on a loaded machine one may be silent for longer than
-#: its ttl in any run. Retries are compared without those (see ``facts``).
+#: not facts of the work but of the way it went: times, meters, how results were cut, keys; and what
+#: a lost worker spent, since on a loaded machine one may be silent for longer than its ttl in any
+#: run. Retries are compared without those losses (see ``facts``).
 UNSTABLE = frozenset(
     "job submitted_ms started_ms finished_ms expires_ms wall_us cpu_us peak_kib"
-    " spent_ucredits eta_ms results node lost superseded attempt retried".split()
+    " spent_ucredits eta_ms results node lost retried".split()
 )
+#: facts of jobs that lost no worker
+WITHOUT_LOSS = frozenset({"superseded", "attempt"})
 #: jobs that keep nothing: what was read of them leaves the disk when its acknowledgement comes, or
 #: a retention later when that was lost. So their rows are no facts; their results and bills are.
 UNKEPT = frozenset({"unkept", "submit"})
@@ -299,13 +302,15 @@ def facts(client: Client) -> dict[str, Any]:
     for job in jobs:
         for field in job.__struct_fields__:
             if field not in UNSTABLE:
-                found[f"job {job.name}: {field}"] = getattr(job, field)
+                value = ANY if field in WITHOUT_LOSS and job.lost else getattr(job, field)
+                found[f"job {job.name}: {field}"] = value
         found[f"job {job.name}: retries of its own failures"] = job.retried - job.lost
         rows = [] if job.name in UNKEPT else client.subtasks(job.job, limit=1_000)
         for row in rows:
             for field in row.__struct_fields__:
                 if field not in UNSTABLE:
-                    found[f"job {job.name} subtask {row.index}: {field}"] = getattr(row, field)
+                    value = ANY if field in WITHOUT_LOSS and job.lost else getattr(row, field)
+                    found[f"job {job.name} subtask {row.index}: {field}"] = value
         for row in [] if job.name in UNKEPT else client.logs(job.job, limit=1_000):
             for field in ("stdout", "stderr", "is_cut", "state"):
                 found[f"job {job.name} output of {row.index}: {field}"] = getattr(row, field)
