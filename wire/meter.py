@@ -1,14 +1,11 @@
 """The meter frame: what each subtask of a result took, as packed columns.
 
 Layout: u8 flags, u8 uniform outcome, u32 count, then the columns that the flags name, each
-``count`` long
-and little-endian: outcome u8, wall_us u32, cpu_us u32, peak_kib u32. A result whose subtasks all
-ended
-alike carries no outcome column. cpu and peak per subtask exist only where the kernel measured each
-one
-(tiers ``job`` and ``strict``); otherwise the result's head has the readings of the whole and says
-``is_estimated``. Values saturate at 2**32 - 1 (71 minutes of microseconds): the head's sums are
-exact.
+``count`` long and little-endian: outcome u8, wall_us u32, cpu_us u32, peak_kib u32. A result whose
+subtasks all ended alike carries no outcome column. cpu and peak per subtask exist only where the
+kernel measured each one (tiers ``job`` and ``strict``); otherwise the result's head has the
+readings of the whole and says ``is_estimated``. Values saturate at 2**32 - 1 (71 minutes of
+microseconds): the head's sums are exact.
 """
 
 import array
@@ -31,8 +28,7 @@ class Meter(msgspec.Struct, frozen=True):
     """A decoded meter frame; an absent column is empty.
 
     ``outcome``: u8[count] or empty when all ended as ``uniform``; ``wall_us``, ``cpu_us``,
-    ``peak_kib``:
-    u32[count] or empty.
+    ``peak_kib``: u32[count] or empty.
     """
 
     count: int

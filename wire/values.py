@@ -2,18 +2,16 @@
 
 The client and the slot meet here; the broker only compares codec texts. Codecs:
 
-=============
-==========================================================================================
-``m``          MessagePack array; every value is None, bool, int (64 bit), float, str or bytes
-``t:DESC``     MessagePack array of one flat type, DESC one letter a field: ``t:(is)`` is
-``tuple[int, str]``
-``q`` ``d``    int64 or float64 column, little-endian, 8 bytes a value
-``r``          numpy rows: u32 header length, MessagePack [dtype, shape of one value], raw rows
-``range``      two int64: start, step; the count stands beside the frame
-``p``          a pickle of the list of values (only where both ends trust each other)
-``@CODEC``     the frame is a ``BlobRef``: the real frame has CODEC and lies in the store
-=============
-==========================================================================================
+============  ======================================================================================
+``m``         MessagePack array; every value is None, bool, int (64 bit), float, str or bytes
+``t:DESC``    MessagePack array of one flat type, DESC one letter a field: ``t:(is)`` is
+              ``tuple[int, str]``
+``q`` ``d``   int64 or float64 column, little-endian, 8 bytes a value
+``r``         numpy rows: u32 header length, MessagePack [dtype, shape of one value], raw rows
+``range``     two int64: start, step; the count stands beside the frame
+``p``         a pickle of the list of values (only where both ends trust each other)
+``@CODEC``    the frame is a ``BlobRef``: the real frame has CODEC and lies in the store
+============  ======================================================================================
 
 ``m``, ``t:`` and columns preserve every type exactly; nothing else is sent in them. The *safe*
 rule (``JobSpec.results == "safe"``) admits everything but ``p``; values that MessagePack would
@@ -24,6 +22,7 @@ import array
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -33,7 +32,6 @@ from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import UNDECODABLE
 
 _RANGE = struct.Struct("<qq")
-_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _SCALARS: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
 _LETTERS: dict[type, str] = {int: "i", float: "f", str: "s", bytes: "b", bool: "o", type(None): "n"}
 _TYPES: dict[str, Any] = {letter: kind for kind, letter in _LETTERS.items()}
@@ -92,16 +90,18 @@ def _typed_decoder(description: str) -> Callable[[Any], list[Any]]:
 
 
 def _describe(values: Sequence[Any]) -> str | None:
-    """The DESC of values that are all flat tuples of one shape, or None."""
+    """The DESC of values that are all flat tuples of one shape, or None.
+
+    By column, and with nothing made for each value: ``zip(*values)`` is short, but its iterators
+    keep the garbage collector busy with whatever large lists the user has.
+    """
     width = len(values[0])
-    if not 1 <= width <= _FIELDS_MAX or len(set(map(len, values))) != 1:
+    if not 1 <= width <= _FIELDS_MAX or set(map(len, values)) != {width}:
         return None
     letters = []
-    for column in zip(*values, strict=True):
-        kinds = set(map(type, column))
-        if len(kinds) != 1:
-            return None
-        letter = _LETTERS.get(kinds.pop())
+    for field in range(width):
+        kinds = set(map(type, map(itemgetter(field), values)))
+        letter = _LETTERS.get(kinds.pop()) if len(kinds) == 1 else None
         if letter is None:
             return None
         letters.append(letter)
@@ -125,8 +125,11 @@ def pack_plain(values: Sequence[Any]) -> tuple[str, bytes] | None:
     kinds = set(map(type, values))
     if len(kinds) == 1:
         kind = next(iter(kinds))
-        if kind is int and min(values) >= _INT64_MIN and max(values) <= _INT64_MAX:
-            return "q", _column("q", values)
+        if kind is int:
+            try:
+                return "q", _column("q", values)
+            except OverflowError:  # beyond 64 bits somewhere
+                pass
         if kind is float:
             return "d", _column("d", values)
         if kind is tuple:
@@ -191,14 +194,12 @@ def unpack(
 ) -> list[Any]:
     """The ``count`` values of a frame.
 
-    ``loads`` unpickles; without it a frame of codec ``p`` is refused, which is how a client
-    that does
-    not trust its fleet stays safe. The ``r`` codec is for callers with numpy (``split_rows``).
+    ``loads`` unpickles; without it a frame of codec ``p`` is refused, which is how a client that
+    does not trust its fleet stays safe. The ``r`` codec is for callers with numpy (``split_rows``).
 
     Raises:
-        RemoteError: ``UNSAFE_RESULT`` for ``p`` without ``loads``; ``MALFORMED`` when the
-        frame does
-            not hold ``count`` values of its codec.
+        RemoteError: ``UNSAFE_RESULT`` for ``p`` without ``loads``; ``MALFORMED`` when the frame
+            does not hold ``count`` values of its codec.
     """
     try:
         if codec in ("q", "d"):
