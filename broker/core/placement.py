@@ -21,7 +21,7 @@ from gristmill.broker.core.leases import Lease, lease_items
 from gristmill.broker.core.pricing import lease_budget
 from gristmill.broker.core.runs import total
 from gristmill.broker.core.state import State
-from gristmill.broker.core.tenants import Lane, Requirement
+from gristmill.broker.core.tenants import Lane, Requirement, Tenant
 from gristmill.broker.core.turns import Rank, rank_of_job
 from gristmill.broker.core.workers import Pool, Slot, Worker
 from gristmill.wire.ids import pack_lease_id
@@ -147,10 +147,15 @@ def _grant_best(state: State, slot: Slot, now_ms: int, effects: list[AnyEffect])
 def _choose(state: State, slot: Slot, now_ms: int) -> Job | None:
     """The job whose turn it is on this slot, over all requirements that have something ready.
 
+    A slot that has just begun a job goes on with it for a while: its jail is that job's alone, and
+    to start another for each lease would cost more than the leases. Shares even out over time.
+
     Usually there are few. Of very many (every job asks for something else) a window is compared,
     and stands at the back afterwards, so that a lease stays cheap.
     """
     worker = slot.worker
+    if (job := _stint(state, slot, now_ms)) is not None:
+        return job
     for window in _windows(state):
         best: Choice | None = None
         for requirement in window:
@@ -168,6 +173,27 @@ def _choose(state: State, slot: Slot, now_ms: int) -> Job | None:
                         state.ready.move_to_end(requirement.key)
             return best[1]
     return None
+
+
+def _stint(state: State, slot: Slot, now_ms: int) -> Job | None:
+    """The job that the slot has just begun, if it has something for it."""
+    job = state.jobs.get(slot.job)
+    if job is None or now_ms - slot.since_ms >= state.config.stint_ms:
+        return None
+    worker, asked = slot.worker, job.requirement
+    fits = (
+        state.is_dispatchable(job)
+        and worker.shunned.get(job.number, (0, 0))[0] <= now_ms
+        and worker.has_room_for(slot, asked.cpus_milli, asked.memory_bytes)
+        and _has_turn(job.tenant, slot)
+    )
+    return job if fits else None
+
+
+def _has_turn(tenant: Tenant, slot: Slot) -> bool:
+    """Whether the tenant may use this slot, which may be one of those that serve it already."""
+    is_served = any(lease.job.tenant is tenant for lease in slot.leases)
+    return not tenant.slots_max or tenant.slots < tenant.slots_max or is_served
 
 
 def _windows(state: State) -> Iterator[list[Requirement]]:
@@ -188,14 +214,12 @@ def _best(state: State, requirement: Requirement, slot: Slot, now_ms: int) -> Ch
         lane = requirement.next_lane()
         if lane is None:
             break
-        tenant = lane.tenant
-        is_served = any(lease.job.tenant is tenant for lease in slot.leases)
-        if not tenant.slots_max or tenant.slots < tenant.slots_max or is_served:
+        if _has_turn(lane.tenant, slot):
             job = _first_of(state, requirement, lane, slot.worker, now_ms)
             if job is not None:
                 found = (rank_of_job(job), job)
                 break
-        if tenant.order in requirement.lanes:  # nothing of it fits here: look at the next tenant
+        if lane.tenant.order in requirement.lanes:  # nothing of it fits here: try the next one
             aside.append(heapq.heappop(requirement.heap))
     for entry in aside:
         heapq.heappush(requirement.heap, entry)
@@ -300,6 +324,8 @@ def occupy(state: State, lease: Lease) -> None:
         job.slots += 1
     if not any(other.job.tenant is tenant for other in slot.leases):
         tenant.slots += 1
+    if slot.job != job.number:
+        slot.job, slot.since_ms = job.number, lease.granted_ms
     slot.leases.append(lease)
     slot.reclaim()
     worker.leases[lease.number] = lease

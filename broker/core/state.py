@@ -37,6 +37,7 @@ class Config:
     input_credit_bytes: int = limits.INPUT_CREDIT_BYTES
     tenant_disk_bytes: int = limits.TENANT_DISK_BYTES
     recall_after_ms: int = 100  #: an unstarted lease this old is asked back for an idle slot
+    stint_ms: int = 300  #: a slot that began a job stays with it this long: a jail's start is dear
     status_ms: int = 100  #: a job's card goes to its subscribers at most this often
     shun_ms: int = 1_000  #: a job that could not be set up on a worker stays away, doubling
     adopt_ms: int = 1_000  #: after a restart, started work waits this long for who may hold it

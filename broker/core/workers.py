@@ -68,6 +68,7 @@ class Slot:
 
     ``alive_ms``: last seen alive by its agent. ``is_hung``: it lost its leases for not being seen
     alive; it gets nothing until the agent names it alive or reports that it holds nothing there.
+    ``job``, ``since_ms``: number of the job that it was given last, and since when nothing else.
     """
 
     number: int
@@ -77,6 +78,8 @@ class Slot:
     cpus_milli: int = 0  #: claim: the largest of its leases' requests
     memory_bytes: int = 0
     is_hung: bool = False
+    job: int = 0
+    since_ms: int = 0
 
     def claim_with(self, cpus_milli: int, memory_bytes: int) -> tuple[int, int]:
         """How much more of the worker's cpus and memory this request would claim."""

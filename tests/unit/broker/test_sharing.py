@@ -1,5 +1,7 @@
 """Fair share between tenants, priorities inside one, and the reasons of what waits."""
 
+import itertools
+
 from core_driver import Core, grants, leases, only
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,9 +170,33 @@ def test_why_says_when_all_is_busy_or_claimed(core: Core) -> None:
     answer = why(core.state, 2, core.now)
     assert answer is not None and answer.summary == "waiting for a free slot"
     assert [r.constraint for r in answer.reasons] == ["room"]
-    core.join(2)
+    core.join(2, slots=2)
     running = why(core.state, 2, core.now)
     assert running is not None and running.summary.startswith("it is running")
+
+
+def test_a_slot_stays_with_a_job_for_a_stint_and_then_goes_to_the_next() -> None:
+    core = Core(Config(stint_ms=300))
+    core.join(1)
+    jobs = [core.job(3_000), core.job(3_000, tenant="u")]
+    order, changes = [], 0
+    for _ in range(200):
+        lease = leases(core)[0]
+        order.append(lease.job)
+        core.now += 20
+        core.finish(1, lease, 20_000 // sum(count for _, count in lease.runs))
+    changes = sum(one != other for one, other in itertools.pairwise(order))
+    assert 200 * 20 // 600 <= changes <= 200 * 20 // 300 + 1, order
+    assert abs(order.count(jobs[0]) - order.count(jobs[1])) <= 30, order
+
+
+def test_a_stint_ends_when_the_job_has_nothing_more() -> None:
+    core = Core(Config(stint_ms=1_000_000))
+    core.join(1)
+    core.job(1)
+    core.job(1, tenant="u")
+    core.finish(1, leases(core)[0])
+    assert [lease.job for lease in leases(core)] == [2]
 
 
 def test_why_of_an_ended_job_is_words_for_people(core: Core) -> None:
