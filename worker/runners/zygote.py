@@ -67,6 +67,7 @@ class Zygote:
         self._function: Callable[..., Any] | None = None
         self._load_failure: Failure | None = None
         self._forker: Forker | None = None
+        self._decoded = _Decoded()
 
     def run(self) -> None:
         """Until the socket's end."""
@@ -122,7 +123,7 @@ class Zygote:
     def _run_feed(self, feed: protocol.Feed, body: bytes) -> None:
         self._page.words[protocol.STARTED] = 0
         self._page.words[protocol.LEASE] = feed.lease_id
-        parcels = _Parcels(feed, body)
+        parcels = _Parcels(feed, body, self._decoded)
         for first, length in feed.runs:
             at, end = first, first + length
             while at < end and not self._page.is_stopped(feed.lease_id):
@@ -175,16 +176,31 @@ class Zygote:
         return count
 
 
-class _Parcels:
-    """The inputs of a lease, decoded one parcel at a time and once."""
+class _Decoded:
+    """The parcel that was decoded last: short leases of one parcel follow one another."""
 
-    def __init__(self, feed: protocol.Feed, body: bytes) -> None:
+    def __init__(self) -> None:
+        self.first = -1
+        self.values: list[Any] = []
+        self.is_kept = False
+
+
+class _Parcels:
+    """The inputs of a lease, decoded one parcel at a time and once.
+
+    A parcel of flat tuples stays decoded for the next lease: nobody can change those. Lists and
+    what was unpickled are the user's to change, so each lease has its own.
+    """
+
+    def __init__(self, feed: protocol.Feed, body: bytes, decoded: _Decoded) -> None:
         self._parcels: list[tuple[int, int, str, memoryview]] = []
         at, view = 0, memoryview(body)
         for first, count, codec, size in feed.parcels:
             self._parcels.append((first, count, codec, view[at : at + size]))
             at += size
-        self._decoded: tuple[int, list[Any]] = (-1, [])
+        self._decoded = decoded
+        if not decoded.is_kept:
+            decoded.first = -1
 
     def inputs(self, first: int, end: int) -> list[Any]:
         """Inputs from ``first``, up to the end of its parcel or ``end``.
@@ -198,9 +214,13 @@ class _Parcels:
             return decode(codec, frame[8 * (first - start) : 8 * (end - start)], end - first)
         if codec == "range":
             return decode_range(frame, first - start, end - start)
-        if self._decoded[0] != start:
-            self._decoded = (start, decode(codec, frame, count))
-        return self._decoded[1][first - start : end - start]
+        decoded = self._decoded
+        if decoded.first != start:
+            decoded.first = -1
+            decoded.values = decode(codec, frame, count)
+            decoded.first = start
+            decoded.is_kept = codec.startswith("t:")
+        return decoded.values[first - start : end - start]
 
     def end_of(self, first: int, end: int) -> int:
         """One past the last index of the parcel that has ``first``."""
