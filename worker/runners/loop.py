@@ -9,68 +9,76 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gristmill.wire.limits import RESULT_FLUSH_MS
+from gristmill.wire.limits import FRAME_BYTES_MAX, RESULT_FLUSH_MS
 from gristmill.wire.outcome import Outcome
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.failures import describe, note_of
-from gristmill.worker.runners.outbox import Outbox, Range, Trouble
+from gristmill.worker.runners.outbox import Outbox, Range
 
 ERROR = int(Outcome.ERROR)
 FLUSH_NS = RESULT_FLUSH_MS * 1_000_000
 
 
-def run_inputs(
-    function: Callable[..., Any],
-    inputs: list[Any],
-    lease_id: int,
-    first: int,
-    is_star: bool,
-    page: protocol.Page,
-    outbox: Outbox,
-) -> int:
-    """Run ``function`` over consecutive inputs; send results every ``RESULT_FLUSH_MS``.
+class Looper:
+    """Runs subtasks in place and gathers their results for ``RESULT_FLUSH_MS``.
 
-    Returns:
-        How many ran: fewer than there are when the agent stopped the lease.
+    A result is made of consecutive subtasks of one lease, of several parcels if they follow one
+    another: each costs its signature, its row and its line on the bill, however many are in it.
     """
-    ran = 0
-    call = _star(function) if is_star else function
-    while ran < len(inputs):
-        part = inputs[ran:] if ran else inputs
-        done = _run_some(call, part, lease_id, first + ran, page, outbox.is_safe)
-        count = len(done.walls_ns)
-        if count:
-            flush_output()
-            done.written = page.written(outbox.outputs) if outbox.outputs else None
-            outbox.send_range(done)
-            ran += count
-        if page.is_stopped(lease_id):
-            break
-    return ran
 
+    def __init__(self, setting: protocol.Setting, outbox: Outbox, page: protocol.Page) -> None:
+        self._is_star = setting.is_star
+        self._outbox = outbox
+        self._page = page
+        self._range = Range(0, 0, [], [], [])
+        self._flush_at = 0
+        self._value_bytes = FRAME_BYTES_MAX  # of one, as the last result had them
 
-def _run_some(
-    call: Callable[[Any], Any],
-    inputs: list[Any],
-    lease_id: int,
-    first: int,
-    page: protocol.Page,
-    is_safe: bool,
-) -> Range:
-    """Until the flush time, a change of the stop list, or the end of the inputs.
+    def run_inputs(
+        self,
+        function: Callable[..., Any] | None,
+        inputs: list[Any],
+        feed: protocol.Feed,
+        first: int,
+    ) -> int:
+        """Run consecutive inputs; how many ended before the agent stopped the lease."""
+        assert function is not None
+        ran, lease_id = 0, feed.lease_id
+        call = _star(function) if self._is_star else function
+        while ran < len(inputs) and not self._page.is_stopped(lease_id):
+            part = inputs[ran:] if ran else inputs
+            ran += self._run_some(call, part, lease_id, first + ran)
+            if time.perf_counter_ns() > self._flush_at:
+                self.flush()
+        return ran
 
-    Everything in this loop is paid once a subtask: look at bench/ before adding to it.
-    """
-    words, stop_at, started_at = page.words, protocol.STOP, protocol.STARTED
-    stops_seen = words[stop_at]
-    values: list[Any] = []
-    walls: list[int] = []
-    troubles: list[Trouble] = []
-    add, add_wall, clock = values.append, walls.append, time.perf_counter_ns
-    index = first
-    if not page.is_stopped(lease_id):
+    def flush(self) -> None:
+        """Send what was gathered."""
+        done = self._range
+        if not done.walls_ns:
+            return
+        self._range = Range(done.lease_id, 0, [], [], [])
+        flush_output()
+        if self._outbox.outputs:
+            done.written = self._page.written(self._outbox.outputs)
+        sent_bytes = self._outbox.send_range(done)
+        self._value_bytes = sent_bytes // len(done.walls_ns) + 1
+
+    def _run_some(
+        self, call: Callable[[Any], Any], inputs: list[Any], lease_id: int, first: int
+    ) -> int:
+        """Until the flush time, a change of the stop list, or the end of the inputs.
+
+        Everything in this loop is paid once a subtask: look at bench/ before adding to it.
+        """
+        clock, words = time.perf_counter_ns, self._page.words
+        stop_at, started_at = protocol.STOP, protocol.STARTED
+        stops_seen = words[stop_at]
         before = clock()
-        flush_at = before + FLUSH_NS
+        done = self._gather(lease_id, first, len(inputs), before)
+        values, walls, troubles = done.values, done.walls_ns, done.troubles
+        add, add_wall, flush_at = values.append, walls.append, self._flush_at
+        is_safe, index = self._outbox.is_safe, first
         for value in inputs:
             if words[stop_at] != stops_seen:
                 break
@@ -87,7 +95,18 @@ def _run_some(
             if now > flush_at:
                 break
         words[started_at] = 0
-    return Range(lease_id, first, walls, values, troubles)
+        return index - first
+
+    def _gather(self, lease_id: int, first: int, count: int, now_ns: int) -> Range:
+        """The range that these subtasks go into: the one at hand if they follow it and fit."""
+        done = self._range
+        size = len(done.walls_ns)
+        follows = size and done.lease_id == lease_id and done.first + size == first
+        if not follows or (size + count) * self._value_bytes > FRAME_BYTES_MAX:
+            self.flush()
+            done = self._range = Range(lease_id, first, [], [], [])
+            self._flush_at = now_ns + FLUSH_NS
+        return done
 
 
 def _star(function: Callable[..., Any]) -> Callable[[Any], Any]:

@@ -118,8 +118,8 @@ class Outbox:
         """One frame."""
         self._socket.sendall(protocol.pack_frame(header, *body))
 
-    def send_range(self, done: Range, extras: Extras = NO_EXTRAS) -> None:
-        """The results of a range, in as many results as its size needs.
+    def send_range(self, done: Range, extras: Extras = NO_EXTRAS) -> int:
+        """The results of a range, in as many results as its size needs; how many bytes they have.
 
         A value that cannot travel ends its subtask as ENCODING; the others are not touched.
         """
@@ -132,8 +132,7 @@ class Outbox:
                     is_sendable(frame)
             except CannotTravelError as error:
                 if count > 1:
-                    self._send_halves(done)
-                    return
+                    return self._send_halves(done)
                 codec, frame = "", b""
                 done.troubles = [
                     (done.first, ENCODING, Failure(str(error), kind="EncodingError"), None)
@@ -141,8 +140,7 @@ class Outbox:
         failures = pack_failures([(at - done.first, what) for at, _, what, _ in done.troubles])
         logs = pack_logs(done.logs)
         if count > 1 and (not is_small(frame) or max(len(failures), len(logs)) > EXTRAS_BYTES_MAX):
-            self._send_halves(done)
-            return
+            return self._send_halves(done)
         outcome = bytearray(count)
         for at, number, _, _ in done.troubles:
             outcome[at - done.first] = number
@@ -167,6 +165,7 @@ class Outbox:
             written=done.written,
         )
         self.send(header, frame, meter, failures, logs)
+        return len(frame) + len(failures) + len(logs)
 
     def send_frame(self, done: Range, codec: str, frame: bytes) -> None:
         """The result of one subtask that ended OK and whose value is framed already."""
@@ -184,6 +183,5 @@ class Outbox:
         )
         self.send(header, frame, meter, logs)
 
-    def _send_halves(self, done: Range) -> None:
-        for half in done.halves():
-            self.send_range(half)
+    def _send_halves(self, done: Range) -> int:
+        return sum(self.send_range(half) for half in done.halves())

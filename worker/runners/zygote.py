@@ -24,7 +24,7 @@ from gristmill.worker.runners import protocol
 from gristmill.worker.runners.encode import CannotTravelError, decode, decode_range
 from gristmill.worker.runners.failures import describe
 from gristmill.worker.runners.forked import Forker
-from gristmill.worker.runners.loop import flush_output, run_inputs
+from gristmill.worker.runners.loop import Looper, flush_output
 from gristmill.worker.runners.outbox import Outbox, Range
 
 PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
@@ -63,10 +63,9 @@ class Zygote:
         self._frames = protocol.Frames()
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._outbox = Outbox(sock)
-        self._setting: protocol.Setting | None = None
         self._function: Callable[..., Any] | None = None
         self._load_failure: Failure | None = None
-        self._forker: Forker | None = None
+        self._runner: Forker | Looper | None = None
         self._decoded = _Decoded()
 
     def run(self) -> None:
@@ -91,18 +90,18 @@ class Zygote:
             self._waiting.extend(self._frames)
 
     def _open(self, setting: protocol.Setting, body: bytes) -> None:
-        self._setting = setting
         self._outbox.is_safe = setting.is_safe
         os.makedirs(setting.work_dir, mode=0o700, exist_ok=True)
         if setting.kind == "function":
             self._load(body)
         if setting.mode == "fork":
             self._page.hide_from_children()
-            self._forker = Forker(setting, self._outbox, self._page)
+            self._runner = Forker(setting, self._outbox, self._page)
             gc.collect()
             gc.freeze()  # children share these pages for longer
         else:
             self._outbox.outputs = (os.dup(1), os.dup(2))
+            self._runner = Looper(setting, self._outbox, self._page)
             os.chdir(setting.work_dir)
 
     def _load(self, body: bytes) -> None:
@@ -133,13 +132,13 @@ class Zygote:
                     break
             if at < end:
                 break
-        if self._forker is not None:
-            self._forker.flush()
+        assert self._runner is not None
+        self._runner.flush()
         self._outbox.send(protocol.Ended(feed.lease_id))
 
     def _run_part(self, feed: protocol.Feed, parcels: "_Parcels", first: int, end: int) -> int:
         """Run indices from ``first`` that lie in one parcel; how many ended."""
-        assert self._setting is not None
+        assert self._runner is not None
         if self._load_failure is not None:
             return self._fail(feed, first, end, ERROR, self._load_failure)
         try:
@@ -147,25 +146,14 @@ class Zygote:
         except CannotTravelError as error:
             failure = Failure(str(error), kind="EncodingError")
             return self._fail(feed, first, parcels.end_of(first, end), ENCODING, failure)
-        if self._forker is not None:
-            return self._forker.run_inputs(self._function, inputs, feed, first)
-        assert self._function is not None
-        return run_inputs(
-            self._function,
-            inputs,
-            feed.lease_id,
-            first,
-            self._setting.is_star,
-            self._page,
-            self._outbox,
-        )
+        return self._runner.run_inputs(self._function, inputs, feed, first)
 
     def _fail(
         self, feed: protocol.Feed, first: int, end: int, outcome: int, failure: Failure
     ) -> int:
         """The same end for all: no input was touched."""
-        if self._forker is not None:
-            self._forker.flush()
+        assert self._runner is not None
+        self._runner.flush()
         count = min(end - first, ALIKE_MAX)
         short = Failure(failure.message, kind=failure.kind)
         troubles = [

@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 
 from gristmill.wire.failure import Failure, unpack_failures
+from gristmill.wire.limits import FRAME_BYTES_MAX
 from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.worker.port import Port
-from gristmill.worker.runners import protocol
+from gristmill.worker.runners import loop, protocol
 from gristmill.worker.runners.commands import parts_of, substitute
 from gristmill.worker.runners.encode import CannotTravelError, decode, encode
 from gristmill.worker.runners.failures import describe, note_of
-from gristmill.worker.runners.loop import run_inputs
+from gristmill.worker.runners.loop import Looper
 from gristmill.worker.runners.outbox import Outbox, Range
+
+#: of a function in tier ``batch``
+SETTING = protocol.Setting(1, "function", "loop", False, False, 0, 0, 0, 0, "/", "")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +106,40 @@ def test_the_loop_stops_where_the_page_says(page: protocol.Page, pipe: Any) -> N
             page.write_stops([8])
         return x * 2
 
-    assert run_inputs(work, [1, 2, 3, 4, 5], 8, 10, False, page, outbox) == 3
+    looper, feed = Looper(SETTING, outbox, page), protocol.Feed(8, 1, [], [])
+    assert looper.run_inputs(work, [1, 2, 3, 4, 5], feed, 10) == 3
+    looper.flush()
     ((done, body),) = frames_of(sock)
     assert (done.first, done.count, done.codec) == (10, 3, "q")
     assert len(body) == sum(done.sizes)
-    assert run_inputs(work, [1], 8, 13, False, page, outbox) == 0
+    assert looper.run_inputs(work, [1], feed, 13) == 0
+    looper.flush()
     assert frames_of(sock) == []
+
+
+def test_the_loop_gathers_what_follows_and_fits(
+    page: protocol.Page, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "FLUSH_NS", 10**12)
+    sock, outbox = pipe
+    looper = Looper(SETTING, outbox, page)
+    one, other = protocol.Feed(8, 1, [], []), protocol.Feed(9, 1, [], [])
+    looper.run_inputs(abs, [1, 2], one, 10)
+    looper.run_inputs(abs, [3], one, 12)  # how large its values are is not known yet
+    looper.run_inputs(abs, [4, 5], one, 13)
+    looper.run_inputs(abs, [6], one, 15)
+    looper.run_inputs(abs, [7], one, 20)
+    looper.run_inputs(abs, [8], other, 21)
+    looper.flush()
+    looper.flush()
+    sent = [(done.lease_id, done.first, done.count) for done, _ in frames_of(sock)]
+    assert sent == [(8, 10, 2), (8, 12, 4), (8, 20, 1), (9, 21, 1)]
+    large = ["x" * 30_000] * 2
+    for first in range(0, 8, 2):
+        looper.run_inputs(lambda text: text, large, one, 100 + first)
+    looper.flush()
+    sizes = [done.sizes[0] for done, _ in frames_of(sock)]
+    assert len(sizes) == 4 and max(sizes) <= FRAME_BYTES_MAX
 
 
 def test_every_exception_is_the_subtasks_own(page: protocol.Page, pipe: Any) -> None:
@@ -116,7 +148,9 @@ def test_every_exception_is_the_subtasks_own(page: protocol.Page, pipe: Any) -> 
     def work(x: int) -> int:
         raise {1: KeyboardInterrupt, 2: SystemExit, 3: RecursionError}[x]("told")
 
-    assert run_inputs(work, [1, 2, 3], 1, 0, False, page, outbox) == 3
+    looper = Looper(SETTING, outbox, page)
+    assert looper.run_inputs(work, [1, 2, 3], protocol.Feed(1, 1, [], []), 0) == 3
+    looper.flush()
     ((done, body),) = frames_of(sock)
     meter = unpack_meter(body[: done.sizes[1]], 3)
     assert {meter.outcome_at(at) for at in range(3)} == {Outcome.ERROR}
