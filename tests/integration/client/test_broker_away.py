@@ -10,7 +10,7 @@ def test_a_map_goes_on_when_the_broker_is_back() -> None:
     told: list[str] = []
     with (
         Grid.temporary(workers=1, slots=2) as grid,
-        Client(grid.address, timeout=1, warn=told.append) as client,
+        Client(grid.address, timeout=10, warn=told.append) as client,
     ):
         values = client.map(lambda n: n * 2, range(400), chunk=20)
         read = [next(values)]
