@@ -27,6 +27,7 @@ from gristmill.broker.descriptors import DescriptorWatch
 from gristmill.broker.execution import Execution
 from gristmill.broker.front import Front
 from gristmill.broker.grants import Grants
+from gristmill.broker.indexes import look_beside
 from gristmill.broker.journal import Journal, free_bytes
 from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.lines import KeptLines, LineKeeper, find_kept
@@ -105,6 +106,8 @@ class Broker:
         self._lobby.close()
         self.state = found.state
         self.reader = Reader(self.journal.path, self._wake, self.journal.vfs)
+        self._next_indexes_ms = now_ms if not metrics.journal_salvaged else now_ms + DAY_MS
+        self._look_at_indexes(now_ms)  # before anybody asks
         bounds = settings.peer_queue_messages, settings.peer_queue_bytes
         self._front_box = Mailbox(self._front_socket, *bounds, self._on_lost, metrics)
         self._back_box = Mailbox(self._back_socket, *bounds, self._on_lost, metrics)
@@ -270,6 +273,7 @@ class Broker:
         self._free_disk_bytes = free_bytes(self.settings.state)
         if self._awaited and not self.state.awaited:
             self._forget_absent()
+        self._look_at_indexes(now_ms)
         if now_ms >= self._look_at_ms:
             self._look_at_ms = NEVER_MS
             self._look_for_missed()
@@ -423,6 +427,16 @@ class Broker:
                 self._look_for_missed(last)
 
         self.reader.ask(lambda db: past.find_missed(db, after, MISSED_JOBS), looked, lambda _: None)
+
+    def _look_at_indexes(self, now_ms: int) -> None:
+        """Once a day: disks rot while a broker runs, too."""
+
+        def looked() -> None:
+            log.info("journal indexes looked at in %d ms", self._now_ms() - now_ms)
+
+        if now_ms >= self._next_indexes_ms:
+            self._next_indexes_ms = now_ms + DAY_MS
+            look_beside(self.reader, self.metrics, looked)
 
     def _look_back(self, found: tuple[list[tuple[int, int]], list[KeptLines]]) -> None:
         """What the last incarnation did not finish, and a start has no time for."""

@@ -27,7 +27,7 @@ from typing import Any
 
 import apsw
 
-from gristmill.broker import catalog, salvage, schema
+from gristmill.broker import catalog, indexes, salvage, schema
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.write_ahead import Mark
@@ -82,7 +82,8 @@ class Journal:
         self._wake = wake
         self._log_path = self.path.with_name(self.path.name + "-wal")
         self._mark = Mark(self._lock, self._log_path)
-        self._connection = open_somehow(self.path, vfs, self._report_loss)
+        self._connection, is_salvaged = open_somehow(self.path, vfs, self._report_loss)
+        metrics.journal_salvaged += is_salvaged
         self._connection.set_wal_hook(self._on_commit)
         try:
             self.broker, self.incarnation = _begin_incarnation(self._connection)
@@ -340,21 +341,23 @@ def open_somehow(
     path: pathlib.Path,
     vfs: str | None = None,
     inspect: Callable[[apsw.Connection], None] = lambda _: None,
-) -> apsw.Connection:
-    """The journal's connection. A damaged file is salvaged, one without anything is moved aside.
+) -> tuple[apsw.Connection, bool]:
+    """(the journal's connection, whether the file was damaged).
+
+    A damaged file is salvaged, one without anything is moved aside.
 
     ``inspect`` is called when the file can be read and nothing was written yet.
     """
     salvage.finish_interrupted(path)
     is_suspect = salvage.suspect_mark(path).exists()
     try:
-        connection = _open(path, vfs, inspect)
+        connection = _open(path, vfs, inspect, not is_suspect and indexes.is_small(path))
         if not is_suspect:
-            return connection
+            return connection, False
         connection.close()
     except salvage.DAMAGED as error:
         log.critical("journal damaged file=%s error=%r", path, error)
-    return _open_salvaged(path, vfs)
+    return _open_salvaged(path, vfs), True
 
 
 def _open_salvaged(path: pathlib.Path, vfs: str | None) -> apsw.Connection:
@@ -362,7 +365,7 @@ def _open_salvaged(path: pathlib.Path, vfs: str | None) -> apsw.Connection:
         salvage.salvage(path, vfs)
     except salvage.DAMAGED as error:
         _set_aside(path, error)
-    return _open(path, vfs, lambda _: None)
+    return _open(path, vfs, lambda _: None, False)  # its indexes are new
 
 
 def _set_aside(path: pathlib.Path, error: Exception) -> None:
@@ -375,7 +378,10 @@ def _set_aside(path: pathlib.Path, error: Exception) -> None:
 
 
 def _open(
-    path: pathlib.Path, vfs: str | None, inspect: Callable[[apsw.Connection], None]
+    path: pathlib.Path,
+    vfs: str | None,
+    inspect: Callable[[apsw.Connection], None],
+    is_looked_at: bool,
 ) -> apsw.Connection:
     connection = apsw.Connection(str(path), vfs=vfs)
     connection.set_busy_timeout(10_000)
@@ -389,6 +395,8 @@ def _open(
     connection.execute("PRAGMA user_version").fetchall()  # from here on the log is read
     inspect(connection)
     catalog.check(connection)  # a table that is there by another name is no reason for an empty one
+    if is_looked_at:
+        indexes.check(connection)
     with connection:
         connection.execute(schema.SCHEMA)
     os.chmod(path, 0o600)

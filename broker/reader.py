@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 import apsw
 
+from gristmill.broker import salvage
+from gristmill.broker.indexes import IndexDamagedError
+
 log = logging.getLogger("gristmill.broker.reader")
 
 T = TypeVar("T")
@@ -52,7 +55,8 @@ class Reader:
     ) -> None:
         """Runs the question in the reader's thread, then ``then`` in the loop's.
 
-        ``failed`` instead, when SQLite finds the file damaged there.
+        ``failed`` instead, when SQLite finds the file damaged there. Where an index is found to
+        hide rows nothing more is answered: the process ends, and its next start salvages the file.
         """
         self._waiting += 1
         self._questions.put((question, then, failed))
@@ -86,12 +90,15 @@ class Reader:
                 question, then, failed = asked
                 try:
                     self._answers.append((then, question(self._connection)))
-                except apsw.IOError:
+                except (apsw.IOError, IndexDamagedError):
                     raise
                 except Exception as error:  # a damaged page can make anything of a value
                     log.error("journal damaged file=%s error=%r", self._path, error)
                     self._answers.append((failed, error))
                 self._wake()
         except Exception as error:  # a thread's edge: the loop logs it and exits
+            if isinstance(error, IndexDamagedError):
+                log.critical("journal damaged file=%s error=%r: salvaged next", self._path, error)
+                salvage.suspect_mark(self._path).touch()
             self.failure = error
             self._wake()

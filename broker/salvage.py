@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from gristmill.broker import catalog, schema
+from gristmill.broker import catalog, indexes, schema
 
 log = logging.getLogger("gristmill.broker.salvage")
 
@@ -23,6 +23,7 @@ log = logging.getLogger("gristmill.broker.salvage")
 #: of ours are unknown); an error of the disk is another thing
 DAMAGED = (
     apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.TooBigError, catalog.ListDamagedError,
+    indexes.IndexDamagedError,
 )  # fmt: skip
 #: while a damaged file is copied, a bad sector is no reason to stop
 UNREADABLE = (*DAMAGED, apsw.IOError)
@@ -164,7 +165,9 @@ def _copy(source: apsw.Connection, target: apsw.Connection, table: str, found: S
             continue
         try:
             target.execute(insert, row)
-            count += 1
+            count += target.changes()
+            if not target.changes() and table in _BY_ROWID:  # another row has its unique key
+                found.lost.append((table, f"row {row[0]!r:.60}"))
         except (apsw.ConstraintError, apsw.MismatchError):  # bit rot made it no row of ours
             found.lost.append((table, f"row {row[0]!r:.60}"))
     found.rows[table] = count

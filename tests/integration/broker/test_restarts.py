@@ -7,7 +7,7 @@ import sqlite3
 
 import zmq
 
-from gristmill.broker import records, schema
+from gristmill.broker import indexes, records, schema
 from gristmill.wire import client as wc
 from gristmill.wire import limits
 from gristmill.wire import worker as ww
@@ -114,6 +114,35 @@ def test_a_job_that_was_damaged_is_refused_by_name_and_the_broker_lives(grid):
     assert (refused.code, refused.job) == ("INTERNAL", job) and "damaged" in refused.message
     assert again.submit().job == job + 1
     assert grid.process.poll() is None
+
+
+def test_an_index_of_a_large_journal_that_hides_a_submission_is_found_and_made_anew(grid):
+    """A larger file is looked at after the start, and before anybody's submission is looked up."""
+    client = grid.client()
+    submission = os.urandom(16)
+    job = client.submit(submission=submission).job
+    client.subscribe(job)
+    client.close_upload(job, 0)
+    client.finish(job)
+    grid.terminate()
+    path = grid.state / "journal.db"
+    with sqlite3.connect(path) as db:
+        size = indexes.START_BYTES + 1
+        db.execute("INSERT INTO quarantine VALUES('t', 'k', 'r', 0, zeroblob(?))", (size,))
+    db.close()
+    body = bytearray(path.read_bytes())
+    at = body.find(submission)
+    while body[at // 4096 * 4096] != 10:  # a leaf of an index
+        at = body.find(submission, at + 1)
+    body[at] ^= 1
+    path.write_bytes(body)
+    grid.start()
+    grid.until(lambda: grid.process.poll() is not None, "it ends by itself")
+    assert grid.process.returncode > 0 and "salvaged next" in grid.text()
+    grid.start()
+    replayed = grid.client().submit(submission=submission)
+    assert (replayed.job, replayed.is_replayed) == (job, True)
+    assert grid.client().ask("grid")["journal_salvaged"] == 1
 
 
 def test_who_knocks_while_the_journal_is_read_is_told_to_wait(broker):
