@@ -6,6 +6,7 @@ and hands what was recorded to the committer. Time is an event, too. There is no
 touches the state.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -181,7 +182,8 @@ class Broker:
     def stop(self) -> None:
         """Ends ``run`` soon; may be called from any thread or a signal handler."""
         self._is_stopping = True
-        self._wake()
+        with contextlib.suppress(OSError):  # the loop saw it at once, and has ended
+            self._wake()
 
     def _wake(self) -> None:
         os.eventfd_write(self._wake_fd, 1)
