@@ -22,7 +22,7 @@ from typing import Any
 import apsw
 import msgspec
 import zmq
-from disk_client import Customer, Order
+from disk_client import KINDS, Customer, Order
 
 from gristmill.broker import journal, reader
 from gristmill.broker.app import Broker
@@ -196,7 +196,8 @@ class Run:
         self._speakers: dict[int, str] = {}
         self._halves: dict[int, tuple[int, list[bytes]]] = {}
         self._listen()
-        self.customer = Customer(f"ipc://{folder}/front", seed, at_once=4)
+        kinds = tuple(kind for kind in KINDS if kind != "large")  # there is no store here
+        self.customer = Customer(f"ipc://{folder}/front", seed, at_once=4, kinds=kinds)
 
     def _listen(self) -> None:
         """Notes every frame that leaves the front of the broker or the ledger, before it does."""
