@@ -87,6 +87,7 @@ class Agent:
         finally:
             signal.set_wakeup_fd(-1)
             self._yard.close()
+            self._blobs.close()
             self._errands.close()
             self._link.close(linger_ms=500)
             self._context.term()

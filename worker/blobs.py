@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ THREADS = 4
 MEMORY_BYTES = 64 << 20
 #: A blob that is fed to a slot passes through our memory; larger inputs are files.
 FEED_BYTES_MAX = 512 << 20
+#: A store that does not answer is asked again for this long: it may be restarting.
+PATIENCE_S = 30.0
+PAUSE_S, PAUSE_S_MAX = 0.1, 2.0
 
 T = TypeVar("T")
 Then = Callable[[T | BaseException], None]
@@ -73,7 +77,10 @@ class Errands:
 
 
 class Blobs:
-    """The store as a worker uses it. ``fetch`` and ``put`` block: call them from errands."""
+    """The store as a worker uses it. ``fetch`` and ``put`` block: call them from errands.
+
+    A store that is away for a moment costs time and no subtask: see ``PATIENCE_S``.
+    """
 
     def __init__(self, cache_dir: pathlib.Path, disk_bytes_max: int) -> None:
         self._cache_dir = cache_dir
@@ -82,6 +89,7 @@ class Blobs:
         self._memory_bytes = 0
         self._lock = threading.Lock()
         self._client: StoreClient | None = None
+        self._is_closed = threading.Event()
         cache_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         for left in cache_dir.glob(".*"):
             left.unlink(missing_ok=True)
@@ -103,7 +111,8 @@ class Blobs:
                 self._memory.move_to_end(ref.digest)
                 return kept
         _check(ref)
-        body = self._store().get(grant, ref.digest, min(ref.size_bytes, FEED_BYTES_MAX))
+        size_bytes = min(ref.size_bytes, FEED_BYTES_MAX)
+        body = self._ask(lambda store: store.get(grant, ref.digest, size_bytes))
         with self._lock:
             if len(body) <= MEMORY_BYTES // 4 and ref.digest not in self._memory:
                 self._memory[ref.digest] = body
@@ -125,7 +134,7 @@ class Blobs:
             with contextlib.suppress(OSError):
                 os.utime(path)
             return path
-        self._store().get_to_file(grant, ref.digest, path, ref.size_bytes)
+        self._ask(lambda store: store.get_to_file(grant, ref.digest, path, ref.size_bytes))
         path.chmod(0o555)
         self._trim(keep=path)
         return path
@@ -136,12 +145,25 @@ class Blobs:
         Raises:
             RemoteError: it is full, does not answer, or the grant is over.
         """
-        return self._store().put(grant, body)
+        return self._ask(lambda store: store.put(grant, body))
 
-    def _store(self) -> StoreClient:
+    def close(self) -> None:
+        """Wait for no store any more."""
+        self._is_closed.set()
+
+    def _ask(self, question: Callable[[StoreClient], T]) -> T:
+        """The store's answer; while it is down, after a pause once more."""
         if self._client is None:
             raise RemoteError("STORE_DOWN", "the broker named no store")
-        return self._client
+        deadline, pause_s = time.monotonic() + PATIENCE_S, PAUSE_S
+        while True:
+            try:
+                return question(self._client)
+            except RemoteError as error:
+                is_late = time.monotonic() + pause_s > deadline
+                if error.code != "STORE_DOWN" or is_late or self._is_closed.wait(pause_s):
+                    raise
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
     def _trim(self, keep: pathlib.Path) -> None:
         """Oldest first; jobs hold their files by links of their own."""
