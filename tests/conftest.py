@@ -91,24 +91,28 @@ def _tell_figures(terminalreporter: pytest.TerminalReporter) -> None:
     if not told:
         return
     terminalreporter.write_sep("=", "figures")
-    path = os.environ.get("GRISTMILL_FIGURES")
     for report in sorted(told, key=lambda report: report.nodeid):
-        counted = dict(report.user_properties)
         text = ", ".join(
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
-            for name, value in counted.items()
+            for name, value in report.user_properties
         )
         terminalreporter.write_line(f"{report.nodeid.removeprefix('tests/')}: {text}")
-        if path:
-            line = {
-                "test": report.nodeid,
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "outcome": report.outcome,
-                "seconds": round(report.duration, 2),
-                "figures": counted,
-            }
-            with open(path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Figures are kept as they come: a long run that is cut off has counted what it has."""
+    path = os.environ.get("GRISTMILL_FIGURES")
+    if not path or report.when != "call" or not report.user_properties:
+        return
+    line = {
+        "test": report.nodeid,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "outcome": report.outcome,
+        "seconds": round(report.duration, 2),
+        "figures": dict(report.user_properties),
+    }
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
