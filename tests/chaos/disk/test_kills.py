@@ -79,7 +79,8 @@ def kill_at_random(grid: Grid, dice: random.Random, kills: int) -> collections.C
         for name in named:
             grid.kill(name)
             done[name.partition("-")[0]] += 1
-        for name in named:
+        # Workers last: one is ready when a broker has welcomed it.
+        for name in sorted(named, key=lambda name: name.startswith("worker")):
             if name.startswith("worker"):
                 grid.forget(name)  # its name is taken until its session is given up
                 workers += 1
