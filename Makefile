@@ -60,7 +60,7 @@ release-disk: LANE = tests/chaos/disk
 release-rest: LANE = tests/sim tests/chaos --ignore tests/chaos/disk
 release-disk release-rest:
 	@GRISTMILL_SIZE=release GRISTMILL_FIGURES="$(CURDIR)/out/$@.jsonl" \
-		.venv/bin/pytest $(LANE) $(PYTEST) > out/$@.log 2>&1
+		.venv/bin/pytest $(LANE) -o faulthandler_timeout=3600 $(PYTEST) > out/$@.log 2>&1
 
 clean: ## remove what the other targets made
 	rm -rf .venv build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
