@@ -17,12 +17,12 @@ def test_a_map_keeps_its_budgets(figures: Callable[..., None]) -> None:
     with Grid.temporary(workers=1, slots=2) as grid, Client(grid.address) as client:
         values = [(number, "abc") for number in range(COUNT)]
         list(client.map(lambda value: value, values[:5_000], tier="batch"))  # the jails are there
-        before, collected = client.grid(), gc.get_stats()[2]["collections"]
+        before, collected = client.grid(), gc.get_stats()[0]["collections"]
         assert list(client.map(lambda value: value, values, tier="batch")) == values
-        collected = gc.get_stats()[2]["collections"] - collected
+        collected = gc.get_stats()[0]["collections"] - collected
         after = client.grid()
     spent = {name: after[name] - before[name] for name in after if name in COUNTED}
-    figures(**spent, collections_of_all=collected)
+    figures(**spent, collections=collected)
     parcels, leases, results = (spent[n] for n in ("parcels_kept", "leases", "results_kept"))
     assert parcels <= COUNT // 2_000 + 4, "parcels of 2,000, and a few small ones first"
     assert spent["front_messages"] <= parcels + 40, "a parcel is one message; credit is rare"
@@ -31,7 +31,8 @@ def test_a_map_keeps_its_budgets(figures: Callable[..., None]) -> None:
     assert spent["reports"] <= 2 * results + 100, "results of one turn travel in one report"
     assert spent["rows_committed"] <= parcels + 3 * results + 400, "and cards, as time goes by"
     assert spent["parcel_bytes"] <= 11 * COUNT and spent["result_bytes"] <= 16 * COUNT
-    assert collected <= 1, "nothing is made for each value that the collector walks through"
+    # Each value that comes back is one tuple more; the collector looks after 700 of them.
+    assert collected <= 1.2 * COUNT / 700 + 20, "nothing else is made for each value"
 
 
 #: what is compared with a budget
