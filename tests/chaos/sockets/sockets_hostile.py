@@ -302,6 +302,9 @@ class HostileClient(Hostile):
             assert packed
             parcel = wc.Parcel(self.session, message.job, 0, 10, packed[0])
             self.socket.send_multipart([encode(parcel), packed[1]])
+            # And one behind a gap: whether chance makes one that is judged is not left to chance.
+            gap = wc.Parcel(self.session, message.job, 1_000, 10, packed[0])
+            self.socket.send_multipart([encode(gap), packed[1]])
             self.at[message.job] = 10
         elif isinstance(message, wc.InputCredit):
             self.at[message.job] = message.committed
