@@ -121,6 +121,9 @@ class Hostile:
         """Learns from an answer; whether it is one to ``ask``."""
         raise NotImplementedError
 
+    def provoke(self) -> None:
+        """Says what has a rare answer, once: that it is told must not be left to chance."""
+
     def bodies(self, kind: Any) -> list[bytes]:
         """Body frames that this message should have; called before its header is made."""
         return []
@@ -284,6 +287,24 @@ class HostileClient(Hostile):
             [encode(wc.Hello(limits.PROTOCOL, self.id, "", self.token, "3.11", "hostile"))]
         )
 
+    def provoke(self) -> None:
+        key, known = self.random.randbytes(16), len(self.jobs)
+        spec = JobSpec(
+            "function", function=DIGESTS[0], tier="batch", labels=LABEL, python=PYTHON,
+            limits=Limits(cpus_milli=10), cap_ucredits=10**6,
+        )  # fmt: skip
+        for count in (-1, 5):  # the second has other content under the same key
+            submit = wc.Submit(
+                self.session, 10**9 + self._next(), key, msgspec.structs.replace(spec, count=count)
+            )
+            self.socket.send_multipart([encode(submit), FUNCTIONS[0]])
+        while len(self.jobs) == known:
+            self.settle()
+        packed = pack_plain([1])
+        assert packed  # the job takes inputs, but not behind a gap
+        gap = wc.Parcel(self.session, self.jobs[-1], 1_000, 1, packed[0])
+        self.socket.send_multipart([encode(gap), packed[1]])
+
     def ask(self) -> None:
         if self.session:
             self.fence = 10**9 + self._next()
@@ -302,9 +323,6 @@ class HostileClient(Hostile):
             assert packed
             parcel = wc.Parcel(self.session, message.job, 0, 10, packed[0])
             self.socket.send_multipart([encode(parcel), packed[1]])
-            # And one behind a gap: whether chance makes one that is judged is not left to chance.
-            gap = wc.Parcel(self.session, message.job, 1_000, 10, packed[0])
-            self.socket.send_multipart([encode(gap), packed[1]])
             self.at[message.job] = 10
         elif isinstance(message, wc.InputCredit):
             self.at[message.job] = message.committed
@@ -426,6 +444,13 @@ class HostileWorker(Hostile):
         )  # fmt: skip
         self.socket.send_multipart([encode(hello)])
 
+    def provoke(self) -> None:
+        hello = ww.Hello(
+            limits.PROTOCOL, "worker-0", self.node, self.instance, 2, 64_000, 1 << 40, 1 << 40,
+            LABEL, ["batch"], [PYTHON], "wait4", "hostile",
+        )  # fmt: skip
+        self.socket.send_multipart([encode(hello)])  # a name that is another's
+
     def ask(self) -> None:
         if not self.session:
             self.join()
@@ -496,6 +521,13 @@ class HostileBroker(Hostile):
         mark = "" if owner == self.target.broker else "h"  # what is theirs is told from the rest
         return f"{owner}/{mark}{job}" if self.random.random() < 0.95 else f"{owner}{mark}{job}"
 
+    def provoke(self) -> None:
+        broker, tenant = "hostile-3", "mallory-1"
+        refs = f"{broker}/h1", f"{broker}/h2", f"{broker}h3"
+        amounts = 1 << 60, 0, 1  # more than anybody has; nothing; of a reference that is none
+        holds = [wl.Hold(ref, tenant, amount) for ref, amount in zip(refs, amounts, strict=True)]
+        self.socket.send_multipart([encode(wl.Post(broker, 1, holds))])
+
     def ask(self) -> None:
         self.request = 10**9 + self.random.randrange(10**6)
         question = wl.AskBalance(self.request, "mallory-1")
@@ -523,6 +555,9 @@ def attack(seed: int, frames: int, target: Target) -> Attack:
     shares: list[Hostile] = [*clients, *clients, *workers, *brokers]
     try:
         for peer in peers:
+            peer.settle()
+        for peer in peers:  # the workers are there: what clients ask for can be had
+            peer.provoke()
             peer.settle()
         while found.sent.total() < frames:
             random_.choice(shares).burst(min(BURST, frames - found.sent.total()))

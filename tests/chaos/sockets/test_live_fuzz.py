@@ -114,7 +114,7 @@ def test_hostile_sessions_at_every_socket_raise_nothing_and_delay_nobody(
     assert faults_said(grid) == [], told
     assert found.sent.total() == frames
     # It went deep: all that a session can be told was told, at every socket.
-    deep = (
+    for answer in (
         "front Accepted", "front InputCredit", "front Answer", "front Results", "front MALFORMED",
         "front UNKNOWN_JOB", "front PARCEL_ORDER", "front INVALID_SPEC", "front REJOIN",
         "front SUBMISSION_CONFLICT", "front FORBIDDEN", "front UPLOAD_CLOSED",
@@ -122,10 +122,8 @@ def test_hostile_sessions_at_every_socket_raise_nothing_and_delay_nobody(
         "ledger Acked", "ledger LedgerAnswer", "ledger MALFORMED", "ledger verdict yes",
         "ledger verdict LEDGER_CONFLICT", "ledger verdict FORBIDDEN",
         "ledger verdict INSUFFICIENT_CREDITS", "ledger verdict MALFORMED",
-    )  # fmt: skip
-    missed = [answer for answer in deep if not found.answers[answer]]
-    # Some are told once or twice in so few frames: which, is the chance of what runs when.
-    assert len(missed) <= sized(3, 0), f"never told: {missed}; {told}"
+    ):  # fmt: skip
+        assert found.answers[answer], f"never told: {answer}; {told}"
     assert max(meanwhile) < WAIT_MAX_S, told
     jobs = honest.numbers()
     assert len(jobs) == honest.asked
