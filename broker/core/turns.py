@@ -4,6 +4,9 @@ Lowest first: the tenant's fair-share score, then the tenant that came first, th
 less one minute for each step of priority (ageing, without ever sorting again), then the number of
 the job. All of it stands in the journal or follows from it: jobs' rows have tenant, priority and
 time, results have what a tenant was charged for.
+
+A slot asks for the order only when its *stint* is over: it stays with a job that it has begun for
+``Config.stint_ms``, see ``placement.py``. So the order is that of stints, not of single leases.
 """
 
 from __future__ import annotations

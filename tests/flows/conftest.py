@@ -1,11 +1,11 @@
 """The rig of the flows: one host, broker, ledger, store, three workers; all of it real."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
+from grid_rig import grids_of_a_test
 
-from gristmill.cli.grid import Grid
+from gristmill.cli.grid import WORKER_GRACE_S, Grid
 from gristmill.client import Client
 
 
@@ -26,13 +26,4 @@ def client(grid: Grid) -> Iterator[Client]:
 @pytest.fixture
 def own_grid() -> Iterator[Callable[..., Grid]]:
     """Grids of this test alone, for rows that break things."""
-    grids: list[Grid] = []
-
-    def make(**options: Any) -> Grid:
-        grid = Grid.temporary(**{"workers": 1, "slots": 1, **options})
-        grids.append(grid)
-        return grid.start()
-
-    yield make
-    for grid in grids:
-        grid.stop()
+    yield from grids_of_a_test(WORKER_GRACE_S)

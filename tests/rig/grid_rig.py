@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gristmill.cli.grid import Grid
@@ -41,3 +41,21 @@ def gristmill(
         timeout=SECONDS,
         check=False,
     )
+
+
+def grids_of_a_test(grace_s: float = 0.0) -> Iterator[Callable[..., Grid]]:
+    """Body of a fixture: ``make(workers=2)`` starts a grid, stopped and told of at the test's end.
+
+    ``grace_s``: for what still runs then.
+    """
+    grids: list[Grid] = []
+
+    def make(**options: Any) -> Grid:
+        grid = Grid.temporary(**{"workers": 1, "slots": 1, **options})
+        grids.append(grid)
+        return grid.start()
+
+    yield make
+    for grid in grids:
+        print(grid.tails())  # seen when the test failed
+        grid.stop(grace_s=grace_s)

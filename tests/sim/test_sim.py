@@ -9,7 +9,7 @@ import pytest
 import sim_seeds
 
 SEEDS_CI = 160
-SECONDS_RELEASE = 900
+SECONDS_RELEASE = 1_200
 ROUND_RELEASE = 400  #: seeds between two looks at the clock
 
 #: Every fault that a seed can arm and every way of recovery must be seen in a run of CI's size.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from grid_rig import grids_of_a_test
 
 from gristmill.cli.grid import Grid
 
@@ -16,19 +17,14 @@ from lease_rig import REPORT_MS, TTL_MS
 @pytest.fixture
 def grid_of() -> Iterator[Callable[..., Grid]]:
     """``grid_of(workers=2)``: a started grid of this test alone."""
-    grids: list[Grid] = []
+    for make in grids_of_a_test():
 
-    def make(ttl_ms: int = TTL_MS, report_ms: int = REPORT_MS, **options: Any) -> Grid:
-        times = {
-            "GRISTMILL_BROKER_WORKER_TTL_MS": str(ttl_ms),
-            "GRISTMILL_BROKER_WORKER_REPORT_MS": str(report_ms),
-            **options.pop("environment", {}),
-        }
-        grid = Grid.temporary(**{"workers": 1, "slots": 1, "environment": times, **options})
-        grids.append(grid)
-        return grid.start()
+        def timed(ttl_ms: int = TTL_MS, report_ms: int = REPORT_MS, **options: Any) -> Grid:
+            times = {
+                "GRISTMILL_BROKER_WORKER_TTL_MS": str(ttl_ms),
+                "GRISTMILL_BROKER_WORKER_REPORT_MS": str(report_ms),
+                **options.pop("environment", {}),
+            }
+            return make(environment=times, **options)  # noqa: B023 - there is one
 
-    yield make
-    for grid in grids:
-        print(grid.tails())  # seen when the test failed
-        grid.stop(grace_s=0.0)
+        yield timed

@@ -12,11 +12,9 @@ from gristmill.cli.grid import Grid
 from gristmill.client import Client
 
 OTHERS = 10
-ITEMS = 2  #: of each other's job; each needs a jail of its tenant, which is what takes time
+ITEMS = 10  #: of each other's job, 40 ms each: more than a stint of a slot
 SLOTS = 4
-#: of a fair share. It was 0.22 to 0.9 in many runs of so few items on a busy machine: a slot that
-#: changes its job starts a jail, about 100 ms. With 20 items each it was 0.99, and took 72 s.
-SHARE_MIN = 0.1
+SHARE_MIN = 0.5  #: of a fair share; it was 0.87 to 0.99 on a free and on a busy machine
 ANSWER_MAX_S = 3.0  #: the promise is 250 ms at p99; a busy machine gets a multiple
 
 
@@ -75,7 +73,7 @@ def test_a_hog_on_a_real_grid_starves_nobody(
         submits.stop()
         fair = (hogs + sum(theirs)) / (OTHERS + 1)
         share = statistics.mean(theirs) / fair
-        # Without fair share it is nothing: the hog was first. A few jails' starts make it swing.
+        # Without fair share it is nothing: the hog was first.
         assert share >= SHARE_MIN, (
             f"{theirs} for the others, {hogs} for the hog: {share:.2f} of fair"
         )
