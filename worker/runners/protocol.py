@@ -24,10 +24,10 @@ read, and what still is in the pipe. So output lands in the result of the subtas
 
 import fcntl
 import mmap
-import os
 import struct
 import sys
 import termios
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,8 +40,10 @@ BODY_BYTES_MAX = 1 << 30
 PAGE_BYTES = 4096
 STOP, LEASE, STARTED, LISTED, READS, TAKEN, LIST = 0, 1, 2, 3, 4, 5, 7
 STOPS_MAX = PAGE_BYTES // 8 - LIST
-#: Looks of a slot at its output; one that fails costs a turn of the processor.
-LOOKS_MAX = 1_000
+#: How long a slot looks for a moment in which the agent does not read its output: an agent that
+#: was set aside by a busy host, in the midst of reading, comes back to it.
+LOOK_S = 5.0
+LOOK_PAUSE_S = 0.0001
 
 Run = tuple[int, int]
 
@@ -267,8 +269,8 @@ class Page:
 
         ``outputs``: descriptors of the two pipes.
         """
-        words = self.words
-        for _ in range(LOOKS_MAX):
+        words, give_up_at = self.words, time.monotonic() + LOOK_S
+        while True:
             reads = words[READS]
             if not reads & 1:
                 try:
@@ -279,8 +281,9 @@ class Page:
                     return None
                 if words[READS] == reads:
                     return stdout, stderr
-            os.sched_yield()
-        return None
+            if time.monotonic() > give_up_at:
+                return None
+            time.sleep(LOOK_PAUSE_S)
 
     def close(self) -> None:
         """Unmap."""
