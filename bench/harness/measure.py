@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -95,13 +95,20 @@ def card() -> dict[str, Any]:
 
 
 class Runs:
-    """Collects runs of one scenario and prints its JSON line and a table for people."""
+    """Collects runs of one scenario and prints its JSON line and a table for people.
+
+    ``settings``: the options of the run; ``results`` and ``quick`` of ``arguments`` say where the
+    line goes and are no part of it.
+    """
 
     def __init__(self, scenario: str, settings: dict[str, Any]) -> None:
+        is_quick = bool(settings.get("quick"))
+        folder = settings.get("results") or (ROOT / "out" / "bench" if is_quick else RESULTS)
+        self.path = pathlib.Path(folder) / f"{scenario}.json"
         self.line: dict[str, Any] = {
             "scenario": scenario,
             **card(),
-            "settings": settings,
+            "settings": {k: v for k, v in settings.items() if k not in ("results", "quick")},
             "runs": [],
         }
 
@@ -115,15 +122,15 @@ class Runs:
 
     def median(self, what: str, figure: str) -> float:
         """Median of one figure over the runs of one contender."""
-        return statistics.median(run[figure] for run in self.line["runs"] if run["what"] == what)
+        values = [float(run[figure]) for run in self.line["runs"] if run["what"] == what]
+        return statistics.median(values)
 
     def finish(self, **summary: Any) -> None:
-        """Write ``bench/results/<scenario>.json`` (a line is appended) and print the summary."""
+        """Write the JSON line, in the place of the last one, and print the summary."""
         self.line["load_after"] = os.getloadavg()[0]
         self.line["summary"] = summary
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with open(RESULTS / f"{self.line['scenario']}.json", "a") as file:
-            file.write(json.dumps(self.line) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(rounded(self.line)) + "\n")
         print(
             json.dumps(
                 {"scenario": self.line["scenario"], "commit": self.line["commit"], **summary}
@@ -131,11 +138,34 @@ class Runs:
         )
 
 
-def arguments(description: str, **defaults: int) -> argparse.Namespace:
-    """Integer options with their defaults: ``--n``, ``--rounds``."""
+def rounded(value: Any) -> Any:
+    """The same with floats of at most six significant digits: nothing here is known better."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def arguments(
+    description: str, quick: Mapping[str, Any] | None = None, **defaults: Any
+) -> argparse.Namespace:
+    """Options with their defaults: ``--n``, ``--rounds``; a default's type is the option's.
+
+    A tuple of numbers is an option that takes several, ``--sizes 10000 100000``. ``--quick`` puts
+    the tiny sizes of ``quick`` in the place of the defaults: it shows that the scenario works, its
+    figures mean nothing, and its line goes to out/bench/ unless ``--results`` says otherwise.
+    """
     parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work at all")
+    parser.add_argument("--results", default="", help="folder of the JSON line")
     for name, value in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+        more: dict[str, Any] = {"type": type(value)}
+        if isinstance(value, tuple):
+            more = {"type": type(value[0]), "nargs": "+"}
+        parser.add_argument(f"--{name.replace('_', '-')}", default=value, **more)
+    is_quick = parser.parse_known_args()[0].quick
+    parser.set_defaults(**(quick or {}) if is_quick else {})
     return parser.parse_args()
 
 
