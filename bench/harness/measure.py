@@ -1,8 +1,8 @@
 """One JSON line a scenario: machine, load, commit, versions, settings, every run, medians.
 
-CPU is read from /proc for every process below this one, children already reaped included, at the
-kernel's 10 ms ticks: scenarios must run long enough (a second of cpu) for the figure to mean
-something.
+CPU is of every process below this one: of a living one from its own clock, exactly; of children
+that were already reaped from /proc, at the kernel's 10 ms ticks, so that scenarios with many of
+them must run long enough (a second of cpu) for the figure to mean something.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def _parents() -> dict[int, list[tuple[int, int, int, str]]]:
-    """By parent pid: (pid, own cpu, cpu of reaped children, command line); cpu in ticks."""
+    """By parent pid: (pid, own cpu, cpu of reaped children, command line); cpu in us."""
     found: dict[int, list[tuple[int, int, int, str]]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -35,10 +36,11 @@ def _parents() -> dict[int, list[tuple[int, int, int, str]]]:
                 text = file.read()
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 line = file.read().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
+            own = int(process_cpu_us(int(name)))
+        except OSError:  # it has ended
             continue
         fields = text.rpartition(b")")[2].split()
-        own, reaped = int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
+        reaped = (int(fields[13]) + int(fields[14])) * TICK_US
         found.setdefault(int(fields[1]), []).append((int(name), own, reaped, line))
     return found
 
@@ -50,6 +52,8 @@ def _role(line: str, parent: str) -> str:
     for word in ("gristmill.broker", "gristmill.ledger", "gristmill.store", "gristmill.worker"):
         if word in line:
             return word.removeprefix("gristmill.")
+    if "multiprocessing" in line:  # light.py
+        return "simulated workers"
     return parent or "other"
 
 
@@ -65,11 +69,36 @@ def cpu_us_by_role(root: int | None = None) -> dict[str, int]:
         pid, parent = queue.pop()
         for child, own, reaped, line in parents.get(pid, []):
             role = _role(line, parent)
-            total[role] = total.get(role, 0) + own * TICK_US
+            total[role] = total.get(role, 0) + own
             heir = "jails" if role == "worker" else role  # jails that ended
-            total[heir] = total.get(heir, 0) + reaped * TICK_US
+            total[heir] = total.get(heir, 0) + reaped
             queue.append((child, role))
     return total
+
+
+def process_cpu_us(pid: int) -> float:
+    """CPU of one process so far, its ended threads included, to the nanosecond.
+
+    The clock of another process has a number that is made from its pid (``man clock_getcpuclockid``
+    and the kernel's ``posix-timers.h``): Python has no function for it. ``/proc`` counts in ticks.
+    """
+    return time.clock_gettime(~pid << 3 | 2) * 1e6
+
+
+def memory_bytes(pid: int | str = "self") -> dict[str, int]:
+    """Resident bytes of a process: ``rss``, ``pss`` and ``anonymous``."""
+    found = {}
+    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("Rss", "Pss", "Anonymous"):
+            found[name.lower()] = int(value.split()[0]) << 10
+    return found
+
+
+def own_cpu_us() -> float:
+    """Of this process and its children that ended and were waited for."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both) * 1e6
 
 
 def card() -> dict[str, Any]:
@@ -120,9 +149,10 @@ class Runs:
         )
         print(f"  {what:28} {shown}", file=sys.stderr)
 
-    def median(self, what: str, figure: str) -> float:
-        """Median of one figure over the runs of one contender."""
-        values = [float(run[figure]) for run in self.line["runs"] if run["what"] == what]
+    def median(self, what: str, figure: str, **where: Any) -> float:
+        """Median of one figure over the runs of one contender (``n=1_000``: of that size)."""
+        wanted = {"what": what, **where}.items()
+        values = [float(run[figure]) for run in self.line["runs"] if wanted <= run.items()]
         return statistics.median(values)
 
     def finish(self, **summary: Any) -> None:
