@@ -18,6 +18,7 @@ import zmq
 ITEMS = 1_000
 CREDIT = 3
 WINDOW = 64
+FRAME_BYTES = 64 << 10  #: a larger value has a frame of its own
 
 
 def _decoder(kind: str) -> Any:
@@ -38,7 +39,7 @@ def _encode(kind: str, values: Any) -> bytes:
     )
 
 
-def _broker(front_address: str, back_address: str, count: int) -> None:
+def _broker(front_address: str, back_address: str, count: int, each: int = ITEMS) -> None:
     context = zmq.Context()
     front, back = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
     front.bind(front_address)
@@ -64,13 +65,13 @@ def _broker(front_address: str, back_address: str, count: int) -> None:
                 idle += [message[0]] * CREDIT
             else:
                 at = int.from_bytes(message[1], "little")
-                state[at : at + ITEMS] = b"\2" * min(ITEMS, count - at)
+                state[at : at + each] = b"\2" * min(each, count - at)
                 front.send_multipart([client, message[1], message[2]])
                 idle.append(message[0])
         while todo and idle:
             first, body = todo.pop()
             at = int.from_bytes(first, "little")
-            state[at : at + ITEMS] = b"\1" * min(ITEMS, count - at)
+            state[at : at + each] = b"\1" * min(each, count - at)
             back.send_multipart([idle.pop(0), first, body])
     assert state == b"\2" * count
     time.sleep(0.2)  # the two farewells leave before the context does
@@ -122,6 +123,76 @@ def echo(kind: str, values: list[Any]) -> float:
             received += ITEMS
         seconds = time.perf_counter() - began
         assert [value for at in sorted(got) for value in got[at]] == values
+        socket.send_multipart([b"", b""])
+        for process in processes:
+            process.join(5)
+            assert process.exitcode == 0
+    return seconds
+
+
+def _carrier(address: str, out_bytes: int) -> None:
+    """A worker of ``carry``: each frame is a list of values, or one large one."""
+    socket = zmq.Context().socket(zmq.DEALER)
+    socket.connect(address)
+    socket.send_multipart([b"ready"])
+    decode, encode = msgspec.msgpack.Decoder(list[bytes]).decode, msgspec.msgpack.Encoder().encode
+    while True:
+        first, frame = socket.recv_multipart(copy=False)
+        if not first.bytes:
+            return
+        body = frame.buffer
+        if len(body) > FRAME_BYTES:
+            out: Any = frame if out_bytes < 0 else bytes(out_bytes)
+        elif out_bytes > FRAME_BYTES:
+            out = bytes(out_bytes)
+        else:
+            values = decode(body)
+            out = encode(values if out_bytes < 0 else [bytes(out_bytes)] * len(values))
+        socket.send_multipart([first, out], copy=False)
+
+
+def carry(values: list[bytes], out_bytes: int = -1) -> float:
+    """Seconds to send values through two workers and have answers back, in frames like ours.
+
+    Values share frames of up to 64 KiB; a larger one has its own. ``out_bytes``: the size of each
+    answer; negative sends the value itself back, compared.
+    """
+    size = max(1, len(values[0]), out_bytes)
+    each = max(1, min(2_000, FRAME_BYTES // (size + 5)))
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        front, back = f"ipc://{folder}/front", f"ipc://{folder}/back"
+        processes = [
+            context.Process(target=_broker, args=(front, back, len(values), each)),
+            *(context.Process(target=_carrier, args=(back, out_bytes)) for _ in range(2)),
+        ]
+        for process in processes:
+            process.start()
+        socket = zmq.Context().socket(zmq.DEALER)
+        socket.connect(front)
+        time.sleep(0.5)
+        window = max(2, min(WINDOW * each, (256 << 20) // size))
+        got: dict[int, bytes] = {}
+        sent = received = 0
+        began = time.perf_counter()
+        while received < len(values):
+            while sent < len(values) and sent - received < window:
+                some = values[sent : sent + each]
+                is_alone = len(some[0]) > FRAME_BYTES
+                frame = some[0] if is_alone else msgspec.msgpack.encode(some)
+                socket.send_multipart([sent.to_bytes(8, "little"), frame], copy=False)
+                sent += each
+            first, frame = socket.recv_multipart()
+            got[int.from_bytes(first, "little")] = frame
+            received += each
+        seconds = time.perf_counter() - began
+        is_one = size > FRAME_BYTES
+        answers = [
+            value
+            for at in sorted(got)
+            for value in ([got[at]] if is_one else msgspec.msgpack.decode(got[at]))
+        ]
+        assert answers == (values if out_bytes < 0 else [bytes(out_bytes)] * len(values))
         socket.send_multipart([b"", b""])
         for process in processes:
             process.join(5)
