@@ -6,8 +6,6 @@ One process owns the folder (``DIR/store.lock``).
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -19,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
+from gristmill.store.folder import NO_ROOM, lock_folder, sync_folder, take_pieces
 from gristmill.store.index import Index
 from gristmill.store.interface import PIECE_BYTES, PINS_PER_BLOB_MAX, Collected, Piece, Usage
 from gristmill.wire.errors import RemoteError
@@ -27,13 +26,11 @@ from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.store.local")
 
-SYNC_EVERY_BYTES = 256 << 20  #: bounds the dirty pages of a long put, and its last fsync
 #: a larger blob is sent while it is hashed: to read it first would outlast its reader's patience
 VERIFY_FIRST_BYTES = 1 << 30
 VERIFIED_MAX = 65_536  #: blobs remembered as verified
 _COLLECT_BATCH = 256
 _DIGESTS_TOLD_MAX = 1_000
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 Stamp = tuple[int, int, int]  #: inode, bytes, mtime in ns: the file that was verified
 
@@ -52,23 +49,13 @@ class LocalStore:
 
     def __init__(self, folder: pathlib.Path, bytes_max: int, now_ms: Callable[[], int]) -> None:
         self._folder, self._bytes_max, self._now_ms = folder, bytes_max, now_ms
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_fd = os.open(folder / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock_fd)
-            raise RemoteError(
-                "INVALID_SPEC",
-                f"another store process has {folder} open",
-                "end it first, or give this one another --state",
-            ) from None
+        self._lock_fd = lock_folder(folder)
         self._tmp, self._quarantine = folder / "tmp", folder / "quarantine"
         for path in (self._tmp, self._quarantine, folder / "blobs"):
             path.mkdir(mode=0o700, exist_ok=True)
         for byte in range(256):  # made once, so that a put has one folder to sync
             (folder / "blobs" / f"{byte:02x}").mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(folder / "blobs")
+        sync_folder(folder / "blobs")
         for path in self._tmp.iterdir():  # half written when the last process ended
             path.unlink()
         self._index = Index(folder / "store.db")
@@ -106,7 +93,7 @@ class LocalStore:
                 raise self._full(size_bytes, f" ({error})") from None
             raise self._failed(digest, error) from error
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 raise self._full(size_bytes, f" ({error.strerror})") from None
             raise self._failed(digest, error) from error
 
@@ -120,7 +107,7 @@ class LocalStore:
             self._busy[digest] += 1  # a collection leaves it alone
         try:
             if is_known:
-                _take(digest, size_bytes, pieces, None)
+                take_pieces(digest, size_bytes, pieces, None)
             else:
                 self._write(digest, size_bytes, pieces)
             with self._lock:
@@ -158,14 +145,14 @@ class LocalStore:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
-                _take(digest, size_bytes, pieces, file)
+                take_pieces(digest, size_bytes, pieces, file)
                 os.fchmod(file, 0o444)
                 os.fsync(file)
                 stamp = _stamp(file)
             finally:
                 os.close(file)
             os.replace(path, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -406,39 +393,6 @@ class LocalBlob:
         return RemoteError("BLOB_CORRUPT", message)
 
 
-def _take(digest: str, size_bytes: int, pieces: Iterable[Piece], file: int | None) -> None:
-    """Hash the pieces, and write them if there is a file; refuse another length or digest."""
-    hasher = hashlib.sha256()
-    at = unsynced = 0
-    for piece in pieces:
-        at += len(piece)
-        if at > size_bytes:
-            break
-        hasher.update(piece)
-        if file is not None:
-            view = memoryview(piece)
-            while len(view):
-                view = view[os.write(file, view) :]
-            unsynced += len(piece)
-            if unsynced >= SYNC_EVERY_BYTES:
-                os.fdatasync(file)
-                unsynced = 0
-    if at != size_bytes:
-        raise RemoteError("BLOB_CORRUPT", f"{at} bytes came; {size_bytes} were promised")
-    if hasher.hexdigest() != digest:
-        raise RemoteError(
-            "BLOB_CORRUPT", f"the bytes have the digest {hasher.hexdigest()}, not {digest}"
-        )
-
-
 def _stamp(file: int) -> Stamp:
     found = os.fstat(file)
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _sync_folder(path: pathlib.Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
