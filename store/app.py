@@ -27,9 +27,32 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def open_store(settings: Settings) -> BlobStore:
+    """The back-end that the settings ask for.
+
+    Raises:
+        RemoteError: it cannot be used; see the back-ends.
+    """
+    if not settings.s3:
+        return LocalStore(settings.state, settings.size_max, _now_ms)
+    try:
+        from gristmill.store import bucket
+        from gristmill.store.s3 import S3Store
+    except ModuleNotFoundError as error:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"--s3 needs the package {error.name}, which is not installed",
+            "pip install 'gristmill[s3]'",
+        ) from None
+    bucket.check_endpoint(settings.s3_endpoint)
+    credentials = bucket.read_credentials(settings.s3_credentials)
+    objects = bucket.Bucket(settings.s3, settings.s3_endpoint, settings.s3_region, credentials)
+    return S3Store(objects, settings.state, settings.size_max, _now_ms)
+
+
 def collect_once(settings: Settings) -> int:
     """``--collect``: free, or only say, what nobody keeps; an exit code."""
-    store = LocalStore(settings.state, settings.size_max, _now_ms)
+    store = open_store(settings)
     try:
         done = store.collect(_now_ms(), settings.grace_ms, settings.is_dry_run)
     finally:
@@ -53,7 +76,7 @@ def _collect_for_ever(store: BlobStore, settings: Settings, stop: threading.Even
 
 
 def _serve(settings: Settings, stop: threading.Event) -> None:
-    store = LocalStore(settings.state, settings.size_max, _now_ms)
+    store = open_store(settings)
     try:
         listener, address = listen(settings.listen)
         server = StoreServer(

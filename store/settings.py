@@ -26,6 +26,9 @@ class Settings(pydantic.BaseModel):
     of the broker's Ed25519 verify key. ``size_max``: bytes of blobs, 0 for the disk's own limit.
     ``grace_ms``: blobs that nobody pins live this long after their last put. ``collect_every_ms``:
     how often such blobs are freed, 0 for never. ``ready_fd``: a descriptor to say READY on.
+    ``s3``: ``s3://BUCKET/PREFIX`` to keep blobs there and only their index in ``state``;
+    ``s3_endpoint``: of a server that is not AWS; ``s3_credentials``: a file of mode 0600, without
+    which the environment has them.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +37,12 @@ class Settings(pydantic.BaseModel):
     listen: str = ""
     key: str = pydantic.Field(default="", pattern=r"^([0-9a-f]{64})?$")
     size_max: Bytes = pydantic.Field(default=0, ge=0)
+    s3: str = pydantic.Field(
+        default="", pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,62}(/[\w./-]{0,200})?)?$"
+    )
+    s3_endpoint: str = ""
+    s3_region: str = pydantic.Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}$")
+    s3_credentials: pathlib.Path | None = None
     grace_ms: Duration = pydantic.Field(default=30 * _DAY_MS, ge=0)
     collect_every_ms: Duration = pydantic.Field(default=3_600_000, ge=0)
     idle_s: float = pydantic.Field(default=IDLE_S, gt=0, le=3_600)
@@ -54,6 +63,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen", metavar="ADDRESS", help="unix:///path or http://127.0.0.1:PORT")
     parser.add_argument("--key", metavar="HEX", help="the broker's verify key (its --print-key)")
     parser.add_argument("--size-max", metavar="SIZE", help="bytes of blobs, such as 50G")
+    parser.add_argument(
+        "--s3",
+        metavar="ADDRESS",
+        help="keep the blobs in s3://BUCKET/PREFIX (extra: gristmill[s3])",
+    )
+    parser.add_argument("--s3-endpoint", metavar="URL", help="of a server that is not AWS")
+    parser.add_argument("--s3-region", metavar="NAME", help="us-east-1")
+    parser.add_argument(
+        "--s3-credentials",
+        metavar="FILE",
+        help="[default] with aws_access_key_id and aws_secret_access_key, mode 0600; without it "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment",
+    )
     parser.add_argument(
         "--grace", dest="grace_ms", metavar="TIME", help="life of a blob that nobody pins: 30d"
     )

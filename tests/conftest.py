@@ -8,7 +8,8 @@ import pathlib
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,15 @@ def figures(
             record_property(name, value)
 
     return note
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Any]:
+    """A real S3 server on loopback (``s3_rig.S3Server``), started by the first who asks for it."""
+    from s3_rig import s3_server  # only here: it needs obstore
+
+    with s3_server() as server:
+        yield server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
