@@ -1,10 +1,12 @@
 # Every target runs from a fresh clone, as root or as a plain user: `make demo` is a good first one.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench flows docs sim chaos release-check release-disk release-rest clean
+.PHONY: help setup demo test lint bench bench-setup bench-peers flows docs sim chaos release-check release-disk release-rest clean
 
 # More options for the test runner: make test PYTEST="-x -k lease"
 PYTEST =
 WORKERS = 2
+# Options of bench-peers.
+PEERS =
 # Seeds of the simulator, FIRST:END; empty is what `make test` runs.
 SEEDS =
 
@@ -38,6 +40,12 @@ bench: .venv/.stamp ## each question of bench/ in turn; JSON in bench/results/
 	@for question in bench/*.py; do echo "== $$question"; .venv/bin/python "$$question" || exit 1; done
 	.venv/bin/python bench/harness/report.py
 
+bench-setup: .venv/.stamp ## install the peers of bench/peers, each in a virtual environment of its own
+	.venv/bin/python bench/peers/run.py --install
+
+bench-peers: .venv/.stamp ## other grids and pools in turn with ours; make bench-peers PEERS="--only dask,ray"
+	.venv/bin/python bench/peers/run.py $(PEERS)
+
 flows: .venv/.stamp ## write docs/flows.md from tests/flows/
 	.venv/bin/python -P tests/flows/report.py
 
@@ -63,6 +71,6 @@ release-disk release-rest:
 		.venv/bin/pytest $(LANE) -o faulthandler_timeout=3600 $(PYTEST) > out/$@.log 2>&1
 
 clean: ## remove what the other targets made
-	rm -rf .venv build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+	rm -rf .venv bench/peers/.venvs build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
 		*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
