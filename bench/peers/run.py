@@ -80,12 +80,12 @@ class Bench:
                 up = process.order("start", START_S, slots=SLOTS, scratch=scratch)
                 self.runs.line["contenders"][peer.name]["versions"] = up["versions"]
                 self.runs.add(peer.name, scenario="start", turn=self.turn, seconds=up["start_s"])
-                self.idle(peer)
                 for scenario in scenarios:
                     if reason := up["unable"].get(scenario):
                         self.skip(peer, reason, scenario)
                     else:
                         self.scenario(process, peer, scenario, rounds)
+                self.idle(peer)
             except ContenderError as error:
                 self.skip(peer, str(error))
             finally:
@@ -96,7 +96,8 @@ class Bench:
         self.runs.add(peer.name, scenario=scenario, turn=self.turn, skipped=reason)
 
     def idle(self, peer: Peer) -> None:
-        """What it costs to have it there."""
+        """What it costs to have it there, a while after its last work."""
+        time.sleep(IDLE_S)
         before, began = cpu_us(), time.monotonic()
         time.sleep(IDLE_S)
         spent = (cpu_us() - before) / (time.monotonic() - began)
@@ -164,7 +165,7 @@ class Bench:
             n=len(times),
             p50_ms=percentile(times, 0.5) * 1e3,
             p99_ms=percentile(times, 0.99) * 1e3,
-            cpu_us=spent / len(times),
+            cpu_us=spent / answer["calls"],
         )
 
 

@@ -143,7 +143,8 @@ class Stage:
             if len(times) > 2 * WARM and time.perf_counter() - opened > seconds_max:
                 break
         self.inputs = self.inputs[: len(times)]
-        return {"seconds": time.perf_counter() - opened, "times": times[WARM:]}
+        seconds = time.perf_counter() - opened
+        return {"seconds": seconds, "calls": len(times), "times": times[WARM:]}
 
     def check(self) -> dict[str, Any]:
         """Compare what came back with what went in."""
