@@ -33,6 +33,8 @@ SLOT_FD, PAGE_FD = 3, 4
 OWN_PIDS = 1
 OPEN_FILES_MAX = 1_024
 SOCKET_BYTES = 1 << 20
+#: Every symbol is looked up at the start, not at its first use in each child. boot.py removes it.
+START_ENV = {"LD_BIND_NOW": "1"}
 #: A jail has no cpu or wall limit of its own: they are the subtask's, and the agent's to hold.
 ENDLESS_MS = 1 << 40
 
@@ -145,6 +147,7 @@ def _start_jailed(
             ),
             limits=jail_limits(spec, host.place.has_cpu_quota),
             binds=tuple(binds),
+            env=START_ENV,
             fds=fds,
             stdout=outputs[0],
             stderr=outputs[1],

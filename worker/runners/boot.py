@@ -1,28 +1,35 @@
-"""What a jail starts: finds our code, then hands over to zygote.py.
+"""First code of a slot: finds our code, then hands over to zygote.py.
 
 Run as ``python -I -B boot.py SLOT_FD PAGE_FD RUNTIME``. The job's own packages win over ours for
 everything but ``gristmill`` itself: msgspec and cloudpickle are looked up with RUNTIME last, our
 modules with RUNTIME first, and user code then finds RUNTIME last again.
 """
 
+import os
 import sys
 
 
 def main() -> None:
     """Import our modules from RUNTIME and serve."""
     runtime = sys.argv[3]
+    os.environ.pop("LD_BIND_NOW", None)  # it was for the start of this very process (starter.py)
     sys.path[:] = [entry for entry in sys.path if entry and not entry.endswith("/worker/runners")]
     if runtime:
-        sys.path.append(runtime)
+        sys.path.insert(0, runtime)
+    from gristmill.worker.runners.lean import spare_hooks
+
+    spare_hooks()  # before anything else imports what it spares
+    if runtime:
+        sys.path.append(sys.path.pop(0))
     import cloudpickle  # type: ignore[import-untyped]  # noqa: F401  (the job's own copy wins)
     import msgspec  # noqa: F401
 
     if runtime:
-        sys.path.insert(0, runtime)
+        sys.path.insert(0, sys.path.pop())
     from gristmill.worker.runners.zygote import serve
 
     if runtime:
-        sys.path.pop(0)
+        sys.path.append(sys.path.pop(0))
     serve(int(sys.argv[1]), int(sys.argv[2]))
 
 

@@ -1,22 +1,19 @@
 """Tier ``job`` (and ``strict``): each subtask in a child of its own, swept up after.
 
-The child calls and sends its reply on a pipe; this process waits for it with a clock, takes its
-stdout and stderr, and reads cpu and peak memory from wait4. It never unpickles what a child sends:
-plain values are decoded (and so checked), anything else is passed on as bytes.
+The child calls and sends its reply (children.py waits for it, under its limits, and reads cpu and
+peak memory from wait4). Nothing that a child sends is unpickled here: plain values are decoded (and
+so checked), anything else is passed on as bytes.
 
-After each subtask nothing of it is left: every other process of the jail is killed (as process 1 we
-may: ``kill(-1)``) and scratch is emptied, since files would be seen by the next subtask and count
-against its memory.
+After each subtask nothing of it is left (broom.py): every other process of the jail is killed and
+scratch is emptied. What a subtask said is judged, encoded and sent for several at once, and at the
+latest when the next has run for ``RESULT_FLUSH_MS``; of the last of a lease, at once.
 """
 
-import contextlib
 import dataclasses
+import functools
 import os
-import resource
-import select
 import signal
 import struct
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -34,6 +31,15 @@ from gristmill.wire.outcome import Outcome
 from gristmill.wire.units import format_bytes, format_ms
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.broom import Broom
+from gristmill.worker.runners.children import (
+    EX_NO_REPLY,
+    NOTE_BYTES_MAX,
+    REPLY_BYTES_MAX,
+    Children,
+    Quick,
+    Waited,
+    cpu_us_of,
+)
 from gristmill.worker.runners.commands import CommandRunner
 from gristmill.worker.runners.encode import (
     CannotTravelError,
@@ -42,42 +48,20 @@ from gristmill.worker.runners.encode import (
     join_plain,
 )
 from gristmill.worker.runners.failures import describe, note_of
+from gristmill.worker.runners.loop import flush_output
 from gristmill.worker.runners.outbox import Extras, Outbox, Range
 
 FLUSH_NS: Final = RESULT_FLUSH_MS * 1_000_000
-#: What a child has written is shown to the agent when it has run for this long, and then each time.
-SHOW_NS: Final = 250_000_000
 SHOWN_BYTES_MAX: Final = OUTPUT_BYTES  #: at a time; of more, the last
-CHUNK_BYTES: Final = 1 << 16
-REPLY_BYTES_MAX: Final = protocol.BODY_BYTES_MAX // 2 + (1 << 20)
 #: a reply: u8 what it is (``REPLY_*``), u32 bytes of its head, the head, the value
 REPLY_HEAD: Final = struct.Struct("<BI")
 REPLY_VALUE, REPLY_FAILURE = 1, 2
-EX_NO_REPLY: Final = 70  #: exit code of a child that could not even say what failed
+REPLY_SCALAR: Final = b"\x03"  #: and one value of ``SCALARS`` as MessagePack
+SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 _encode_reply = msgspec.msgpack.Encoder().encode
+_decode_scalar = msgspec.msgpack.Decoder().decode
 _decode_failure = msgspec.msgpack.Decoder(tuple[int, Failure, protocol.Note | None]).decode
-
-
-@dataclasses.dataclass(slots=True)
-class Waited:
-    """What came of one child.
-
-    ``deed``: the outcome when we ended it (TIME, OUTPUT), else None. ``output``: stdout, stderr, as
-    far as kept; ``written``: bytes that there were of each.
-    """
-
-    status: int = 0
-    cpu_us: int = 0
-    peak_kib: int = 0
-    wall_ns: int = 0
-    reply: bytearray = dataclasses.field(default_factory=bytearray)
-    output: tuple[bytearray, bytearray] = dataclasses.field(
-        default_factory=lambda: (bytearray(), bytearray())
-    )
-    output_bytes: int = 0
-    written: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
-    deed: Outcome | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -103,10 +87,12 @@ class Forker:
         self._outbox = outbox
         self._page = page
         self._broom = Broom(setting.work_dir)
+        self._children = Children(setting, self._broom, self._show, self._hand_over)
         self._range: Range | None = None
         self._flush_at = 0
         self._extra_bytes = 0
-        self._running = (0, 0)
+        self._ended: list[Quick] = []
+        self._next = 0  # index of the first of ``_ended``
         self._command = CommandRunner(setting) if setting.kind == "command" else None
         os.chdir("/")
 
@@ -118,17 +104,58 @@ class Forker:
         first: int,
     ) -> int:
         """Run consecutive inputs; how many ended before the agent stopped the lease."""
+        if self._command is None and self._children.is_quick:
+            return self._run_quick(function, inputs, feed, first)
         words = self._page.words
         for offset, value in enumerate(inputs):
             if self._page.is_stopped(feed.lease_id):
                 return offset
             index = first + offset
             words[protocol.STARTED] = index + 1
-            self._running = (feed.lease_id, index)
             waited, end = self._run_one(function, value, feed, index)
             words[protocol.STARTED] = 0
             self._keep(feed.lease_id, index, waited, end)
         return len(inputs)
+
+    def _run_quick(
+        self,
+        function: Callable[..., Any] | None,
+        inputs: list[Any],
+        feed: protocol.Feed,
+        first: int,
+    ) -> int:
+        assert function is not None
+        words, lease_id = self._page.words, feed.lease_id
+        work = functools.partial(self._call, function)
+        self._next, end = first, first + len(inputs)
+        while self._next < end and not self._page.is_stopped(lease_id):
+            at = self._next - first
+            until_ns = self._flush_at if self._range else time.perf_counter_ns() + FLUSH_NS
+            waited = self._children.run_quick(
+                work, inputs[at:] if at else inputs, self._next, words, until_ns, self._ended
+            )
+            words[protocol.STARTED] = 0
+            self._keep_ended(lease_id)
+            if waited is not None:
+                self._keep(lease_id, self._next, waited, self._judge(waited))
+                self._next += 1
+        return self._next - first
+
+    def _keep_ended(self, lease_id: int) -> None:
+        for note, wall_ns, usage in self._ended:
+            waited = Waited(0, cpu_us_of(usage), usage.ru_maxrss, wall_ns, note)
+            self._keep(lease_id, self._next, waited, _read_reply(note, 0))
+            self._next += 1
+        self._ended.clear()
+
+    def _hand_over(self) -> None:
+        """The subtask that runs takes long: those before it do not wait for its end."""
+        self._keep_ended(self._page.words[protocol.LEASE])
+        self.flush()
+
+    def tidy(self) -> None:
+        """What was sent waits for nobody; now there is time to clean."""
+        self._broom.clean()
 
     def flush(self) -> None:
         """Send what was gathered."""
@@ -141,78 +168,33 @@ class Forker:
     def _run_one(
         self, function: Callable[..., Any] | None, value: Any, feed: protocol.Feed, index: int
     ) -> tuple[Waited, End]:
-        work_dir = self._setting.work_dir
-        os.makedirs(work_dir, mode=0o700, exist_ok=True)
-        end = None
-        if self._command is not None:
+        self._broom.prepare()
+        if self._command is None:
+            assert function is not None
+            waited = self._children.run(functools.partial(self._call, function), value)
+        else:
             try:
                 plan = self._command.plan(value, feed, index)
             except CannotTravelError as error:
                 failure = Failure(str(error), kind="InputError")
                 return Waited(), End(int(Outcome.ERROR), failure=failure)
-            waited = self._in_child(lambda reply: plan.execute(reply))
-        else:
-            assert function is not None
-            waited = self._in_child(lambda reply: self._call(function, value, reply))
-        self._broom.sweep()
+            waited = self._children.run(lambda _, note, bulk: plan.execute(bulk), value)
         end = self._judge(waited)
         if self._command is not None and end.outcome == 0:
             files, end.refused = self._command.collect(self._outbox, feed.lease_id, index)
             end.files = files
-        self._broom.clean()
         return waited, end
 
-    def _in_child(self, work: Callable[[int], NoReturn]) -> Waited:
-        """Fork, let the child do ``work`` (it never returns), and wait for its end."""
-        waited = Waited()
-        reply, reply_end = os.pipe()
-        out, out_end = os.pipe()
-        err, err_end = os.pipe()
-        before = time.perf_counter_ns()
-        try:
-            pid = os.fork()
-        except OSError as error:  # EAGAIN: the jail is full of processes; ENOMEM
-            for fd in (reply, reply_end, out, out_end, err, err_end):
-                os.close(fd)
-            waited.deed = Outcome.PIDS
-            waited.output[1].extend(f"the subtask could not be started: {error}\n".encode())
-            return waited
-        if pid == 0:
-            try:
-                os.setpgid(0, 0)
-                os.dup2(out_end, 1)
-                os.dup2(err_end, 2)
-                kept = os.dup2(reply_end, 3, inheritable=False)
-                os.closerange(4, 4096)  # the slot's socket among them
-                self._limit_child()
-                os.chdir(self._setting.work_dir)
-                work(kept)
-            finally:
-                os._exit(EX_NO_REPLY)
-        for fd in (reply_end, out_end, err_end):
-            os.close(fd)
-        try:
-            self._watch(pid, waited, {reply: waited.reply}, (out, err), before)
-        finally:
-            for fd in (reply, out, err):
-                os.close(fd)
-        return waited
-
-    def _limit_child(self) -> None:
-        cpu_ms = self._setting.cpu_ms
-        if cpu_ms:
-            seconds = -(-cpu_ms // 1000)
-            # soft below hard: the end is XCPU, which says what it was for; KILL a second later
-            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-            if hard == resource.RLIM_INFINITY or seconds < hard:
-                resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-
-    def _call(self, function: Callable[..., Any], value: Any, reply: int) -> NoReturn:
+    def _call(
+        self, function: Callable[..., Any], value: Any, note_fd: int, bulk_fd: int
+    ) -> NoReturn:
         """In the child: call, encode, send, leave."""
         note: protocol.Note | None = None
         me = os.getpid()
         try:
             result = function(*value) if self._setting.is_star else function(value)
+            if type(result) in SCALARS and os.getpid() == me:
+                self._send_scalar(result, note_fd)
             codec, frame = encode([result], self._outbox.is_safe)
             is_sendable(frame)
             head = codec.encode()
@@ -228,100 +210,37 @@ class Forker:
             message = (REPLY_HEAD.pack(REPLY_FAILURE, len(head)), head, b"")
         if os.getpid() != me:  # a process that the function forked and let return: one reply only
             os._exit(EX_NO_REPLY)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        flush_output()
+        if sum(map(len, message)) <= NOTE_BYTES_MAX:
+            os.write(note_fd, b"".join(message))
+            os._exit(0)
         for part in message:
             view = memoryview(part)
             while view:
-                view = view[os.write(reply, view) :]
+                view = view[os.write(bulk_fd, view) :]
         os._exit(0)
 
-    def _watch(
-        self,
-        pid: int,
-        waited: Waited,
-        replies: dict[int, bytearray],
-        outputs: tuple[int, int],
-        before: int,
-    ) -> None:
-        pidfd = os.pidfd_open(pid)
-        poll = select.poll()
-        sinks: dict[int, bytearray] = {**replies, **dict(zip(outputs, waited.output, strict=True))}
-        for fd in (*sinks, pidfd):
-            poll.register(fd, select.POLLIN)
-        for fd in sinks:
-            os.set_blocking(fd, False)
-        deadline = before + self._setting.wall_ms * 1_000_000
-        is_alive = True
-        show_at, shown = before + SHOW_NS, [0, 0]
-        while is_alive:
-            now = time.perf_counter_ns()
-            if now >= show_at:
-                show_at = now + SHOW_NS
-                self._show(waited, shown)
-            if now >= deadline and waited.deed is None:
-                self._end_child(pid, waited, Outcome.TIME)
-            left_ms = (min(deadline, show_at) - now) / 1e6
-            timeout = None if waited.deed is not None else max(0, left_ms) + 1
-            for fd, _ in poll.poll(timeout):
-                if fd == pidfd:
-                    is_alive = False
-                elif not self._take(fd, sinks, waited, fd in outputs, pid):
-                    poll.unregister(fd)
-        waited.wall_ns = time.perf_counter_ns() - before
-        os.close(pidfd)
-        for fd in sinks:  # what is still in the pipes; a daemon may hold their other end
-            while self._take(fd, sinks, waited, fd in outputs, 0):
-                pass
-        _, waited.status, usage = os.wait4(pid, 0)
-        waited.cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
-        waited.peak_kib = usage.ru_maxrss
+    def _send_scalar(self, value: Any, note_fd: int) -> None:
+        """In the child: the short way for what most functions return; back if it is too long."""
+        try:
+            text = REPLY_SCALAR + _encode_reply(value)
+        except (OverflowError, UnicodeEncodeError):
+            return
+        if len(text) <= NOTE_BYTES_MAX:
+            flush_output()
+            os.write(note_fd, text)
+            os._exit(0)
 
     def _show(self, waited: Waited, shown: list[int]) -> None:
         """Send the agent what was written since the last time; it may be all there will ever be."""
-        lease_id, index = self._running
+        self._hand_over()
+        lease_id, index = self._page.started()
         for stream, sink in enumerate(waited.output):
             end = len(sink)
             for at in range(max(shown[stream], end - SHOWN_BYTES_MAX), end, LINES_PIECE_BYTES_MAX):
                 part = sink[at : at + LINES_PIECE_BYTES_MAX]
                 self._outbox.send(protocol.Output(lease_id, index, stream, at), part)
             shown[stream] = end
-
-    def _take(
-        self, fd: int, sinks: dict[int, bytearray], waited: Waited, is_output: bool, pid: int
-    ) -> bool:
-        """Read once; False at the end, or when there is nothing and the child is gone."""
-        try:
-            part = os.read(fd, CHUNK_BYTES)
-        except BlockingIOError:
-            return bool(pid)
-        if not part:
-            return False
-        if not is_output:
-            sinks[fd] += part
-            if len(sinks[fd]) > REPLY_BYTES_MAX and pid:
-                self._end_child(pid, waited, Outcome.ENCODING)
-            return True
-        room = self._setting.output_bytes - waited.output_bytes
-        waited.output_bytes += len(part)
-        waited.written[sinks[fd] is waited.output[1]] += len(part)
-        if room > 0:
-            sinks[fd] += part[:room]
-        if len(part) > room:
-            if pid:
-                self._end_child(pid, waited, Outcome.OUTPUT)
-            elif waited.deed is None:
-                waited.deed = Outcome.OUTPUT
-        return True
-
-    def _end_child(self, pid: int, waited: Waited, deed: Outcome) -> None:
-        if waited.deed is None:
-            waited.deed = deed
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # if it died before its setpgid, or left its group
 
     # ------------------------------------------------------------ its end
 
@@ -467,8 +386,16 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _read_reply(reply: bytearray, code: int) -> End:
+def _read_reply(reply: bytes | bytearray, code: int) -> End:
     """A child's own words; nothing in them is believed beyond its own subtask."""
+    if reply[:1] == REPLY_SCALAR:
+        try:
+            value = _decode_scalar(memoryview(reply)[1:])
+        except msgspec.DecodeError as error:
+            return _ended(Outcome.ENCODING, f"the subtask's reply does not decode: {error}")
+        if type(value) in SCALARS:
+            return End(value=value)
+        return _ended(Outcome.ENCODING, "the subtask's reply is not what it says")
     if len(reply) < REPLY_HEAD.size:
         if code == 0:
             return _ended(

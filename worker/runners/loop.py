@@ -52,6 +52,9 @@ class Looper:
                 self.flush()
         return ran
 
+    def tidy(self) -> None:
+        """Nothing to do: subtasks share one work folder."""
+
     def flush(self) -> None:
         """Send what was gathered."""
         done = self._range

@@ -135,6 +135,7 @@ class Zygote:
         assert self._runner is not None
         self._runner.flush()
         self._outbox.send(protocol.Ended(feed.lease_id))
+        self._runner.tidy()
 
     def _run_part(self, feed: protocol.Feed, parcels: "_Parcels", first: int, end: int) -> int:
         """Run indices from ``first`` that lie in one parcel; how many ended."""

@@ -141,7 +141,98 @@ def test_a_child_cannot_speak_for_the_slot_or_read_it(pair: Any) -> None:
 
     pair.run_function(pry, [0], tier="job")
 
-    assert pair.peer.values() == {0: ["3"]}  # its own reply pipe, and nothing else
+    assert pair.peer.values() == {0: ["3", "4"]}  # its own two ways to reply, nothing else
+
+
+def test_what_a_child_does_to_its_pipes_ends_with_it(pair: Any) -> None:
+    """The pipes serve one child after another; flags, leftovers and daemons do not."""
+
+    def work(x: int) -> Any:
+        import fcntl
+        import os
+        import sys
+        import time
+
+        if x % 2:
+            flags = [fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK for fd in (1, 2, 3, 4)]
+            print("mine", x)
+            return [*flags, "x" * 50_000]
+        for fd in (1, 2, 3, 4):
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK)
+        if os.fork() == 0:
+            os.setsid()
+            while True:
+                for fd in (1, 2, 3, 4):
+                    try:
+                        os.write(fd, b"forged")
+                    except BlockingIOError:
+                        time.sleep(0.001)
+        os.write(3, b"junk")
+        os.write(4, b"junk")
+        sys.stdout.write("unfinished")
+        sys.stdout.flush()
+        os._exit(x)
+
+    pair.run_function(work, [0, 1, 2, 3, 4, 5], tier="job")
+
+    assert pair.peer.values() == {x: [0, 0, 0, 0, "x" * 50_000] for x in (1, 3, 5)}
+    ends = pair.peer.outcomes()
+    assert ends[0] in (Outcome.ERROR, Outcome.ENCODING)  # exit code 0, and what is no reply
+    assert [ends[x] for x in (2, 4)] == [Outcome.EXIT, Outcome.EXIT]
+    said = {
+        result.head.first + log.offset: log.stdout
+        for result in pair.peer.results
+        for log in result.logs
+    }
+    assert [said[x] for x in (1, 3, 5)] == [b"mine 1\n", b"mine 3\n", b"mine 5\n"]
+
+
+def test_a_subtask_that_runs_long_does_not_hold_those_before_it(pair: Any) -> None:
+    def work(x: int) -> int:
+        import time
+
+        time.sleep(60 * (x == 3))
+        return x
+
+    job = pair.next_job()
+    pair.peer.open_function(job, work, tier="job", limits={"wall_ms": 1500})
+    pair.peer.lease(job, [0, 1, 2, 3], runs=[(0, 4)])
+
+    pair.pump(lambda: len(pair.peer.outcomes()) >= 3)
+    assert set(pair.peer.outcomes()) == {0, 1, 2}
+    pair.pump(lambda: len(pair.peer.outcomes()) == 4)
+    assert pair.peer.values() == {0: 0, 1: 1, 2: 2}
+    assert pair.peer.outcomes()[3] is Outcome.TIME
+
+
+def test_a_child_has_threads_locks_and_forks_as_ever(pair: Any) -> None:
+    """Though the slot's own fork goes without their hooks (lean.py)."""
+
+    def work(x: int) -> list[Any]:
+        import logging
+        import os
+        import random
+        import threading
+
+        ran = []
+        thread = threading.Thread(target=lambda: ran.append(threading.current_thread().name))
+        thread.start()
+        thread.join()
+        logging.getLogger("x").warning("hello")
+        with threading.Lock():
+            pid = os.fork()
+        if pid == 0:
+            threading._active_limbo_lock.acquire()  # type: ignore[attr-defined]
+            os._exit(threading.active_count())
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        is_main = threading.current_thread() is threading.main_thread()
+        return [len(ran), status, is_main, threading.active_count(), random.random()]
+
+    pair.run_function(work, [0, 1, 2], tier="job")
+
+    found = pair.peer.values()
+    assert [found[x][:4] for x in range(3)] == [[1, 1, True, 1]] * 3
+    assert len({found[x][4] for x in range(3)}) == 3
 
 
 def test_a_child_cannot_write_the_page_that_it_is_watched_by(pair: Any) -> None:
