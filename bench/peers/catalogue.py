@@ -24,6 +24,7 @@ class Peer:
         does: by quality: what it does for each item; ``no`` where nothing.
         seconds: how long a run should take.
         programs: it runs programs too.
+        batch_first: items of the first try of ``batched``, for whom a small map says little.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Peer:
     does: dict[str, str]
     seconds: float = 1.5
     programs: bool = False
+    batch_first: int = 0
 
     @property
     def slug(self) -> str:
@@ -64,6 +66,7 @@ OURS = Peer(
         "durability": "jobs and results on disk before they are acknowledged",
     },
     programs=True,
+    batch_first=500_000,
 )
 
 PEERS = (

@@ -47,14 +47,14 @@ def times_ours(line: Run, contender: str, scenario: str) -> str:
     ]
     if contender == OURS or not theirs or not beside:
         return ""
-    return f"{statistics.median(beside) / statistics.median(theirs):,.3g}"
+    return shown(statistics.median(beside) / statistics.median(theirs))
 
 
 def shown(value: float) -> str:
     """Three digits that mean something."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.3g}"
 
 
 def middle(values: list[float], scale: float = 1.0, is_span: bool = False) -> str:
@@ -127,7 +127,11 @@ def setting_table(line: Run) -> list[str]:
 def quality_table(line: Run) -> list[str]:
     """What each does for an item beside running it."""
     qualities = list(next(iter(line["contenders"].values()))["does"])
-    rows = ["", "What each does for an item beside running it, by its own documentation:", ""]
+    rows = [
+        "",
+        "What each does for an item beside running it; the link is to its documentation:",
+        "",
+    ]
     rows += [f"| contender | {' | '.join(qualities)} |", "|---" * (len(qualities) + 1) + "|"]
     for name, card in line["contenders"].items():
         link = card["docs"].removeprefix("docs/")

@@ -127,3 +127,6 @@ def test_ratios_are_of_the_turns_beside() -> None:
     assert report.times_ours(line, "Ray", "batched") == "4"
     assert report.times_ours(line, "Dask", "batched") == "20"
     assert report.times_ours(line, "gristmill", "batched") == ""
+    assert [report.shown(value) for value in (0.00394, 4.2, 37.46, 9999.6)] == [
+        "0.00394", "4.2", "37.5", "10,000",
+    ]  # fmt: skip
