@@ -35,6 +35,7 @@ from gristmill.client.jobs import Job
 from gristmill.client.map import MapResults
 from gristmill.client.options import Options
 from gristmill.client.reading import Ended
+from gristmill.wire.shared import Ref
 
 __all__ = [
     "BrokerUnavailable",
@@ -57,6 +58,7 @@ __all__ = [
     "OutOfMemory",
     "OutputLimit",
     "ProcessLimit",
+    "Ref",
     "RemoteException",
     "RemoteTraceback",
     "ScratchError",

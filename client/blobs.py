@@ -1,7 +1,9 @@
 """Large frames: into the store and out of it, with grants of the broker."""
 
+import hashlib
 import threading
 import time
+from collections.abc import Sequence
 
 from gristmill.client.errors import grid_error
 from gristmill.client.link import Link, decode_body
@@ -38,6 +40,23 @@ class Blobs:
         except RemoteError as error:
             raise grid_error(error.code, error.message, error.hint) from error
         return BlobRef(digest, len(body))
+
+    def put_parts(self, parts: Sequence[bytes | memoryview]) -> BlobRef:
+        """The same for a body in parts, which are not joined; what is there is not sent.
+
+        Raises:
+            GridError: as ``put``.
+        """
+        hasher = hashlib.sha256()
+        for part in parts:
+            hasher.update(part)
+        digest, size = hasher.hexdigest(), sum(map(len, parts))
+        ask = Ask(b"", 0, "grant", text="put", digest=digest, size_bytes=size)
+        grant = decode_body(self._link.ask(ask), GrantAnswer)
+        try:
+            return self._store(grant.store).put_parts(grant.grant, parts, digest)
+        except RemoteError as error:
+            raise grid_error(error.code, error.message, error.hint) from error
 
     def get(self, reference: BlobRef) -> bytes:
         """The bytes of a reference, checked against its digest.

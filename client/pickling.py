@@ -20,6 +20,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from gristmill.client.errors import SizeWarning, UnpicklableError
+from gristmill.wire.shared import Ref
 from gristmill.wire.units import format_bytes
 
 FUNCTION_BYTES_WARN = 1 << 20
@@ -56,7 +57,8 @@ def is_users_own(module: types.ModuleType) -> bool:
 
 
 @contextmanager
-def _own_modules_by_value() -> Iterator[None]:
+def own_modules_by_value() -> Iterator[None]:
+    """What is pickled inside takes modules of the user along."""
     with _lock:
         already = cloudpickle.list_registry_pickle_by_value()
         mine = [
@@ -78,7 +80,7 @@ def _own_modules_by_value() -> Iterator[None]:
 
 def dumps(value: Any) -> bytes:
     """A pickle of any value, functions and classes of the user's own modules by value."""
-    with _own_modules_by_value():
+    with own_modules_by_value():
         return cloudpickle.dumps(value)  # type: ignore[no-any-return]
 
 
@@ -101,8 +103,8 @@ def dump_function(function: Callable[..., Any]) -> bytes:
         size = format_bytes(largest[0])
         which = f"; {largest[1]!r} is {size} of it" if largest[1] else ""
         warnings.warn(
-            f"{_name(function)} travels as {format_bytes(len(body))}{which}. Pass it as an "
-            "input, or load it inside the function",
+            f"{_name(function)} travels as {format_bytes(len(body))}{which}. Put it into the store "
+            "once with client.put(...) and use the Ref in its place",
             SizeWarning,
             stacklevel=4,
         )
@@ -200,6 +202,7 @@ _ATOMS: tuple[type, ...] = (
     type(None),
     type,
     types.ModuleType,
+    Ref,
 )
 
 

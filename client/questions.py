@@ -16,6 +16,7 @@ from gristmill.client.map import MapResults
 from gristmill.client.progress import progress
 from gristmill.client.reading import Ended, ended, in_order, logs_of
 from gristmill.wire import client as wire
+from gristmill.wire.shared import Ref
 from gristmill.wire.values import BlobRef
 
 AnyJob = int | str | Job | Future | MapResults
@@ -210,6 +211,47 @@ class Questions(abc.ABC):
             GridError: they are gone, or not what their digest says.
         """
         return self._blob_store().get(reference)  # type: ignore[no-any-return]
+
+    def put(self, value: Any) -> Ref:
+        """Put an object into the grid's store once, for many subtasks to read.
+
+        The ref that comes back stands for the object: pass it in inputs of ``map`` and ``submit``,
+        alone or inside of anything, or let a function capture it. It crosses the wire once for
+        each node, and the memory of numpy arrays (and of whatever else gives its memory to
+        pickle) is shared by all slots of a node. So arrays are read-only there: ``.copy()`` one to
+        write to it. Without another put, the store frees it after its grace (30 days).
+
+        Args:
+            value: anything that pickles; ``bytes`` and plain Python objects are shared on the
+                wire, and unpickled once for each slot.
+
+        Raises:
+            TypeError: it is a ref.
+            UnpicklableError: it cannot be serialised.
+            GridError: the store is down or full.
+
+        >>> table = client.put(numpy.arange(13_000_000))         # doctest: +SKIP
+        >>> rows = client.map(lambda row: table[row].sum(), range(1000))  # doctest: +SKIP
+        """
+        from gristmill.client.sharing import take_apart
+
+        ref = self._blob_store().put_parts(take_apart(value))
+        return Ref(ref.digest, ref.size_bytes)
+
+    def get(self, ref: Ref) -> Any:
+        """The object that ``put`` put there; a copy of our own.
+
+        It is unpickled whatever the fleet: get only what you, or whom you trust, has put.
+
+        Raises:
+            TypeError: it is no ref.
+            GridError: ``BLOB_MISSING``, ``BLOB_CORRUPT``, ``STORE_DOWN``.
+        """
+        if not isinstance(ref, Ref):
+            raise TypeError(f"get needs a Ref that put gave, not {ref!r:.80}")
+        from gristmill.client.sharing import put_together
+
+        return put_together(self.fetch_blob(BlobRef(ref.digest, ref.size_bytes)))
 
     # ------------------------------------------------------------ inside
 

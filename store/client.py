@@ -15,7 +15,7 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
@@ -120,6 +120,19 @@ class StoreClient:
                 file_body.seek(start)
                 return iter(lambda: file_body.read(PIECE_BYTES), b"")
 
+        return self._send(grant, ref, make_pieces)
+
+    def put_parts(self, grant: str, parts: Sequence[bytes | memoryview], digest: str) -> BlobRef:
+        """As ``put``, of bytes that lie in several places and are not joined for it."""
+        ref = BlobRef(digest, sum(map(len, parts)))
+        return self._send(
+            grant, ref, lambda: (piece for part in parts for piece in _cut(memoryview(part)))
+        )
+
+    def _send(
+        self, grant: str, ref: BlobRef, make_pieces: Callable[[], Iterator[bytes | memoryview]]
+    ) -> BlobRef:
+        digest = ref.digest
         if ref.size_bytes > LOOK_FIRST_BYTES and self.size_of(grant, digest) == ref.size_bytes:
             return ref
         headers = {"Content-Length": str(ref.size_bytes)}

@@ -146,6 +146,7 @@ class Connection(BaseHTTPRequestHandler):
             if not size:
                 raise ConnectionResetError("the body ends early")
             self._unread -= size
+            self.server.counts["bytes_taken"] += size
             yield buffer[:size]
 
     def _linger(self) -> None:

@@ -75,6 +75,17 @@ def check_grant(
     return grant
 
 
+def tenant_of(text: str) -> str:
+    """Whose grant the broker gave us; nothing is checked: the store does that.
+
+    A text that is no grant stands for itself.
+    """
+    try:
+        return _decode(_unb64(text.partition(".")[0])).tenant
+    except (binascii.Error, ValueError, *UNDECODABLE):
+        return text
+
+
 def _b64(body: bytes) -> str:
     return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
 

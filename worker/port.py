@@ -76,7 +76,7 @@ class Port:
         self._kept_from = [0, 0]  # where in its stream ``output`` begins: later, after a cut
         self._output_bytes_max = output_bytes_max
         self._frames = protocol.Frames(frame_bytes_max)
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[tuple[memoryview, int]] = deque()  # with a descriptor, or -1
         self._buffer = bytearray(READ_BYTES)
         sock.setblocking(False)
         for fd in outputs:
@@ -102,24 +102,40 @@ class Port:
 
     def send_frame(self, frame: bytes) -> None:
         """Queue a packed frame and send what goes."""
-        self._unsent.append(memoryview(frame))
+        self._unsent.append((memoryview(frame), -1))
+        self.flush()
+
+    def give(self, fd: int) -> None:
+        """Send a descriptor, which is ours to close from now on."""
+        self._unsent.append((memoryview(protocol.pack_frame(protocol.Given())), fd))
         self.flush()
 
     def flush(self) -> None:
         """Send what goes."""
         while self._unsent:
-            view = self._unsent[0]
+            view, fd = self._unsent[0]
             try:
-                count = self._socket.send(view)
+                if fd < 0:
+                    count = self._socket.send(view)
+                else:
+                    count = socket.send_fds(self._socket, [view], [fd])
             except BlockingIOError:
                 return
             except OSError:  # it is gone; its end tells the rest
-                self._unsent.clear()
+                self._drop_unsent()
                 return
+            if fd >= 0:  # it went with the first byte
+                os.close(fd)
             if count == len(view):
                 self._unsent.popleft()
             else:
-                self._unsent[0] = view[count:]
+                self._unsent[0] = view[count:], -1
+
+    def _drop_unsent(self) -> None:
+        for _, fd in self._unsent:
+            if fd >= 0:
+                os.close(fd)
+        self._unsent.clear()
 
     def receive(self, is_last: bool = False) -> list[tuple[bytes, bytes]]:
         """Frames that are there; ``is_last`` reads until nothing is left.
@@ -224,6 +240,7 @@ class Port:
     def close(self) -> None:
         """Free everything."""
         self._socket.close()
+        self._drop_unsent()
         for fd in list(self._outputs):
             self.drop_output(fd)
         self.process.close()

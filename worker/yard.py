@@ -5,6 +5,7 @@ each port has a line of events, and only its head leaves.
 """
 
 import contextlib
+import os
 import pathlib
 import shutil
 import sys
@@ -16,11 +17,12 @@ from gristmill.sandbox.host import Host
 from gristmill.sandbox.interpreter import Interpreter, find_interpreter
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure
+from gristmill.wire.limits import BLOB_BYTES_MAX
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec
-from gristmill.wire.values import decode_ref
+from gristmill.wire.values import BlobRef, decode_ref
 from gristmill.worker import results
-from gristmill.worker.blobs import Blobs, Errands
+from gristmill.worker.blobs import Blobs, Errands, Shared
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
 from gristmill.worker.endings import ending_of, never_started
@@ -73,6 +75,7 @@ class _Occupant:
         self.run_since_ms = 0
         self.run_cpu_us = 0
         self.is_over = False
+        self.is_wanting = False
 
 
 class Yard:
@@ -361,10 +364,38 @@ class Yard:
             occupant.files.add(said, body)
         elif isinstance(said, protocol.Output):
             self.live.hear(port.jail, said, body)
+        elif isinstance(said, protocol.Want):
+            self._on_want(occupant, said)
         elif not port.is_ready:
             port.is_ready = True
             port.take_cpu_us()  # the start of the interpreter is not the tenant's
             occupant.line.add(on.JailReady(port.slot, port.jail))
+
+    def _on_want(self, occupant: _Occupant, want: protocol.Want) -> None:
+        """A blob that an input refers to: fetched once, whoever else asks for it meanwhile."""
+        if occupant.is_wanting:
+            raise ValueError("asks for a second blob at once")
+        occupant.is_wanting = True
+        port, room, blobs = occupant.port, occupant.room, self._blobs
+        grant = room.opening.get_grant
+        ref = BlobRef(want.digest, max(0, min(want.size_bytes, BLOB_BYTES_MAX)))
+
+        def then(answer: "Shared | BaseException") -> None:
+            occupant.is_wanting = False
+            if occupant.is_over:
+                return
+            if isinstance(answer, BaseException):
+                failure = f"a shared object cannot be had from the store: {said(answer)}"
+                if want.lease_id:
+                    told = on.InputFailed(port.slot, port.jail, want.lease_id, failure)
+                    occupant.line.add(told)  # after the results that came before
+                port.send(protocol.Given(failure))
+            else:
+                port.give(os.dup(answer.fd))
+            self._update_watch(occupant)
+
+        key = f"{room.opening.tenant} {want.digest}"
+        self._errands.run_once(key, lambda: blobs.share(grant, ref), then)
 
     def _on_done(self, occupant: _Occupant, done: protocol.Done, body: bytes) -> None:
         port, room = occupant.port, occupant.room

@@ -99,7 +99,13 @@ class Feed(msgspec.Struct, array_like=True, frozen=True, tag=2):
     parcels: list[tuple[int, int, str, int]]
 
 
-ToSlot = Setting | Feed
+class Given(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """The answer to ``Want``: a descriptor comes along, unless ``failure`` says why not."""
+
+    failure: str = ""
+
+
+ToSlot = Setting | Feed | Given
 decode_to_slot = msgspec.msgpack.Decoder(ToSlot).decode
 
 
@@ -167,7 +173,15 @@ class Output(msgspec.Struct, array_like=True, frozen=True, tag=5):
     offset: int
 
 
-FromSlot = Ready | Done | FilePart | Ended | Output
+class Want(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """A blob that an input of this lease (0: the function) refers to; the slot waits for it."""
+
+    lease_id: int
+    digest: str
+    size_bytes: int
+
+
+FromSlot = Ready | Done | FilePart | Ended | Output | Want
 decode_from_slot = msgspec.msgpack.Decoder(FromSlot).decode
 
 _encode = msgspec.msgpack.Encoder().encode

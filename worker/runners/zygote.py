@@ -20,12 +20,14 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from gristmill.wire.failure import Failure
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.shared import use_source
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.encode import CannotTravelError, decode, decode_range
 from gristmill.worker.runners.failures import describe
 from gristmill.worker.runners.forked import Forker
 from gristmill.worker.runners.loop import Looper, flush_output
 from gristmill.worker.runners.outbox import Outbox, Range
+from gristmill.worker.runners.shelf import NotSharedError, Shelf
 
 PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
 ENCODING, ERROR = int(Outcome.ENCODING), int(Outcome.ERROR)
@@ -67,6 +69,9 @@ class Zygote:
         self._load_failure: Failure | None = None
         self._runner: Forker | Looper | None = None
         self._decoded = _Decoded()
+        self._lease_id = 0
+        self._unloaded = b""  #: a function that refers to what could not be had, last time
+        use_source(Shelf(self._want).load)
 
     def run(self) -> None:
         """Until the socket's end."""
@@ -75,7 +80,7 @@ class Zygote:
             order = protocol.decode_to_slot(header)
             if isinstance(order, protocol.Setting):
                 self._open(order, body)
-            else:
+            elif isinstance(order, protocol.Feed):
                 self._run_feed(order, body)
 
     def _receive(self) -> Iterator[tuple[bytes, bytes]]:
@@ -88,6 +93,27 @@ class Zygote:
                 return
             self._frames.push(memoryview(buffer)[:count])
             self._waiting.extend(self._frames)
+
+    def _want(self, digest: str, size_bytes: int) -> int | str:
+        """Ask the agent for a blob: its descriptor, or why there is none. Feeds may come before."""
+        self._outbox.send(protocol.Want(self._lease_id, digest, size_bytes))
+        fds: list[int] = []
+        answer: protocol.Given | None = None
+        while answer is None:
+            data, ancillary, _, _ = self._socket.recvmsg(READ_BYTES, socket.CMSG_SPACE(4))
+            if not data:
+                raise SystemExit(0)  # the agent closed the socket: nobody waits for us
+            for level, kind, told in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds.append(int.from_bytes(told[:4], sys.byteorder))
+            self._frames.push(data)
+            for header, body in self._frames:  # to its end: what lies there is not told again
+                order = protocol.decode_to_slot(header)
+                if isinstance(order, protocol.Given):
+                    answer = order
+                else:
+                    self._waiting.append((header, body))
+        return fds.pop() if fds else answer.failure or "the agent gave nothing"
 
     def _open(self, setting: protocol.Setting, body: bytes) -> None:
         self._outbox.is_safe = setting.is_safe
@@ -105,6 +131,7 @@ class Zygote:
             os.chdir(setting.work_dir)
 
     def _load(self, body: bytes) -> None:
+        self._load_failure, self._unloaded = None, b""
         try:
             self._function = cloudpickle.loads(body)
             if not callable(self._function):
@@ -115,13 +142,17 @@ class Zygote:
                     f"in the worker's environment {sys.executable}; install the module there, or "
                     "name another with environment="
                 )
+            if isinstance(error, NotSharedError):
+                self._unloaded = body  # it may be there for the next lease
             is_safe = self._outbox.is_safe
             self._load_failure = describe(error, is_pickled=not is_safe)
         flush_output()
 
     def _run_feed(self, feed: protocol.Feed, body: bytes) -> None:
         self._page.words[protocol.STARTED] = 0
-        self._page.words[protocol.LEASE] = feed.lease_id
+        self._page.words[protocol.LEASE] = self._lease_id = feed.lease_id
+        if self._unloaded:
+            self._load(self._unloaded)
         parcels = _Parcels(feed, body, self._decoded)
         for first, length in feed.runs:
             at, end = first, first + length

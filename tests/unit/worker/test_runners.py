@@ -13,6 +13,7 @@ from gristmill.wire.failure import Failure, unpack_failures
 from gristmill.wire.limits import FRAME_BYTES_MAX
 from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.shared import use_source
 from gristmill.worker.port import Port
 from gristmill.worker.runners import loop, protocol
 from gristmill.worker.runners.commands import parts_of, substitute
@@ -20,6 +21,7 @@ from gristmill.worker.runners.encode import CannotTravelError, decode, encode
 from gristmill.worker.runners.failures import describe, note_of
 from gristmill.worker.runners.loop import Looper
 from gristmill.worker.runners.outbox import Outbox, Range
+from gristmill.worker.runners.zygote import Zygote
 
 #: of a function in tier ``batch``
 SETTING = protocol.Setting(1, "function", "loop", False, False, 0, 0, 0, 0, "/", "")
@@ -235,6 +237,28 @@ def test_values_that_do_not_decode_are_told() -> None:
     assert encode([{"a": 1}], True)[0] == "m"
     with pytest.raises(CannotTravelError, match="safe"):
         encode([{1}], True)
+
+
+def test_a_feed_that_comes_with_the_answer_to_a_want_is_not_left_lying(page: protocol.Page) -> None:
+    ours, theirs = socket.socketpair()
+    zygote = Zygote(theirs, page)
+    try:
+        feed = protocol.Feed(7, 1, [(0, 1)], [])
+        frames = protocol.pack_frame(feed), protocol.pack_frame(protocol.Given())
+        readable, writable = os.pipe()
+        ours.sendall(frames[0])
+        socket.send_fds(ours, [frames[1] + frames[0]], [readable])
+        got = zygote._want("ab" * 32, 10)
+        assert isinstance(got, int) and os.fstat(got).st_ino == os.fstat(readable).st_ino
+        assert [protocol.decode_to_slot(head) for head, _ in zygote._waiting] == [feed, feed]
+        ours.sendall(protocol.pack_frame(protocol.Given("no such blob")))
+        assert zygote._want("ab" * 32, 10) == "no such blob"
+        for fd in (got, readable, writable):
+            os.close(fd)
+    finally:
+        use_source(None)
+        ours.close()
+        theirs.close()
 
 
 @pytest.fixture
