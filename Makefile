@@ -45,6 +45,7 @@ bench-setup: .venv/.stamp ## install the peers of bench/peers, each in a virtual
 
 bench-peers: .venv/.stamp ## other grids and pools in turn with ours; make bench-peers PEERS="--only dask,ray"
 	.venv/bin/python bench/peers/run.py $(PEERS)
+	.venv/bin/python bench/harness/report.py
 
 flows: .venv/.stamp ## write docs/flows.md from tests/flows/
 	.venv/bin/python -P tests/flows/report.py

@@ -33,7 +33,7 @@ class Peer:
     setting: str
     docs: str
     does: dict[str, str]
-    seconds: float = 1.5
+    seconds: float = 1.2
     programs: bool = False
     batch_first: int = 0
 
@@ -194,7 +194,7 @@ PEERS = (
             "bill": "no",
             "durability": "a journal with `hq server start --journal`, which the wheel has not",
         },
-        seconds=5.0,
+        seconds=4.0,
         programs=True,
     ),
 )

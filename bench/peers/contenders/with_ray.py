@@ -10,8 +10,6 @@
 """
 
 import os
-import shutil
-import tempfile
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
@@ -28,22 +26,19 @@ class Ray(Contender):
     packages = ("ray",)
 
     def start(self, slots: int, scratch: str) -> None:
-        # A session's sockets have at most 107 bytes of path.
-        self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         ray.init(
             num_cpus=slots,
             include_dashboard=False,
             object_store_memory=STORE_BYTES,
             log_to_driver=False,
             _node_ip_address="127.0.0.1",
-            _temp_dir=self.folder,
+            _temp_dir=scratch,
         )
         self.no_op, self.no_ops = ray.remote(no_op), ray.remote(no_ops)
         self.each(list(range(100)))
 
     def stop(self) -> None:
         ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def batched(self, values: list[Any]) -> list[Any]:
         return flat(ray.get([self.no_ops.remote(chunk) for chunk in in_chunks(values)]))
