@@ -2,8 +2,8 @@
 
 What is left is the runtime's own cost (Böhm and Beránek, *Runtime vs Scheduler*, 2020). Very many
 fit in one process. A result is the subtask's own index, so that a map over ``range(n)`` can be
-compared. ``delay_s``: a lease is answered so much later on average (uniform from nothing to twice
-as much), as if it had run for so long; 0 is at once.
+compared; it is signed, as the real worker's are. ``delay_s``: a lease is answered so much later on
+average (uniform from nothing to twice as much), as if it had run for so long; 0 is at once.
 """
 
 import array
@@ -19,13 +19,17 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import zmq
+from nacl.signing import SigningKey
 
 from gristmill.wire import limits
 from gristmill.wire import worker as ww
 from gristmill.wire.frames import encode
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.receipts import receipt_of, sign_receipt
+from gristmill.wire.spec import Tariff
 
 HELLO_S = 0.2  #: between two HELLOs that were not answered
 WAIT_S = 120.0  #: all workers are in session within this
@@ -51,6 +55,9 @@ class Light:
             self.socket.setsockopt(option, value)
         self.socket.connect(back)
         self.name, self.slots = name, slots
+        self.key = SigningKey(hashlib.sha256(name.encode()).digest())
+        self.broker = ""
+        self.tariffs: dict[int, Tariff] = {}
         self.instance, self.session = os.urandom(16), b""
         self.report = self.result = self.leases_taken = 0
         self.report_s, self.due = 1.0, 0.0
@@ -67,7 +74,7 @@ class Light:
     def speak(self, now: float) -> None:
         """HELLO until it is answered, then full reports."""
         if not self.session:
-            node = hashlib.sha256(self.name.encode()).hexdigest()
+            node = self.key.verify_key.encode().hex()
             self.send(
                 ww.Hello(
                     limits.PROTOCOL, self.name, node, self.instance, self.slots, 64_000, 1 << 40,
@@ -92,10 +99,12 @@ class Light:
             message = ww.decode_orders.decode(frame)
             if isinstance(message, ww.Welcome):
                 self.session, self.report_s = message.session, message.report_ms / 1e3
+                self.broker = message.broker
                 self.report = self.result = 0
                 self.due = now + self.report_s * self.instance[1] / 255
             elif isinstance(message, ww.Orders):
                 self.report_s = message.report_ms / 1e3
+                self.tariffs |= {opening.job: opening.tariff for opening in message.openings}
                 for lease in message.leases:
                     self.first_lease_at = self.first_lease_at or now
                     self.held[lease.lease_id] = lease, now
@@ -115,14 +124,16 @@ class Light:
             each_us = int((now - since) * 1e6 / items)
             for first, count in lease.runs:
                 self.result += 1
-                heads.append(
-                    ww.ResultHead(
-                        self.result, lease_id, lease.job, first, count, "q", each_us * count, 0,
-                        100, "wait4",
-                    )
+                head = ww.ResultHead(
+                    self.result, lease_id, lease.job, first, count, "q", each_us * count, 0, 100,
+                    "wait4",
                 )  # fmt: skip
                 meter = pack_meter(count, Outcome.OK, [each_us] * count)
-                bodies += [_values(first, count), meter, b"", b""]
+                frames = [_values(first, count), meter, b"", b""]
+                receipt = receipt_of(self.broker, head, frames, self.tariffs[lease.job])
+                signature = sign_receipt(receipt, self.key)
+                heads.append(msgspec.structs.replace(head, signature=signature))
+                bodies += frames
         self._flush(heads, bodies)
 
     def _flush(self, heads: list[ww.ResultHead], bodies: list[bytes]) -> None:
@@ -179,19 +190,24 @@ class _Crowd:
         if not self._delay_s:
             worker.answer(came, now)
             return
-        for lease_id in came:
+        self._put_off(worker, came, now)
+
+    def _put_off(self, worker: Light, lease_ids: list[int], now: float) -> None:
+        for lease_id in lease_ids:
             due = now + self._random.uniform(0, 2 * self._delay_s)
             heapq.heappush(self._due, (due, lease_id, worker))
 
     def _obey(self, command: str, argument: float) -> bool:
         if command == "delay":
             self._delay_s = argument
+            self._due.clear()
+            now = time.monotonic()
             for worker in self._workers:
                 worker.first_lease_at = 0.0
-            if not argument:
-                self._due.clear()
-                for worker in self._workers:
-                    worker.answer(list(worker.held), time.monotonic())
+                if argument:
+                    self._put_off(worker, list(worker.held), now)
+                else:
+                    worker.answer(list(worker.held), now)
         elif command == "end":
             for worker in self._workers:
                 if worker.session:
@@ -248,7 +264,7 @@ class Fleet:
             self._processes.append(process)
 
     def tell(self, command: str, argument: float = 0) -> dict[str, float]:
-        """``delay`` (in seconds; 0 also answers what waits) or ``ask``; sums over the processes."""
+        """``delay`` (seconds, also of what waits) or ``ask``; sums over the processes."""
         for wire in self._wires:
             wire.send((command, argument))
         sums: dict[str, float] = collections.Counter()
