@@ -75,7 +75,7 @@ def simulated(options: Any, runs: Runs, workers: int) -> None:
             subtasks = int(2 * held + 1.5 * options.rate * options.seconds)
             each = max(1, -(-subtasks // jobs))
             bill = Bill(client)
-            fleet.tell("delay", NEVER_S)
+            rejoins = fleet.tell("delay", NEVER_S)["rejoins"]
             post(client, jobs, each)
             deadline = time.monotonic() + END_S
             goal = min(held, jobs * each) * 0.9
@@ -97,6 +97,7 @@ def simulated(options: Any, runs: Runs, workers: int) -> None:
                 leases=leases,
                 leases_s=leases / passed,
                 cpu_us=(cpu_us - idle * passed / idle_s) / max(1, leases),
+                rejoins=fleet.tell("ask")["rejoins"] - rejoins,
                 busy_percent=cpu_us / passed / 1e4,
                 billed_ucredits=billed,
             )

@@ -8,6 +8,7 @@ average (uniform from nothing to twice as much), as if it had run for so long; 0
 
 import array
 import collections
+import contextlib
 import hashlib
 import heapq
 import multiprocessing
@@ -31,7 +32,9 @@ from gristmill.wire.outcome import Outcome
 from gristmill.wire.receipts import receipt_of, sign_receipt
 from gristmill.wire.spec import Tariff
 
-HELLO_S = 0.2  #: between two HELLOs that were not answered
+#: first pause between two HELLOs that were not answered, doubled each time; and between the first
+#: HELLOs of two workers of a process: ten thousand at once would wait, and ask again meanwhile
+HELLO_S, NEXT_HELLO_S = 1.0, 0.003
 WAIT_S = 120.0  #: all workers are in session within this
 _INDICES = array.array("q", range(1 << 20)).tobytes()
 
@@ -59,17 +62,15 @@ class Light:
         self.broker = ""
         self.tariffs: dict[int, Tariff] = {}
         self.instance, self.session = os.urandom(16), b""
-        self.report = self.result = self.leases_taken = 0
-        self.report_s, self.due = 1.0, 0.0
+        self.report = self.result = self.leases_taken = self.rejoins = 0
+        self.report_s, self.due, self.pause_s = 1.0, 0.0, HELLO_S
         self.held: dict[int, tuple[ww.LeaseGrant, float]] = {}
         self.first_lease_at = 0.0
 
     def send(self, header: Any, *bodies: bytes) -> None:
-        """Dropped when there is no connection yet: HELLO comes again, and nothing else is sent."""
-        try:
+        """Dropped when there is no connection: HELLO comes again, a report is missed."""
+        with contextlib.suppress(zmq.Again):
             self.socket.send_multipart([encode(header), *bodies], zmq.DONTWAIT)
-        except zmq.Again:
-            assert not self.session, "the broker went away"
 
     def speak(self, now: float) -> None:
         """HELLO until it is answered, then full reports."""
@@ -81,7 +82,8 @@ class Light:
                     1 << 40, {}, ["job", "batch"], ["3.11.7"], "wait4", "light",
                 )
             )  # fmt: skip
-            self.due = now + HELLO_S * (1 + self.instance[0] / 64)
+            self.due = now + self.pause_s * (1 + self.instance[0] / 255)
+            self.pause_s = min(2 * self.pause_s, 16 * HELLO_S)
             return
         self.report += 1
         held = [ww.Held(one.lease_id, one.slot, -1, 0) for one, _ in self.held.values()]
@@ -99,7 +101,8 @@ class Light:
             message = ww.decode_orders.decode(frame)
             if isinstance(message, ww.Welcome):
                 self.session, self.report_s = message.session, message.report_ms / 1e3
-                self.broker = message.broker
+                self.broker, self.pause_s = message.broker, HELLO_S
+                self.held.clear()
                 self.report = self.result = 0
                 self.due = now + self.report_s * self.instance[1] / 255
             elif isinstance(message, ww.Orders):
@@ -109,6 +112,9 @@ class Light:
                     self.first_lease_at = self.first_lease_at or now
                     self.held[lease.lease_id] = lease, now
                     came.append(lease.lease_id)
+            elif message.code == "REJOIN" and message.session == self.session:
+                self.session, self.due, self.rejoins = b"", now, self.rejoins + 1
+                self.held.clear()
             else:
                 assert message.code in ("RECOVERING", "REJOIN"), message
         self.leases_taken += len(came)
@@ -119,6 +125,8 @@ class Light:
         heads: list[ww.ResultHead] = []
         bodies: list[bytes] = []
         for lease_id in lease_ids:
+            if lease_id not in self.held:  # of an earlier session
+                continue
             lease, since = self.held.pop(lease_id)
             items = sum(count for _, count in lease.runs)
             each_us = int((now - since) * 1e6 / items)
@@ -154,6 +162,9 @@ class _Crowd:
         self._context: zmq.Context[Any] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, len(names) + 64)
         self._workers = [Light(self._context, back, name, slots) for name in names]
+        began = time.monotonic()
+        for number, worker in enumerate(self._workers):
+            worker.due = began + NEXT_HELLO_S * number
         self._delay_s = 0.0
         self._due: list[tuple[float, int, Light]] = []  #: heap: when, lease, whose
         self._random = random.Random(names[0])
@@ -221,6 +232,7 @@ class _Crowd:
                 "in_session": sum(bool(worker.session) for worker in self._workers),
                 "leases": sum(worker.leases_taken for worker in self._workers),
                 "held": sum(len(worker.held) for worker in self._workers),
+                "rejoins": sum(worker.rejoins for worker in self._workers),
                 "first_lease_at": min(firsts, default=0.0),
             }
         )
