@@ -7,6 +7,9 @@ PYTEST =
 WORKERS = 2
 # Options of bench-peers.
 PEERS =
+# What to measure, and with what options: make bench QUESTIONS=bench/latency.py BENCH="--n 100"
+QUESTIONS = $(sort $(wildcard bench/*.py))
+BENCH =
 # Seeds of the simulator, FIRST:END; empty is what `make test` runs.
 SEEDS =
 
@@ -36,8 +39,12 @@ lint: .venv/.stamp ## style, types and the import law
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/.stamp ## each question of bench/ in turn; JSON in bench/results/
-	@for question in bench/*.py; do echo "== $$question"; .venv/bin/python "$$question" || exit 1; done
+bench: .venv/.stamp ## each question of bench/ in turn, then docs/performance.md; some 20 minutes
+	@for question in $(QUESTIONS); do \
+		echo "== $$question"; began=$$(date +%s); \
+		.venv/bin/python "$$question" $(BENCH) || exit 1; \
+		echo "== $$question took $$(( $$(date +%s) - began )) s"; \
+	done
 	.venv/bin/python bench/harness/report.py
 
 bench-setup: .venv/.stamp ## install the peers of bench/peers, each in a virtual environment of its own

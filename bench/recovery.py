@@ -199,7 +199,7 @@ def main() -> None:
     """Each shape, written once and started from several times."""
     if len(sys.argv) > 2 and sys.argv[1] == "recover":
         recover_alone(pathlib.Path(sys.argv[2]))
-    options = arguments(__doc__ or "", n=1_000_000, rounds=3)
+    options = arguments(__doc__ or "", quick={"n": 1_000, "rounds": 1}, n=1_000_000, rounds=3)
     runs = Runs("recovery", vars(options))
     summary: dict[str, float] = {}
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="gristmill-recovery-"))

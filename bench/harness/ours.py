@@ -11,10 +11,14 @@ BILL_S = 60.0  #: the outbox brings the last contribution to the ledger within t
 
 
 class Bill:
-    """What was billed since it was made."""
+    """What was billed since it was made; what came before it is waited for."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        deadline = time.monotonic() + BILL_S
+        while client.grid()["outbox"]:
+            assert time.monotonic() < deadline, "the ledger does not take the outbox"
+            time.sleep(0.01)
         self._before = self._read()
 
     def _read(self) -> tuple[int, int]:
