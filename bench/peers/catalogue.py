@@ -156,7 +156,7 @@ PEERS = (
         "https://ipyparallel.readthedocs.io/en/latest/tutorial/task.html",
         {
             "status": "of each task, none inside a chunk",
-            "retry": "`retries=` flag, not with the scheme pure that is measured here",
+            "retry": "`retries=` flag, not with the scheme pure",
             "jail": "no",
             "metering": "times of each task",
             "bill": "no",
