@@ -19,6 +19,7 @@ from gristmill.wire.values import (
     pack_plain,
     pack_range,
     pack_rows,
+    raw_rows,
 )
 
 FIRST_ITEMS = 16  #: a small first parcel starts dispatch early
@@ -90,6 +91,12 @@ class Parcels:
         if not len(values):
             self.is_done = True
             return None
+        fitting = _fitting(values, _least_bytes(values))
+        if self._whole is not None and fitting < len(values):  # the rest has its own turns
+            self._at -= len(values) - fitting
+            self._items_max = min(self._items_max, fitting)
+            self.is_done = False
+            values = values[:fitting]
         self._pack(values)
         self._items = min(self._items_max, max(self._items * 8, 1))
         return self._ready.pop(0)
@@ -133,6 +140,10 @@ class Parcels:
         return values
 
     def _pack(self, values: Any) -> None:
+        size = _least_bytes(values)
+        if size > limits.FRAME_BYTES_MAX and len(values) > 1:  # to encode all would be in vain
+            self._split(values, size)
+            return
         codec, frame = self._encode(values)
         if len(frame) <= limits.FRAME_BYTES_MAX:
             self._ready.append(Packed(len(values), codec, frame))
@@ -140,18 +151,40 @@ class Parcels:
             reference = encode_ref(self._store(frame))
             self._ready.append(Packed(1, f"@{codec}", reference))
         else:
-            fitting = len(values) * (limits.FRAME_BYTES_MAX * 3 // 4) // len(frame)
-            self._items_max = max(1, min(self._items_max, fitting))
-            middle = max(1, min(fitting, len(values) // 2))
-            for start in range(0, len(values), middle):
-                self._pack(values[start : start + middle])
+            self._split(values, len(frame))
+
+    def _split(self, values: Any, size_bytes: int) -> None:
+        fitting = _fitting(values, size_bytes)
+        self._items_max = min(self._items_max, fitting)
+        middle = max(1, min(fitting, len(values) // 2))
+        for start in range(0, len(values), middle):
+            self._pack(values[start : start + middle])
 
     def _encode(self, values: Any) -> tuple[str, bytes]:
         if isinstance(values, list | tuple | range):
             return pack(values)
         if values.dtype.kind in ROW_KINDS:
-            return "r", join_rows(values.dtype.str, values.shape[1:], values.tobytes())
+            return "r", join_rows(values.dtype.str, values.shape[1:], raw_rows(values))
         return pack(list(values))
+
+
+def _fitting(values: Sequence[Any], size_bytes: int) -> int:
+    """How many of these values make a parcel: all, or what leaves a frame some room."""
+    if size_bytes <= limits.FRAME_BYTES_MAX:
+        return len(values)
+    return max(1, len(values) * (limits.FRAME_BYTES_MAX * 3 // 4) // size_bytes)
+
+
+def _least_bytes(values: Any) -> int:
+    """What the values take at least where that is known without encoding them: arrays, bytes."""
+    if _is_array(values):
+        return int(values.nbytes)
+    first = values[0]
+    if type(first) in (bytes, str):
+        return sum(len(value) for value in values if type(value) is type(first))
+    if _is_array(first):
+        return sum(value.nbytes for value in values if type(value) is type(first))
+    return 0
 
 
 def _is_array(source: Any) -> bool:

@@ -38,6 +38,7 @@ _TYPES: dict[str, Any] = {letter: kind for kind, letter in _LETTERS.items()}
 _FIELDS_MAX = 32
 _DEPTH_MAX = 32
 ROW_KINDS = "biufcmMSU"  #: of numpy dtypes whose name and bytes are all there is to them
+VIEW_BYTES_MIN = 4_096  #: a smaller array is copied faster than looked at
 _EXACT = object()
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -257,13 +258,20 @@ def pack_rows(values: Sequence[Any], has_scalars: bool = False) -> tuple[str, by
         return None
     if any(type(v) is not kind or v.dtype != dtype or v.shape != shape for v in values):
         return None
-    return "r", join_rows(dtype.str, shape, b"".join([value.tobytes() for value in values]))
+    return "r", join_rows(dtype.str, shape, *map(raw_rows, values))
 
 
-def join_rows(dtype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> bytes:
-    """The frame of codec ``r``: ``raw`` is C-ordered rows of ``shape`` each."""
+def raw_rows(array: Any) -> bytes | memoryview:
+    """The bytes of a numpy array or scalar, C-ordered: its own memory where that lies so."""
+    if array.nbytes < VIEW_BYTES_MIN or not array.flags.c_contiguous:
+        return array.tobytes()  # type: ignore[no-any-return]
+    return memoryview(array.reshape(-1).view("u1"))
+
+
+def join_rows(dtype: str, shape: tuple[int, ...], *raw: bytes | memoryview) -> bytes:
+    """The frame of codec ``r``: ``raw`` are C-ordered rows of ``shape`` each, copied once."""
     head = _encode([dtype, list(shape)])
-    return b"".join((struct.pack("<I", len(head)), head, raw))
+    return b"".join((struct.pack("<I", len(head)), head, *raw))
 
 
 def split_rows(frame: bytes | memoryview) -> tuple[str, tuple[int, ...], memoryview]:

@@ -34,6 +34,9 @@ from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
 from gristmill.worker.spares import Spares
 from gristmill.worker.starter import mode_of, start_slot
 
+#: A larger input is mapped by its slot; a smaller one is copied sooner than asked for.
+MAPPED_BYTES_MIN = 1 << 20
+
 
 class _Line:
     """Events of one port, in order; each is None until it is known."""
@@ -170,17 +173,21 @@ class Yard:
         place: list[bytes | None] = [None]
         occupant.feeds.append(place)
         if not any(head.codec.startswith("@") for head in effect.parcels):
-            place[0] = _pack_feed(effect, list(effect.frames))
+            place[0] = _pack_feed(effect, list(effect.frames), set())
             self._send_feeds(occupant)
             return
         grant = occupant.room.opening.get_grant
 
         def work() -> bytes:
-            frames = []
-            for head, frame in zip(effect.parcels, effect.frames, strict=True):
-                is_ref = head.codec.startswith("@")
-                frames.append(self._blobs.fetch(grant, decode_ref(frame)) if is_ref else frame)
-            return _pack_feed(effect, frames)
+            frames = list(effect.frames)
+            fetched = set()
+            for at, head in enumerate(effect.parcels):
+                if head.codec.startswith("@"):
+                    ref = decode_ref(frames[at])
+                    if ref.size_bytes <= MAPPED_BYTES_MIN:  # else the slot asks for it: see Want
+                        frames[at] = self._blobs.fetch(grant, ref)
+                        fetched.add(at)
+            return _pack_feed(effect, frames, fetched)
 
         def then(answer: "bytes | BaseException") -> None:
             if isinstance(answer, BaseException):
@@ -471,10 +478,11 @@ class Yard:
                 self._forget(occupant)
 
 
-def _pack_feed(effect: do.FeedSlot, frames: list[bytes]) -> bytes:
+def _pack_feed(effect: do.FeedSlot, frames: list[bytes], fetched: set[int]) -> bytes:
+    """``fetched``: positions of frames that stand where a reference was."""
     parcels = [
-        (head.first, head.count, head.codec.removeprefix("@"), len(frame))
-        for head, frame in zip(effect.parcels, frames, strict=True)
+        (head.first, head.count, head.codec[at in fetched :], len(frame))
+        for at, (head, frame) in enumerate(zip(effect.parcels, frames, strict=True))
     ]
     feed = protocol.Feed(effect.lease_id, effect.attempt, list(effect.runs), parcels)
     return protocol.pack_frame(feed, *frames)

@@ -23,6 +23,8 @@ ENCODING = int(Outcome.ENCODING)
 #: of failures, and of logs, in one result of several subtasks
 EXTRAS_BYTES_MAX = 48 << 10
 
+JOINED_BYTES_MAX = 1 << 20  #: a larger body is sent from where it lies
+
 #: (index, outcome, failure, errno) of a subtask that did not end OK
 Trouble = tuple[int, int, Failure, protocol.Note | None]
 
@@ -116,7 +118,12 @@ class Outbox:
 
     def send(self, header: msgspec.Struct, *body: bytes | bytearray | memoryview) -> None:
         """One frame."""
-        self._socket.sendall(protocol.pack_frame(header, *body))
+        if sum(map(len, body)) < JOINED_BYTES_MAX:
+            self._socket.sendall(protocol.pack_frame(header, *body))
+            return
+        self._socket.sendall(protocol.pack_head(header, *body))
+        for part in body:
+            self._socket.sendall(part)
 
     def send_range(self, done: Range, extras: Extras = NO_EXTRAS) -> int:
         """The results of a range, in as many results as its size needs; how many bytes they have.

@@ -193,6 +193,12 @@ def pack_frame(header: msgspec.Struct, *body: bytes | bytearray | memoryview) ->
     return b"".join((HEAD.pack(len(head), sum(map(len, body))), head, *body))
 
 
+def pack_head(header: msgspec.Struct, *body: bytes | bytearray | memoryview) -> bytes:
+    """What of a frame comes before its body."""
+    head = _encode(header)
+    return HEAD.pack(len(head), sum(map(len, body))) + head
+
+
 class Frames:
     """Frames out of a stream that arrives in pieces.
 

@@ -47,14 +47,12 @@ class Shelf:
         if kept is not None:
             self._kept.move_to_end(digest)
             return kept[0]
-        if (os.getpid(), threading.get_ident()) != self._owner:
-            raise NotSharedError(
-                "a Ref is opened with the inputs and the function, not by a subtask itself"
-            )
-        answer = self._ask(digest, size_bytes)
-        if isinstance(answer, str):
-            raise NotSharedError(answer)
-        value = _open(answer, digest)
+        answer = self._get(digest, size_bytes)
+        try:
+            pickled, buffers = parts_of(_map(answer))
+        except RemoteError as error:
+            raise NotSharedError(f"blob {digest}: {error.message}") from None
+        value = pickle.loads(pickled, buffers=buffers)
         self._kept[digest] = value, size_bytes
         self._bytes += size_bytes
         while self._bytes > KEPT_BYTES and len(self._kept) > 1:
@@ -62,8 +60,26 @@ class Shelf:
             self._bytes -= old_bytes
         return value
 
+    def view(self, digest: str, size_bytes: int) -> memoryview:
+        """The bytes of a blob as they lie in the node's one copy; read-only.
 
-def _open(fd: int, digest: str) -> Any:
+        Raises:
+            NotSharedError: as ``load``.
+        """
+        return _map(self._get(digest, size_bytes))
+
+    def _get(self, digest: str, size_bytes: int) -> int:
+        if (os.getpid(), threading.get_ident()) != self._owner:
+            raise NotSharedError(
+                "a Ref is opened with the inputs and the function, not by a subtask itself"
+            )
+        answer = self._ask(digest, size_bytes)
+        if isinstance(answer, str):
+            raise NotSharedError(answer)
+        return answer
+
+
+def _map(fd: int) -> memoryview:
     size = os.fstat(fd).st_size
     try:
         mapping = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
@@ -74,8 +90,4 @@ def _open(fd: int, digest: str) -> Any:
         ) from None
     finally:
         os.close(fd)
-    try:
-        pickled, buffers = parts_of(memoryview(mapping))
-    except RemoteError as error:
-        raise NotSharedError(f"blob {digest}: {error.message}") from None
-    return pickle.loads(pickled, buffers=buffers)
+    return memoryview(mapping)

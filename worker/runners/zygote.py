@@ -18,9 +18,11 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
+from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.shared import use_source
+from gristmill.wire.values import decode_ref
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.encode import CannotTravelError, decode, decode_range
 from gristmill.worker.runners.failures import describe
@@ -71,7 +73,8 @@ class Zygote:
         self._decoded = _Decoded()
         self._lease_id = 0
         self._unloaded = b""  #: a function that refers to what could not be had, last time
-        use_source(Shelf(self._want).load)
+        self._shelf = Shelf(self._want)
+        use_source(self._shelf.load)
 
     def run(self) -> None:
         """Until the socket's end."""
@@ -153,7 +156,7 @@ class Zygote:
         self._page.words[protocol.LEASE] = self._lease_id = feed.lease_id
         if self._unloaded:
             self._load(self._unloaded)
-        parcels = _Parcels(feed, body, self._decoded)
+        parcels = _Parcels(feed, body, self._decoded, self._shelf)
         for first, length in feed.runs:
             at, end = first, first + length
             while at < end and not self._page.is_stopped(feed.lease_id):
@@ -212,7 +215,8 @@ class _Parcels:
     what was unpickled are the user's to change, so each lease has its own.
     """
 
-    def __init__(self, feed: protocol.Feed, body: bytes, decoded: _Decoded) -> None:
+    def __init__(self, feed: protocol.Feed, body: bytes, decoded: _Decoded, shelf: Shelf) -> None:
+        self._shelf = shelf
         self._parcels: list[tuple[int, int, str, memoryview]] = []
         at, view = 0, memoryview(body)
         for first, count, codec, size in feed.parcels:
@@ -237,10 +241,20 @@ class _Parcels:
         decoded = self._decoded
         if decoded.first != start:
             decoded.first = -1
+            if codec.startswith("@"):
+                codec, frame = self._mapped(codec, frame)
             decoded.values = decode(codec, frame, count)
             decoded.first = start
             decoded.is_kept = codec.startswith("t:")
         return decoded.values[first - start : end - start]
+
+    def _mapped(self, codec: str, frame: memoryview) -> tuple[str, memoryview]:
+        """What a reference stands for: a large frame is mapped, not read."""
+        try:
+            ref = decode_ref(frame)
+            return codec[1:], self._shelf.view(ref.digest, ref.size_bytes)
+        except (RemoteError, NotSharedError) as error:
+            raise CannotTravelError(f"the input cannot be had: {error}") from None
 
     def end_of(self, first: int, end: int) -> int:
         """One past the last index of the parcel that has ``first``."""
