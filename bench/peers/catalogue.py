@@ -33,7 +33,7 @@ class Peer:
     setting: str
     docs: str
     does: dict[str, str]
-    seconds: float = 1.2
+    seconds: float = 1.0
     programs: bool = False
     batch_first: int = 0
 

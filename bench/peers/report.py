@@ -17,10 +17,11 @@ Each contender had two workers on this machine, its best documented setting and 
 itself; gristmill ran before, between and after them with everything on. The task gives back its
 input. *Batched*: tuples, the fastest way that the peer documents, 1,000 items in a message where it
 has such; *each*: one tracked task or future for an item (every item of gristmill's batches is
-tracked too); *latency*: submit to result, one at a time, warm; *10 KiB*: in and out, each way.
-Medians of the runs, (lowest to highest). `x` is gristmill's rate in its turns just before and
-after, over the contender's: above 1 gristmill is faster. CPU is of all processes of a contender,
-until a moment after the last result. *Idle* is CPU while nothing is to do.
+tracked too, nobody else's keep anything of one item); *latency*: submit to result, one at a time,
+warm; *10 KiB*: in and out, each way. Medians of the runs, (lowest to highest). `x` is gristmill's
+rate in its turns just before and after, over the contender's: above 1 gristmill is faster. CPU is
+of all processes of a contender, until a moment after the last result. *Idle* is CPU while nothing
+is to do. Made by `make bench-setup bench-peers`.
 """
 
 
@@ -107,8 +108,10 @@ def reasons(line: Run) -> list[str]:
     for run in line["runs"]:
         if run.get("skipped"):
             scenarios = found.setdefault((run["what"], run["skipped"]), [])
-            if run["scenario"] not in scenarios:
-                scenarios.append(run["scenario"])
+            is_later = run["scenario"] == "all" and of(line, run["what"], "start", "seconds")
+            scenario = "a later turn" if is_later else run["scenario"]
+            if scenario not in scenarios:
+                scenarios.append(scenario)
     rows = [
         f"- {name}, {', '.join(scenarios)}: {reason}" for (name, reason), scenarios in found.items()
     ]
