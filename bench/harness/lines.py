@@ -14,7 +14,7 @@ DOES = {
     "broker": "state, leases, signature checks and the journal",
     "client": "encoding inputs and decoding results",
     "jails": "the slot's loop, decoding and encoding inside the jail, and the jail itself",
-    "worker": "the agent: leases, meters and signatures",
+    "worker": "the agent: leases, meters, signatures, and values between jail and wire",
     "ledger": "the bill",
     "store": "large values",
     "simulated workers": "answering without work",
@@ -97,12 +97,18 @@ def cpu_words(parts: Mapping[str, float], unit: str = "subtask") -> str:
     total = sum(parts.values())
     if not total:
         return ""
-    named = [f"{role} {100 * spent / total:.0f} %" for role, spent in list(parts.items())[:4]]
+    shares = {role: 100 * spent / total for role, spent in list(parts.items())[:4]}
+    named = [f"{role} {share:.0f} %" for role, share in shares.items() if share >= 0.5]
     most = next(iter(parts))
     return (
         f"Of the {number(total)} us of CPU that a {unit} takes, {', '.join(named)}. "
         f"The largest part is the {most}: {DOES.get(most, 'other processes')}."
     )
+
+
+def is_shared(line: Line) -> bool:
+    """Whether others used the machine when the run began; ours may have left it a little warm."""
+    return float(line["load_before"]) > 1.5 * float(line["cores"])
 
 
 def provenance(line: Line) -> str:
@@ -111,8 +117,16 @@ def provenance(line: Line) -> str:
         f"{name} {' '.join(f'{v:,}' for v in value) if isinstance(value, list) else f'{value:,}'}"
         for name, value in line["settings"].items()
     )
+    others = line["load_before"]
+    shared = (
+        f"\n**Its machine was busy with other things (load {others:.1f} before it began): read the "
+        "ratios and the CPU only.**\n"
+        if is_shared(line)
+        else ""
+    )
     return (
         f"*{line['date'][:16].replace('T', ' ')} UTC, commit {line['commit']}, "
         f"{line['cores']} cores ({line['cpu']}), Python {line['python']}, Linux {line['kernel']}, "
         f"load {line['load_before']:.1f} before and {line['load_after']:.1f} after; {settings}.*\n"
+        f"{shared}"
     )

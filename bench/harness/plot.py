@@ -172,8 +172,7 @@ def lines(
         y = up.at(goal[1])
         parts.append(
             f'<line class="goal" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="soft" x="{WIDTH - RIGHT}" y="{y - 6:.1f}" text-anchor="end">'
-            f"{escape(goal[0])}</text>"
+            f'<text class="soft" x="{LEFT + 6}" y="{y + 14:.1f}">{escape(goal[0])}</text>'
         )
     for number, points in enumerate(series.values()):
         placed = [(across.at(x), up.at(y)) for x, y in sorted(points)]

@@ -13,6 +13,7 @@ from harness.lines import (
     contenders,
     cpu_words,
     figures,
+    is_shared,
     median,
     middle,
     number,
@@ -113,6 +114,8 @@ def _busy(line: Line, top: int) -> str:
             f"{number(cores)} of {line['cores']} cores are busy with it: only less CPU a subtask "
             "makes it faster."
         )
+    if is_shared(line):
+        return ""  # whoever waits here waits for others
     return (
         f"Only {number(cores)} of {line['cores']} cores are busy: the rest of the time one process "
         "waits for another."
