@@ -179,14 +179,15 @@ class Children:
         inputs: Sequence[Any],
         first: int,
         words: "memoryview[int]",
+        stops_seen: int,
         until_ns: int,
         ended: list[Quick],
     ) -> Waited | None:
         """In a jail: ``work`` for one input after another, each in a child, while all goes well.
 
         Children that end as most do, with a note and no output, are appended to ``ended``. Comes
-        back with the first that did not; or with None when the page's stop list changes, when
-        ``until_ns`` of the clock is past, and after the last. At least one is run.
+        back with the first that did not; or with None when the page's STOP is not ``stops_seen``,
+        when ``until_ns`` of the clock is past, and after the last.
 
         After a fork, each page that this process writes to costs a fault; so does each object that
         is but looked at, since that counts a reference. Nothing is in this loop that can be done
@@ -196,10 +197,12 @@ class Children:
         assert pipes is not None
         poll, note_fd, ends = pipes.poll, pipes.note, pipes.ends
         stop_at, started_at = protocol.STOP, protocol.STARTED
-        stops_seen, index = words[stop_at], first
+        index = first
         for value in inputs:
             index += 1
-            words[started_at] = index
+            words[started_at] = index  # before STOP is read, as loop.py says
+            if words[stop_at] != stops_seen:
+                break
             prepare()
             before = clock()
             try:
@@ -231,7 +234,7 @@ class Children:
             for end in ends:
                 fcntl.fcntl(end, fcntl.F_SETFL, 0)
             ended.append((note, now - before, usage))
-            if words[stop_at] != stops_seen or now > until_ns:
+            if now > until_ns:
                 break
         return None
 

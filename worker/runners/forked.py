@@ -108,10 +108,11 @@ class Forker:
             return self._run_quick(function, inputs, feed, first)
         words = self._page.words
         for offset, value in enumerate(inputs):
-            if self._page.is_stopped(feed.lease_id):
-                return offset
             index = first + offset
-            words[protocol.STARTED] = index + 1
+            words[protocol.STARTED] = index + 1  # before the look, as loop.py says
+            if self._page.is_stopped(feed.lease_id):
+                words[protocol.STARTED] = 0
+                return offset
             waited, end = self._run_one(function, value, feed, index)
             words[protocol.STARTED] = 0
             self._keep(feed.lease_id, index, waited, end)
@@ -128,11 +129,20 @@ class Forker:
         words, lease_id = self._page.words, feed.lease_id
         work = functools.partial(self._call, function)
         self._next, end = first, first + len(inputs)
-        while self._next < end and not self._page.is_stopped(lease_id):
+        while self._next < end:
+            stops_seen = words[protocol.STOP]  # before the list: a change is noticed
+            if self._page.is_stopped(lease_id):
+                break
             at = self._next - first
             until_ns = self._flush_at if self._range else time.perf_counter_ns() + FLUSH_NS
             waited = self._children.run_quick(
-                work, inputs[at:] if at else inputs, self._next, words, until_ns, self._ended
+                work,
+                inputs[at:] if at else inputs,
+                self._next,
+                words,
+                stops_seen,
+                until_ns,
+                self._ended,
             )
             words[protocol.STARTED] = 0
             self._keep_ended(lease_id)

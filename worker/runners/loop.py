@@ -45,9 +45,12 @@ class Looper:
         assert function is not None
         ran, lease_id = 0, feed.lease_id
         call = _star(function) if self._is_star else function
-        while ran < len(inputs) and not self._page.is_stopped(lease_id):
+        while ran < len(inputs):
+            stops_seen = self._page.words[protocol.STOP]  # before the list: a change is noticed
+            if self._page.is_stopped(lease_id):
+                break
             part = inputs[ran:] if ran else inputs
-            ran += self._run_some(call, part, lease_id, first + ran)
+            ran += self._run_some(call, part, lease_id, first + ran, stops_seen)
             if time.perf_counter_ns() > self._flush_at:
                 self.flush()
         return ran
@@ -68,25 +71,33 @@ class Looper:
         self._value_bytes = sent_bytes // len(done.walls_ns) + 1
 
     def _run_some(
-        self, call: Callable[[Any], Any], inputs: list[Any], lease_id: int, first: int
+        self,
+        call: Callable[[Any], Any],
+        inputs: list[Any],
+        lease_id: int,
+        first: int,
+        stops_seen: int,
     ) -> int:
         """Until the flush time, a change of the stop list, or the end of the inputs.
+
+        STARTED is written before STOP is read, as the agent writes STOP before it reads STARTED:
+        whatever sets one of the two aside in between, never does it give back what runs here.
 
         Everything in this loop is paid once a subtask: look at bench/ before adding to it.
         """
         clock, words = time.perf_counter_ns, self._page.words
         stop_at, started_at = protocol.STOP, protocol.STARTED
-        stops_seen = words[stop_at]
         before = clock()
         done = self._gather(lease_id, first, len(inputs), before)
         values, walls, troubles = done.values, done.walls_ns, done.troubles
         add, add_wall, flush_at = values.append, walls.append, self._flush_at
         is_safe, index = self._outbox.is_safe, first
         for value in inputs:
-            if words[stop_at] != stops_seen:
-                break
             index += 1
             words[started_at] = index
+            if words[stop_at] != stops_seen:
+                index -= 1
+                break
             try:
                 add(call(value))
             except BaseException as error:  # SystemExit and the like are the subtask's own, too

@@ -120,6 +120,43 @@ def test_the_loop_stops_where_the_page_says(page: protocol.Page, pipe: Any) -> N
     assert frames_of(sock) == []
 
 
+class Aside:
+    """The words of a page whose slot is set aside just before it says that it starts ``at``.
+
+    Meanwhile the agent stops its lease, and a turn later looks at what has started.
+    """
+
+    def __init__(self, page: protocol.Page, at: int, lease: int) -> None:
+        self.page, self.words, self.at, self.lease = page, page.words, at, lease
+        self.looked = -1
+
+    def __getitem__(self, word: int) -> int:
+        return self.words[word]
+
+    def __setitem__(self, word: int, value: int) -> None:
+        if word == protocol.STARTED and value == self.at + 1 and self.looked < 0:
+            stops = protocol.Page.write_stops
+            self.page.words = self.words
+            stops(self.page, [self.lease])
+            self.looked = self.words[protocol.STARTED] - 1
+            self.page.words = self  # type: ignore[assignment]
+        self.words[word] = value
+
+
+def test_nothing_runs_that_was_given_back_while_the_slot_was_set_aside(
+    page: protocol.Page, pipe: Any
+) -> None:
+    _, outbox = pipe
+    ran: list[int] = []
+    looper, feed = Looper(SETTING, outbox, page), protocol.Feed(8, 1, [], [])
+    words = page.words
+    page.words = aside = Aside(page, at=13, lease=8)  # type: ignore[assignment]
+    assert looper.run_inputs(ran.append, list(range(10, 16)), feed, 10) == 3
+    page.words = words
+    assert aside.looked == 12 and ran == [10, 11, 12], "13 was given back, and may run elsewhere"
+    assert words[protocol.STARTED] == 0
+
+
 def test_the_loop_gathers_what_follows_and_fits(
     page: protocol.Page, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
