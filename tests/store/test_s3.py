@@ -14,9 +14,11 @@ import obstore
 import pytest
 from s3_rig import S3Server
 
+from gristmill.store.app import open_store as open_back_end
 from gristmill.store.bucket import Bucket, Credentials, read_credentials
 from gristmill.store.client import StoreClient
 from gristmill.store.s3 import S3Store
+from gristmill.store.settings import read_settings
 from gristmill.wire.errors import EXIT_UNREACHABLE, EXIT_USAGE, RemoteError
 from gristmill.wire.ids import digest_of
 
@@ -77,49 +79,56 @@ def test_the_process_keeps_blobs_in_the_bucket(
     assert not on_disk & {ref.digest, small.digest}
 
 
-def run_store(tmp_path: pathlib.Path, *options: str, **environment: str) -> tuple[int, str]:
-    """A start that must fail: exit code and what it says."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+def refused(tmp_path: pathlib.Path, *options: str) -> tuple[int, str]:
+    """A start that must fail: the exit code and the message of its refusal."""
+    arguments = ["--state", str(tmp_path / "state"), "--listen", f"unix://{tmp_path}/s"]
+    with pytest.raises(RemoteError) as caught:
+        open_back_end(read_settings([*arguments, "--key", KEY, *options], {}))
+    return caught.value.spec.exit_code, str(caught.value)
+
+
+def test_a_process_that_is_refused_says_so_and_ends(
+    s3: S3Server, bucket_name: str, tmp_path: pathlib.Path
+) -> None:
     command = [sys.executable, "-P", "-m", "gristmill.store", "--state", str(tmp_path / "state")]
-    command += ["--listen", f"unix://{tmp_path}/s", "--key", KEY, *options]
+    command += ["--listen", f"unix://{tmp_path}/s", "--key", KEY]
+    command += ["--s3", f"s3://{bucket_name}/x", "--s3-endpoint", s3.endpoint]
+    wrong = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": "guessed-secret"}
     ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**clean, **environment}
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **wrong}
     )
-    assert "Traceback" not in ended.stderr
-    return ended.returncode, ended.stderr
+    assert ended.returncode == EXIT_USAGE
+    assert "refuses the credentials of the environment (SignatureDoesNotMatch)" in ended.stderr
+    assert "guessed-secret" not in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_what_cannot_work_is_refused_at_the_start_with_its_name(
-    s3: S3Server, bucket_name: str, tmp_path: pathlib.Path
+    s3: S3Server, bucket_name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
     account = s3.credentials_file(tmp_path / "account")
     at = ("--s3-endpoint", s3.endpoint, "--s3-credentials", str(account))
-    code, told = run_store(tmp_path, "--s3", "s3://no-such-bucket/x", *at)
+    code, told = refused(tmp_path, "--s3", "s3://no-such-bucket/x", *at)
     assert code == EXIT_USAGE and "there is no bucket no-such-bucket at http://127" in told
 
-    wrong = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": "guessed-secret"}
     address = ("--s3", f"s3://{bucket_name}/x")
-    code, told = run_store(tmp_path, *address, *at[:2], **wrong)
-    assert code == EXIT_USAGE
-    assert "refuses the credentials of the environment (SignatureDoesNotMatch)" in told
-    assert "guessed-secret" not in told
-
-    code, told = run_store(tmp_path, *address, *at[:2])
+    code, told = refused(tmp_path, *address, *at[:2])
     assert code == EXIT_USAGE and "AWS_ACCESS_KEY_ID" in told
 
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
-    code, told = run_store(tmp_path, *address, "--s3-endpoint", f"http://127.0.0.1:{port}", *at[2:])
+    code, told = refused(tmp_path, *address, "--s3-endpoint", f"http://127.0.0.1:{port}", *at[2:])
     assert code == EXIT_UNREACHABLE and f"127.0.0.1:{port} does not answer" in told
 
-    code, told = run_store(tmp_path, *address, "--s3-endpoint", "http://example.com", *at[2:])
+    code, told = refused(tmp_path, *address, "--s3-endpoint", "http://example.com", *at[2:])
     assert code == EXIT_USAGE and "use https://" in told
 
     account.chmod(0o644)
-    code, told = run_store(tmp_path, *address, *at)
+    code, told = refused(tmp_path, *address, *at)
     assert code == EXIT_USAGE and f"chmod 600 {account}" in told
 
-    code, told = run_store(tmp_path, "--s3", "bucket", *at)
+    code, told = refused(tmp_path, "--s3", "bucket", *at)
     assert code == EXIT_USAGE and "--s3" in told
 
 

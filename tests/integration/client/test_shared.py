@@ -88,7 +88,7 @@ def test_one_object_for_a_thousand_subtasks_crosses_the_wire_once_for_each_node(
     assert journal < 8 * MIB and peak_kib < size >> 10
 
 
-@pytest.mark.parametrize("tier", ["job", "batch", "strict"])
+@pytest.mark.parametrize("tier", ["job", "batch"])
 def test_a_ref_is_the_object_wherever_it_stands(client: Client, tier: Any) -> None:
     """In a list, in a keyword, captured by a partial, as a whole input."""
     table, names = client.put(numpy.arange(1000)), client.put({"one": [1]})
