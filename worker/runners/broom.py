@@ -10,7 +10,6 @@ lost its parent would be its child. And a tmpfs counts its entries in a director
 
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from typing import Any, Final
@@ -104,6 +103,8 @@ class Broom:
 
 
 def _remove(path: str) -> None:
+    import shutil  # and five compression libraries: not before it is needed
+
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, onerror=_unlock)
         return
@@ -113,6 +114,8 @@ def _remove(path: str) -> None:
 
 def _unlock(function: Callable[..., Any], path: str, _: Any) -> None:
     """A subtask may take its own directories' permissions away; they are ours to give back."""
+    import shutil
+
     with contextlib.suppress(OSError):
         os.chmod(os.path.dirname(path), 0o700)
         os.chmod(path, 0o700)

@@ -11,7 +11,6 @@ child has pipes of its own.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import resource
@@ -20,6 +19,8 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
+
+import msgspec
 
 from gristmill.wire.limits import RESULT_FLUSH_MS
 from gristmill.wire.outcome import Outcome
@@ -50,8 +51,7 @@ Work = Callable[[Any, int, int], NoReturn]
 Quick = tuple[bytes, int, resource.struct_rusage]
 
 
-@dataclasses.dataclass(slots=True)
-class Waited:
+class Waited(msgspec.Struct):
     """What came of one child.
 
     ``deed``: the outcome when we ended it (TIME, OUTPUT), else None. ``output``: stdout, stderr, as
@@ -63,11 +63,11 @@ class Waited:
     peak_kib: int = 0
     wall_ns: int = 0
     reply: bytes | bytearray = b""
-    output: tuple[bytearray, bytearray] = dataclasses.field(
+    output: tuple[bytearray, bytearray] = msgspec.field(
         default_factory=lambda: (bytearray(), bytearray())
     )
     output_bytes: int = 0
-    written: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
+    written: list[int] = msgspec.field(default_factory=lambda: [0, 0])
     deed: Outcome | None = None
 
 

@@ -9,14 +9,13 @@ scratch is emptied. What a subtask said is judged, encoded and sent for several 
 latest when the next has run for ``RESULT_FLUSH_MS``; of the last of a lease, at once.
 """
 
-import dataclasses
 import functools
 import os
 import signal
 import struct
 import time
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -40,7 +39,6 @@ from gristmill.worker.runners.children import (
     Waited,
     cpu_us_of,
 )
-from gristmill.worker.runners.commands import CommandRunner
 from gristmill.worker.runners.encode import (
     CannotTravelError,
     encode,
@@ -50,6 +48,9 @@ from gristmill.worker.runners.encode import (
 from gristmill.worker.runners.failures import describe, note_of
 from gristmill.worker.runners.loop import flush_output
 from gristmill.worker.runners.outbox import Extras, Outbox, Range
+
+if TYPE_CHECKING:
+    from gristmill.worker.runners.commands import CommandRunner
 
 FLUSH_NS: Final = RESULT_FLUSH_MS * 1_000_000
 SHOWN_BYTES_MAX: Final = OUTPUT_BYTES  #: at a time; of more, the last
@@ -64,8 +65,7 @@ _decode_scalar = msgspec.msgpack.Decoder().decode
 _decode_failure = msgspec.msgpack.Decoder(tuple[int, Failure, protocol.Note | None]).decode
 
 
-@dataclasses.dataclass(slots=True)
-class End:
+class End(msgspec.Struct):
     """How one subtask ended: a value (plain, or a frame with its codec), or a trouble."""
 
     outcome: int = 0
@@ -75,7 +75,7 @@ class End:
     failure: Failure | None = None
     note: protocol.Note | None = None
     is_killed: bool = False
-    refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    refused: list[tuple[str, str]] = []
     files: int = 0
 
 
@@ -93,7 +93,11 @@ class Forker:
         self._extra_bytes = 0
         self._ended: list[Quick] = []
         self._next = 0  # index of the first of ``_ended``
-        self._command = CommandRunner(setting) if setting.kind == "command" else None
+        self._command: CommandRunner | None = None
+        if setting.kind == "command":
+            from gristmill.worker.runners import commands  # takes 4 ms, and functions need none
+
+            self._command = commands.CommandRunner(setting)
         os.chdir("/")
 
     def run_inputs(

@@ -26,7 +26,6 @@ import fcntl
 import mmap
 import struct
 import sys
-import termios
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -312,4 +311,6 @@ class Page:
 
 
 def _bytes_in(pipe: int) -> int:
+    import termios  # not for a slot that forks: each library is mapped again in every child
+
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

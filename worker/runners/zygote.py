@@ -4,13 +4,13 @@ In mode ``loop`` subtasks run right here (loop.py), in mode ``fork`` each in a c
 commands.py for commands). The agent ends the jail by killing it; the end of the socket ends it too.
 """
 
+import _socket
 import ctypes
 import gc
 import io
 import os
 import platform
 import signal
-import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def serve(slot_fd: int, page_fd: int) -> None:
     # Lines leave as they are written: what stays in a buffer here dies with this process.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    sock = socket.socket(fileno=slot_fd)
+    sock = _socket.socket(fileno=slot_fd)
     os.set_inheritable(slot_fd, False)
     page = protocol.Page(page_fd)
     os.close(page_fd)
@@ -61,7 +61,7 @@ def serve(slot_fd: int, page_fd: int) -> None:
 class Zygote:
     """The loop of a slot. One thread, one job."""
 
-    def __init__(self, sock: socket.socket, page: protocol.Page) -> None:
+    def __init__(self, sock: _socket.socket, page: protocol.Page) -> None:
         self._socket = sock
         self._page = page
         self._frames = protocol.Frames()
@@ -99,15 +99,16 @@ class Zygote:
 
     def _want(self, digest: str, size_bytes: int) -> int | str:
         """Ask the agent for a blob: its descriptor, or why there is none. Feeds may come before."""
+        self._outbox.release()  # we wait here for the answer
         self._outbox.send(protocol.Want(self._lease_id, digest, size_bytes))
         fds: list[int] = []
         answer: protocol.Given | None = None
         while answer is None:
-            data, ancillary, _, _ = self._socket.recvmsg(READ_BYTES, socket.CMSG_SPACE(4))
+            data, ancillary, _, _ = self._socket.recvmsg(READ_BYTES, _socket.CMSG_SPACE(4))
             if not data:
                 raise SystemExit(0)  # the agent closed the socket: nobody waits for us
             for level, kind, told in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
                     fds.append(int.from_bytes(told[:4], sys.byteorder))
             self._frames.push(data)
             for header, body in self._frames:  # to its end: what lies there is not told again
@@ -167,8 +168,10 @@ class Zygote:
             if at < end:
                 break
         assert self._runner is not None
+        self._outbox.hold()
         self._runner.flush()
         self._outbox.send(protocol.Ended(feed.lease_id))
+        self._outbox.release()
         self._runner.tidy()
 
     def _run_part(self, feed: protocol.Feed, parcels: "_Parcels", first: int, end: int) -> int:

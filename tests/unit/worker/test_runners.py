@@ -220,6 +220,19 @@ def test_a_range_is_halved_until_it_fits_and_nothing_is_lost(pipe: Any) -> None:
     assert notes == [(100 + at, at) for at in range(0, count, 2)]
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_held_frames_leave_together_and_in_order(pipe: Any, size: int) -> None:
+    sock, outbox = pipe
+    outbox.hold()
+    outbox.send(protocol.Ended(1))
+    assert not frames_of(sock)
+    outbox.send_range(Range(2, 0, [1_000], [b"v" * size], []))
+    outbox.send(protocol.Ended(2))
+    outbox.release()
+    outbox.send(protocol.Ended(3))
+    assert [frame.lease_id for frame, _ in frames_of(sock)] == [1, 2, 2, 3]
+
+
 def test_only_the_value_that_cannot_travel_fails(pipe: Any) -> None:
     sock, outbox = pipe
     outbox.send_range(Range(1, 0, [1] * 3, [1, socket.socket, (x for x in ())], []))
