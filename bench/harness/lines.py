@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from harness.measure import FORMAT
+
 Line = dict[str, Any]
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -22,12 +24,12 @@ DOES = {
 
 
 def last(scenario: str, folder: pathlib.Path) -> Line | None:
-    """The newest line of a scenario, or None when it has not run here."""
+    """The newest line of a scenario, or None when it has not run here, or only another release."""
     path = folder / f"{scenario}.json"
     if not path.exists():
         return None
     line: Line = json.loads(path.read_text().splitlines()[-1])
-    return line
+    return line if line.get("format") == FORMAT or scenario == "peers" else None
 
 
 def runs_of(line: Line, what: str, **where: Any) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
+FORMAT = 2  #: of a line; the report passes over lines of another, such as those of earlier releases
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -136,6 +137,7 @@ class Runs:
         self.path = pathlib.Path(folder) / f"{scenario}.json"
         self.line: dict[str, Any] = {
             "scenario": scenario,
+            "format": FORMAT,
             **card(),
             "settings": {k: v for k, v in settings.items() if k not in ("results", "quick")},
             "runs": [],
