@@ -69,6 +69,7 @@ def end_all() -> None:
     while time.monotonic() < deadline:
         left = descendants()
         if not left:
+            reap()  # what was ended since the last time: none of them outlives us
             return
         for pid in left:
             try:
