@@ -9,6 +9,7 @@ touches the state.
 import contextlib
 import gc
 import logging
+import math
 import os
 import time
 from typing import Any
@@ -263,6 +264,8 @@ class Broker:
         self._next_tick_ms = now_ms + self.settings.tick_ms
         self._apply(on.TimePassed())
         self.delivery.resume()
+        self.execution.tell_credit()
+        self._desk.send_answers()
         self.ledger.tick(now_ms)
         if now_ms < self._next_second_ms:
             return
@@ -291,9 +294,11 @@ class Broker:
     def _wait_ms(self) -> int:
         if self._front_box.has_waiting or self._back_box.has_waiting:
             return WAITING_PEER_MS
+        wait_s = self.journal.wait_s
+        rest_ms = IDLE_MS if wait_s is None else math.ceil(wait_s * 1_000)
         if not self.state.jobs and not self.workers:
-            return IDLE_MS
-        return max(0, min(IDLE_MS, self._next_tick_ms - self._now_ms()))
+            return rest_ms
+        return max(0, min(rest_ms, self._next_tick_ms - self._now_ms()))
 
     def _wait_for_disk(self) -> None:
         """The disk is slower than what comes in: nothing is read until it has caught up.

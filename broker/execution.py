@@ -40,12 +40,18 @@ from gristmill.wire.errors import CODES
 from gristmill.wire.failure import Failure, pack_failures
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import Contribution, Entry
+from gristmill.wire.limits import INPUT_CREDIT_BYTES
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec, Tariff
 from gristmill.wire.worker import JobOpening, ResultHead, grants_mark
 
 log = logging.getLogger("gristmill.broker")
+
+#: Less new credit than this travels with the next tick: its client has enough to go on.
+CREDIT_STEP_BYTES = INPUT_CREDIT_BYTES // 8
+#: What comes in ranges of this many subtasks is a stream: a few milliseconds more are not felt.
+BULK_SUBTASKS = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +116,7 @@ class Execution:
         self.find_past: Callable[[ClientSession, int, int], None] | None = None
         self._withheld: dict[int, InputCredit] = {}
         self._allowed: dict[int, int] = {}  # job to the credit that its client was told
+        self._credit: dict[int, InputCredit] = {}  # a little more than that: told at the next tick
         self._metrics = metrics
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._results: deque[tuple[int, dict[int, tuple[Flow, int]]]] = deque()
@@ -167,13 +174,18 @@ class Execution:
             self._waiting.popleft()[1]()
         return events
 
-    def when_durable(self, action: Callable[[], None]) -> None:
-        """Does it once everything that was recorded so far is on disk."""
+    def when_durable(self, action: Callable[[], None], can_wait: bool = False) -> None:
+        """Does it once everything that was recorded so far is on disk.
+
+        ``can_wait``: nobody waits for it.
+        """
         group = self._journal.group
         if group <= self._journal.committed:
             action()
-        else:
-            self._waiting.append((group, action))
+            return
+        if not can_wait:
+            self._journal.hurry()
+        self._waiting.append((group, action))
 
     def frame(self, job: int, first: int) -> bytes | None:
         """A parcel's frame, if it is in memory."""
@@ -209,7 +221,8 @@ class Execution:
     def _keep_parcel(self, effect: do.KeepParcel) -> None:
         body, job, first = self.inbox.body, effect.job, effect.first
         row = records.parcel_row(job, first, effect.count, effect.codec, body)
-        self._journal.record("parcels", schema.ADD_PARCEL, row, len(body) + 128)
+        is_bulk = effect.count >= BULK_SUBTASKS
+        self._journal.record("parcels", schema.ADD_PARCEL, row, len(body) + 128, is_bulk)
         group = self._journal.group
         self._frames.put(job, first, body, group)
         if not self._parcels or self._parcels[-1][0] != group:
@@ -232,7 +245,7 @@ class Execution:
         row = records.result_row(header, message, frames, readings, self.inbox.utc_ms)
         size = sum(map(len, frames)) + 512
         self._quota.add(self.jobs[effect.job].tenant, size - 512)
-        self._journal.record("results", schema.ADD_RESULT, row, size)
+        self._journal.record("results", schema.ADD_RESULT, row, size, head.count >= BULK_SUBTASKS)
         if effect.job in self._lines.jobs:
             self._lines.settle(effect, frames[3])
         flow = self._delivery.find(effect.job)
@@ -272,13 +285,15 @@ class Execution:
         self._outbox.add(effect.entry)
 
     def _free_job(self, effect: do.FreeJob) -> None:
+        if (credit := self._credit.pop(effect.job, None)) is not None:
+            self.tell(self.uploaders.get(effect.job, 0), credit)
         self.jobs.pop(effect.job, None)
         self.uploaders.pop(effect.job, None)
         self._allowed.pop(effect.job, None)
         self._frames.drop_job(effect.job)
         self._lines.free(effect.job)
         # The deletion must not overtake the record that makes the job final.
-        self.when_durable(lambda: self._journal.add_chore(schema.DROP_PARCELS, (effect.job,)))
+        self.when_durable(lambda: self._journal.add_chore(schema.DROP_PARCELS, (effect.job,)), True)
 
     # ------------------------------------------------------------ clients
 
@@ -311,12 +326,23 @@ class Execution:
             message = InputCredit(effect.job, effect.committed, effect.bytes_allowed)
             if self._quota.is_over(facts.tenant):
                 self._withheld[effect.job] = message
+            elif effect.bytes_allowed - self._allowed.get(effect.job, 0) < CREDIT_STEP_BYTES:
+                self._credit[effect.job] = message
             else:
                 self._allow(client, message)
 
     def _allow(self, client: int, message: InputCredit) -> None:
+        self._credit.pop(message.job, None)
         self._allowed[message.job] = message.bytes_allowed
         self.tell(client, message)
+
+    def tell_credit(self) -> None:
+        """Says how far uploads are on disk where it was too little for a message of its own."""
+        for job, message in list(self._credit.items()):
+            client = self.uploaders.get(job)
+            if client is not None:
+                self._allow(client, message)
+        self._credit.clear()
 
     def release_credit(self) -> None:
         """Credit that a tenant's full disk held back goes out where there is room again."""
@@ -405,7 +431,7 @@ class Execution:
             return
         session.report_ms, session.ttl_ms = effect.report_ms, effect.ttl_ms
         number, upto, is_drain = effect.number, effect.results_upto, effect.is_drain
-        self.when_durable(lambda: self._desk.answer(session, number, upto, is_drain))
+        self.when_durable(lambda: self._desk.answer(session, number, upto, is_drain), can_wait=True)
 
     def _on_drop_worker(self, effect: do.DropWorker) -> None:
         session = self._workers.get(effect.worker)

@@ -1,9 +1,10 @@
 """The broker's journal: SQLite with one writing connection, one committer thread, group commit.
 
-There is no timer: each group is what was recorded during the last fsync. The loop's thread records
-rows and calls ``pump``; the committer writes one group at a time in one transaction (WAL,
-``synchronous=FULL``) and wakes the loop. Whatever must not leave before the commit waits for the
-number of its group.
+Each group is what was recorded during the last fsync; one that nobody waits for may grow for
+``PATIENCE_S`` more, because a commit costs as much as the bookkeeping of a thousand subtasks. The
+loop's thread records rows and calls ``pump``; the committer writes one group at a time in one
+transaction (WAL, ``synchronous=FULL``) and wakes the loop. Whatever must not leave before the
+commit waits for the number of its group.
 
 A full disk loses nothing: the group is kept and tried again until there is room, and ``is_full``
 says so meanwhile. Any other error of the disk is in ``failure``: the process must exit and
@@ -36,6 +37,8 @@ log = logging.getLogger("gristmill.broker.journal")
 
 JOURNAL_NAME = "journal.db"
 RETRY_S = 0.5  #: a group that met a full disk is tried again after this long
+PATIENCE_S = 0.005  #: how long rows wait that are in no hurry
+PATIENCE_BYTES = 1 << 20  #: more of them than this do not
 _CHECKPOINT_PAGES = 4_000
 _STATEMENT = operator.itemgetter(0)
 
@@ -45,10 +48,11 @@ Rows = list[tuple[str, tuple[Any, ...]]]
 class Group:
     """What is committed together: rows by table, so that one statement runs over many rows."""
 
-    __slots__ = ("number", "rows", "size_bytes", "tables")
+    __slots__ = ("due_s", "number", "rows", "size_bytes", "tables")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.due_s = 0.0  # when it goes to disk, by the monotonic clock; 0 is at once
         self.tables: dict[str, Rows] = {}
         self.rows = 0
         self.size_bytes = 0
@@ -118,9 +122,23 @@ class Journal:
 
     # ------------------------------------------------------------ the loop's thread
 
-    def record(self, table: str, statement: str, row: tuple[Any, ...], size_bytes: int) -> None:
-        """Adds a row to the open group. Rows of one table keep their order."""
+    def record(
+        self,
+        table: str,
+        statement: str,
+        row: tuple[Any, ...],
+        size_bytes: int,
+        can_wait: bool = False,
+    ) -> None:
+        """Adds a row to the open group. Rows of one table keep their order.
+
+        ``can_wait``: nobody waits for this row; it goes with the next that is awaited, or soon.
+        """
         group = self._open
+        if not can_wait:
+            group.due_s = 0.0
+        elif not group.rows:
+            group.due_s = time.monotonic() + PATIENCE_S
         rows = group.tables.get(table)
         if rows is None:
             rows = group.tables[table] = []
@@ -149,6 +167,18 @@ class Journal:
         self._mark.forget()
         self._connection = _open_salvaged(self.path, self.vfs)
         self._connection.set_wal_hook(self._on_commit)
+
+    def hurry(self) -> None:
+        """Somebody waits for what was recorded so far."""
+        self._open.due_s = 0.0
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long until ``pump`` has something to do by itself; None when it has not."""
+        group = self._open
+        if self._in_flight is not None or not group.rows:
+            return None
+        return max(0.0, group.due_s - time.monotonic())
 
     @property
     def group(self) -> int:
@@ -189,10 +219,18 @@ class Journal:
         if self._in_flight is None:
             if not self._open.rows and self._chores and not self._stopping.is_set():
                 self.record("chore", "", (), 0)
-            if self._open.rows:
+            if self._open.rows and self._is_due(self._open):
                 self._in_flight, self._open = self._open, Group(self._open.number + 1)
                 self._queue.put(self._in_flight)
         return is_done
+
+    def _is_due(self, group: Group) -> bool:
+        return (
+            not group.due_s
+            or group.size_bytes > PATIENCE_BYTES
+            or self._stopping.is_set()
+            or time.monotonic() >= group.due_s
+        )
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Commits everything recorded and closes the file.

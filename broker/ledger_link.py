@@ -99,10 +99,11 @@ class LedgerLink:
 
     # ------------------------------------------------------------ out
 
-    def post(self, now_ms: int) -> None:
-        """Sends what may leave, a few batches ahead of their acks."""
-        while self.is_up and self._ahead < BATCHES_AHEAD:
-            batch = self._outbox.take(lambda: self.post(now_ms))
+    def post(self, now_ms: int, is_due: bool = False) -> None:
+        """Sends what may leave, a few batches ahead of their acks; ``is_due``: even a little."""
+        outbox = self._outbox
+        while self.is_up and self._ahead < BATCHES_AHEAD and (is_due or outbox.is_pressing):
+            batch = outbox.take(lambda: self.post(now_ms, is_due=True))
             if batch is None or not batch[1]:
                 return
             first, entries = batch
@@ -125,6 +126,7 @@ class LedgerLink:
         if len(self._questions) >= QUESTIONS_MAX:
             reply(None, "QUEUE_FULL", f"{QUESTIONS_MAX} questions to the ledger wait already")
             return
+        self.post(now_ms, is_due=True)  # the answer is to have what was done before the question
         self._last_request += 1
         request = self._last_request
         question: AskUsage | AskBalance = AskBalance(request, tenant)
@@ -150,7 +152,7 @@ class LedgerLink:
             self._progress_ms = now_ms
         if now_ms - max(self._said_ms, self._heard_ms) >= resend_ms:
             self._send(Ping(self._broker), now_ms)
-        self.post(now_ms)
+        self.post(now_ms, is_due=True)
         for request, question in list(self._questions.items()):
             if now_ms - question.asked_ms > settings.ledger_ttl_ms:
                 del self._questions[request]

@@ -142,7 +142,7 @@ class LineKeeper:
         kept.ends[stream] = max(kept.ends[stream], upto)
 
     def _record(self, statement: str, row: records.Row, size: int) -> None:
-        self._journal.record("lines", statement, row, size + _ROW_BYTES)
+        self._journal.record("lines", statement, row, size + _ROW_BYTES, can_wait=True)
 
     # ------------------------------------------------------------ ends
 

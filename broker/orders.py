@@ -3,7 +3,8 @@
 Everything that one turn of the loop decides for a worker leaves in one ``Orders`` (cut where a
 message would break a limit). Leases wait for parcels that must be read back from the journal, and
 whatever was ordered after them for that worker waits with them; answers to reports never wait for
-that. An answer to a report also answers the reports before it.
+that. An answer to a report also answers the reports before it; nobody works faster for it, so it
+travels with the next orders, or with the next tick.
 """
 
 import dataclasses
@@ -76,21 +77,34 @@ class OrderDesk:
         self._metrics = metrics
         self._drafts: dict[int, Draft] = {}
         self._dirty: dict[int, Draft] = {}
+        self._answered: dict[int, Draft] = {}
 
     def draft(self, session: WorkerSession) -> Draft:
         """The draft of a worker, to be sent by the next ``flush``."""
+        draft = self._dirty[session.number] = self._draft(session)
+        return draft
+
+    def _draft(self, session: WorkerSession) -> Draft:
         draft = self._drafts.get(session.number)
         if draft is None:
             draft = self._drafts[session.number] = Draft(session)
-        self._dirty[session.number] = draft
         return draft
 
     def answer(self, session: WorkerSession, number: int, acked: int, is_drain: bool) -> None:
         """A report is answered; its results are on disk."""
-        draft = self.draft(session)
+        draft = self._answered[session.number] = self._draft(session)
         draft.answers = max(draft.answers, number)
         draft.acked = max(draft.acked, acked)
-        draft.is_drain = is_drain
+        if draft.is_drain != is_drain:
+            draft.is_drain = is_drain
+            self._dirty[session.number] = draft
+
+    def send_answers(self) -> None:
+        """Answers leave that no orders have taken along."""
+        answered, self._answered = self._answered, {}
+        for draft in answered.values():
+            if draft.answers:
+                self._dirty[draft.session.number] = draft
 
     def take_stops(self, session: WorkerSession) -> list[int]:
         """The leases that a draft would stop, taken out of it: WELCOME names them."""
@@ -105,6 +119,7 @@ class OrderDesk:
         """The worker is gone."""
         self._drafts.pop(session.number, None)
         self._dirty.pop(session.number, None)
+        self._answered.pop(session.number, None)
 
     def flush(self) -> None:
         """Sends everything whose frames are at hand."""

@@ -26,6 +26,9 @@ log = logging.getLogger("gristmill.broker.outbox")
 MEMORY_ENTRIES = 20_000
 BATCH_ENTRIES = 256
 BATCH_BYTES = limits.HEADER_BYTES_MAX - 4_096
+#: Nobody waits for a contribution: fewer than this travel with the next tick. One commit at the
+#: ledger for each lone subtask would cost more than the rest of it.
+PRESSING_ENTRIES = BATCH_ENTRIES // 2
 
 Item = tuple[int, bool, bytes]  #: (sequence, is it a hold, encoded entry)
 
@@ -57,6 +60,7 @@ class Outbox:
         self._holds: deque[int] = deque()  # sent and without a verdict, in order
         self._is_reading = False
         self._sent = acked
+        self._last_hold = acked  # after a restart an older one waits for a tick
 
     def __len__(self) -> int:
         return self.last - self.acked
@@ -71,12 +75,20 @@ class Outbox:
         """Something was sent and is not acked."""
         return self._sent > self.acked
 
+    @property
+    def is_pressing(self) -> bool:
+        """A job waits for what may leave, or there is much of it."""
+        return self._last_hold > self._sent or self._on_disk - self._sent >= PRESSING_ENTRIES
+
     def add(self, entry: Entry) -> None:
         """Records an entry; it may leave after the commit of the open group."""
         self.last += 1
         row = records.entry_row(self.last, entry)
-        self._journal.record("outbox", schema.ADD_ENTRY, row, len(row[3]) + 64)
+        # A contribution goes with its result, which may be awaited.
+        self._journal.record("outbox", schema.ADD_ENTRY, row, len(row[3]) + 64, not row[1])
         self._metrics.outbox_added += 1
+        if row[1]:
+            self._last_hold = self.last
         memory = self._memory
         if not memory or memory[-1][0] == self.last - 1:  # else it is read back in its turn
             memory.append((self.last, bool(row[1]), row[3]))
@@ -143,8 +155,8 @@ class Outbox:
         self.acked = upto
         while self._memory and self._memory[0][0] <= upto:
             self._memory.popleft()
-        self._journal.record("outbox", schema.DROP_ENTRIES, (upto,), 32)
-        self._journal.record("meta", schema.SET_META, ("outbox_acked", upto), 32)
+        self._journal.record("outbox", schema.DROP_ENTRIES, (upto,), 32, can_wait=True)
+        self._journal.record("meta", schema.SET_META, ("outbox_acked", upto), 32, can_wait=True)
 
     def _read(self, first: int, arrived: Callable[[], None]) -> None:
         self._is_reading = True

@@ -164,6 +164,7 @@ class SimBroker(Process):
             (broker_journal, "os", Shim(os, urandom=lambda size: b"\7" * size)),
             (broker_journal, "apsw", self.disk.module),
             (broker_journal, "threading", threads),
+            (broker_journal, "time", clock),
             (broker_reader, "apsw", self.disk.module),
             (broker_reader, "threading", threads),
             (broker_replay, "apsw", self.disk.module),

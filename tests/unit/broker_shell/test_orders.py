@@ -152,3 +152,30 @@ def test_frames_leave_memory_oldest_first_and_never_before_their_commit() -> Non
     assert rig.cache.size_bytes <= 10_000 and rig.cache.get(2, 0) == b"y"
     rig.cache.drop_job(1)
     assert rig.cache.size_bytes == 1 and rig.cache.get(1, 20) is None
+
+
+def test_an_answer_waits_for_orders_or_for_the_tick() -> None:
+    rig = Rig()
+    rig.desk.answer(rig.session, 3, 44, False)
+    rig.desk.flush()
+    assert not rig.box.sent, "nobody waits for it"
+    rig.desk.answer(rig.session, 4, 45, False)
+    rig.desk.draft(rig.session).batch().recall.append(5)
+    rig.desk.flush()
+    ((message, _),) = rig.box.sent
+    assert (message.answers, message.acked, message.recall) == (4, 45, [5])
+    rig.desk.send_answers()
+    rig.desk.flush()
+    assert len(rig.box.sent) == 1, "it went with the orders"
+    rig.desk.answer(rig.session, 5, 46, False)
+    rig.desk.send_answers()
+    rig.desk.flush()
+    assert [one.answers for one, _ in rig.box.sent] == [4, 5]
+    rig.desk.answer(rig.session, 6, 46, True)
+    rig.desk.flush()
+    assert rig.box.sent[-1][0].is_drain, "a worker that is to drain hears of it at once"
+    rig.desk.answer(rig.session, 7, 47, True)
+    rig.desk.forget(rig.session)
+    rig.desk.send_answers()
+    rig.desk.flush()
+    assert len(rig.box.sent) == 3, "nobody is there any more"
