@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grace", help="a drain lets subtasks run for this long; default 30s")
     parser.add_argument("--cache", help="input blobs kept on disk, as 4G; default 1G")
     parser.add_argument("--spares", type=int, help="jails kept ready for new jobs; default 4")
+    parser.add_argument("--parked", type=int, help="idle jails kept of open jobs; default 8")
     parser.add_argument(
         "--no-cgroups",
         dest="cgroups",

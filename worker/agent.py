@@ -54,8 +54,8 @@ class Agent:
         self._calls: dict[int, Callable[[], None]] = {}
         self._masks: dict[int, int] = {}
         self._yard = Yard(
-            settings.state, host, min(settings.spares, settings.slots), self._blobs, self._errands,
-            self._watch, self._unwatch, now_ms,
+            settings.state, host, min(settings.spares, settings.slots), settings.parked,
+            self._blobs, self._errands, self._watch, self._unwatch, now_ms,
         )  # fmt: skip
         self._monitor = Monitor(settings.state)
         seed = int.from_bytes(hello.instance[:4], "little")

@@ -36,6 +36,8 @@ class WorkerSettings(pydantic.BaseModel):
     grace: int = pydantic.Field(30_000, ge=0)  #: ms that a drain lets subtasks run
     cache: int = pydantic.Field(1 << 30, ge=0)  #: bytes of input blobs kept on disk
     spares: int = pydantic.Field(4, ge=0, le=64)  #: jails kept ready, some 15 MB each
+    #: idle jails kept for jobs that share the slots, up to 64 MiB each
+    parked: int = pydantic.Field(8, ge=0, le=1_024)
     #: False does without cgroups: rlimits stand in, and every outcome says so
     cgroups: bool = True
 

@@ -28,6 +28,7 @@ from gristmill.worker.core import events as on
 from gristmill.worker.endings import ending_of, never_started
 from gristmill.worker.jobs import JobRoom, Unready
 from gristmill.worker.live import SHOW_MS, LiveLogs
+from gristmill.worker.parked import Parked
 from gristmill.worker.port import Port
 from gristmill.worker.runners import protocol
 from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
@@ -98,6 +99,7 @@ class Yard:
         state_dir: pathlib.Path,
         host: Host | None,
         spares: int,
+        parked: int,
         blobs: Blobs,
         errands: Errands,
         watch: Callable[[int, bool, Callable[[], None]], None],
@@ -119,6 +121,7 @@ class Yard:
         self.is_look_due = False
         self._spool = state_dir / "spool"
         self._spares = Spares(host, spares, state_dir / "open")
+        self._parked = Parked(parked)
         for folder in (self._spool, state_dir / "jobs", state_dir / "open"):
             _empty(folder)
 
@@ -140,7 +143,7 @@ class Yard:
     @property
     def is_empty(self) -> bool:
         """No process is left."""
-        return not self._occupants
+        return not self._occupants and not self._parked
 
     # ------------------------------------------------------------ effects
 
@@ -157,6 +160,7 @@ class Yard:
         """Forget the job."""
         room = self._rooms.pop(effect.job, None)
         if room is not None:
+            self._parked.drop_job(effect.job)
             room.close()
 
     def start(self, effect: do.StartJail) -> None:
@@ -213,12 +217,14 @@ class Yard:
         """End a process, or a start that has not come to one."""
         if effect.cause == "lapse":
             self._spares.drop()  # cut off, a worker runs no jail at all
+            self._parked.drop()
         if self._pending.pop(effect.jail, None) is not None:
             self._events.append(never_started(effect))
             return
         occupant = self._occupants.get(effect.jail)
-        if occupant is not None:
-            occupant.port.kill(effect.cause)
+        if occupant is None or (effect.cause == "park" and self._park(occupant)):
+            return
+        occupant.port.kill(effect.cause)
 
     def replace_spawner(self) -> None:
         """End what starts jails, and all jails; it may not come back: then no jail starts."""
@@ -234,6 +240,7 @@ class Yard:
     def look(self) -> on.Looked:
         """Pages and meters of all running processes."""
         self.is_look_due = False
+        self._parked.sweep(self._clock_ms())
         looks, shipping = [], []
         for occupant in self._occupants.values():
             port = occupant.port
@@ -282,6 +289,7 @@ class Yard:
     def close(self) -> None:
         """End everything at once."""
         self._spares.close()
+        self._parked.close()
         for occupant in list(self._occupants.values()):
             self._forget(occupant)
         for room in self._rooms.values():
@@ -298,7 +306,8 @@ class Yard:
             return
         work_dir = self._state_dir / "open" / str(slot)
         try:
-            port = self._spares.take(room.spec, room.interpreter, room.inputs)
+            known = self._parked.take(effect.job)
+            port = known or self._spares.take(room.spec, room.interpreter, room.inputs)
             host = self._host
             if port is None and host is not None and (host.is_stopped or not host.is_alive):
                 host.replace_spawner()
@@ -316,10 +325,33 @@ class Yard:
         self._watch(out, False, lambda: self._on_output(occupant, out))
         self._watch(err, False, lambda: self._on_output(occupant, err))
         self._watch(end, False, lambda: self._on_end(occupant))
-        port.send(room.setting(work_dir), room.function)
+        if known is not None:
+            occupant.line.add(on.JailReady(slot, jail))
+        else:
+            port.send(room.setting(work_dir), room.function)
         self._update_watch(occupant)
         if room.spec.tier == "strict":  # the next subtask needs one, while this one runs
             self._spares.refill()
+
+    def _park(self, occupant: _Occupant) -> bool:
+        """Whether the jail could leave its slot without an end."""
+        port, room = occupant.port, occupant.room
+        is_idle = port.is_ready and not occupant.feeds and occupant.line.is_empty
+        if not is_idle or occupant.is_over or port.is_sending or port.page.started()[1] >= 0:
+            return False
+        if room.spec.tier not in ("batch", "job") or self._rooms.get(room.opening.job) is not room:
+            return False
+        if port.process.is_over() or not self._parked.put(room.opening.job, port):
+            return False
+        for fd in port.descriptors():
+            self._unwatch(fd)
+        self._peaks.forget(port)
+        self.live.end(port.jail)
+        occupant.files.drop()
+        del self._occupants[port.jail]
+        ended = on.JailEnded(port.slot, port.jail, int(Outcome.RETURNED), Failure("it is parked"))
+        self._events.append(ended)
+        return True
 
     def _send_feeds(self, occupant: _Occupant) -> None:
         while occupant.feeds and occupant.feeds[0][0] is not None:

@@ -6,11 +6,13 @@ from typing import Literal
 from gristmill.wire.spec import Tariff
 from gristmill.wire.worker import Goodbye, Hello, JobOpening, ParcelHead, Report, Run
 
-#: Why a jail is killed. ``retire``: it is idle; ``lapse``: we may no longer run; the others name
+#: Why a jail is killed. ``retire``: it is idle; ``park``: it is, but its job goes on, so it may be
+#: kept out of the slot; ``lapse``: we may no longer run; the others name
 #: the limit that was passed, or who asked; ``hung``: it no longer answers (slots.py says when).
 KillCause = Literal[
-    "retire", "lapse", "drain", "cancel", "budget", "time", "cpu", "output", "start", "lied", "hung"
-]
+    "retire", "park", "lapse", "drain", "cancel", "budget", "time", "cpu", "output", "start",
+    "lied", "hung",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

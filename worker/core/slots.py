@@ -9,8 +9,9 @@ ready     leases of the jail's job are fed to it, in order       KillJail -> end
 ending    killed, not yet gone                                   JailEnded -> empty
 ========  =====================================================  ==============================
 
-A jail serves one job. It ends when the next lease is of another job, when its job is closed, after
-one subtask in tier ``strict``, and when a limit is passed in it.
+A jail serves one job. It leaves the slot when the next lease is of another job (parked, if nothing
+that it was fed is left in it), and ends when its job is closed, after one subtask in tier
+``strict``, and when a limit is passed in it.
 
 A slot is renewed at the broker only while it is *seen alive* (``is_alive``):
 
@@ -169,7 +170,7 @@ def on_jail_ended(state: State, event: on.JailEnded, now_ms: int) -> Effects:
         for lease in slot.leases:
             _give_back(state, lease, lease.remaining, "drained")
         slot.leases.clear()
-    elif cause not in ("retire", "lapse"):
+    elif cause not in ("retire", "park", "lapse"):
         _blame(state, slot, job, event)
     for lease in list(slot.leases):
         lease.is_fed = False
@@ -249,7 +250,7 @@ def _cut(state: State, slot: Slot, look: on.Look, now_ms: int) -> Effects:
         if lease.lease_id != look.lease_id:
             _give_back(state, lease, lease.remaining, lease.cause)
             lease.remaining = []
-            slot.ghosts[lease.lease_id] = None
+            slot.ghosts[lease.lease_id] = True
             slot.leases.remove(lease)
         elif look.index >= 0 and runs.has(lease.remaining, look.index):
             if lease.stop_outcome >= 0:
@@ -306,7 +307,7 @@ def settle(state: State, slot: Slot, now_ms: int) -> Effects:
         state.next_jail += 1
         return [*_forget_closed(state), do.StartJail(slot.number, slot.jail, slot.job)]
     if lease.grant.job != slot.job:
-        return _kill(slot, "retire", now_ms)
+        return _kill(slot, "retire" if any(slot.ghosts.values()) else "park", now_ms)
     if not any(lease.is_fed for lease in slot.leases):
         slot.run_since_ms = now_ms  # it was idle: its clocks begin with this feed
     if state.jobs[slot.job].opening.spec.tier == "strict":
@@ -426,7 +427,8 @@ def _lease_over(state: State, slot: Slot, lease: Lease, now_ms: int) -> Effects:
     if lease in slot.leases:
         slot.leases.remove(lease)
         if lease.is_fed and slot.phase == "ready":
-            slot.ghosts[lease.lease_id] = None  # until the slot says that it is through
+            # until the slot says that it is through
+            slot.ghosts[lease.lease_id] = bool(lease.cause)
     return settle(state, slot, now_ms)
 
 

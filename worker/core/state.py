@@ -95,7 +95,8 @@ class Slot:
     """A place for one jail and its leases, first come first served.
 
     ``run``: (lease, index, done) that was seen last, since ``run_since_ms``, when the jail had used
-    ``run_cpu_us``. ``ghosts``: leases that were handed back while the slot still has them.
+    ``run_cpu_us``. ``ghosts``: leases that are over while the slot may still have them; True where
+    it may have subtasks that were handed back.
     ``is_used``: a jail of tier ``strict`` that has had its one subtask. ``seen_ms``: when the slot
     was last seen in order, see ``slots.is_alive``.
     """
@@ -113,7 +114,7 @@ class Slot:
     run_since_ms: int = 0
     run_cpu_us: int = 0
     started: tuple[int, int] = (0, -1)
-    ghosts: dict[int, None] = dataclasses.field(default_factory=dict)
+    ghosts: dict[int, bool] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(slots=True)

@@ -209,9 +209,19 @@ def test_a_lease_of_another_job_waits_then_gets_its_own_jail() -> None:
     rig = Rig().running()
     rig.open(2)
     assert rig.give(0, 1, job=2) == []
-    assert rig.result(1, 0, 4) == [do.KillJail(0, 1, "retire")]
+    assert rig.result(1, 0, 4) == [do.KillJail(0, 1, "park")]
     assert rig.died(Outcome.SIGNAL) == [do.StartJail(0, 2, 2)]
     assert told(rig.turn())[1] == []
+
+
+def test_a_jail_that_may_have_what_was_handed_back_is_not_parked() -> None:
+    rig = Rig().running()
+    rig.open(2)
+    rig.give(4, 2)
+    rig.give(0, 1, job=2)
+    rig.orders(stop=[(2, int(Outcome.CANCELLED))])
+    rig.look(1, 0)  # it runs its first lease: of the second it never starts anything
+    assert rig.result(1, 0, 4) == [do.KillJail(0, 1, "retire")]
 
 
 def test_an_idle_jail_is_kept_until_its_job_is_closed() -> None:
