@@ -126,7 +126,7 @@ def gristmill(grid: Grid, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_node_drain_waits_shows_and_says_what_became_of_it(grid_of: Callable[..., Grid]) -> None:
     grid = grid_of(workers=2, ttl_ms=CALM_MS, report_ms=500)
     with Client(grid.address) as client:
-        job = post(client, nap, [3.0], tier="job")
+        job = post(client, nap, [8.0], tier="job")
         name = started(grid)
         wrong = gristmill(grid, "node", "drain", "worker-O")
         assert wrong.returncode == 2
@@ -139,7 +139,7 @@ def test_node_drain_waits_shows_and_says_what_became_of_it(grid_of: Callable[...
         told = json.loads(done.stdout)
         assert told == {"schema": "gristmill/drain/1", "worker": name, "is_ended": True}
         assert "1 slot of 1 still at work" in done.stderr
-        assert values(job) == [3.0]
+        assert values(job) == [8.0]
         assert (job.status().lost, job.status().retried) == (0, 0)
         until("it has ended", grid.dead)
         assert {each.name: each.returncode for each in grid.dead()} == {name: 0}
