@@ -1,4 +1,4 @@
-"""Jails of jobs that share a slot: kept while the other runs, small ones, quiet ones, until the end.
+"""Jails of jobs that share a slot: kept while another runs, small and quiet ones, to the end.
 
 A module's globals live as long as the process does, so they tell whether it is the same one.
 """
