@@ -299,11 +299,11 @@ class Front:
     def _on_parcel(self, session: ClientSession, message: say.Parcel, bodies: list[bytes]) -> None:
         body, count, codec = bodies[0], message.count, message.codec
         items_max = limits.RANGE_ITEMS_MAX if codec == "range" else limits.PARCEL_ITEMS_MAX
-        if len(body) > limits.FRAME_BYTES_MAX or not 1 <= count <= items_max:
+        if len(body) > limits.PARCEL_BYTES_MAX or not 1 <= count <= items_max:
             raise RemoteError(
                 "PARCEL_TOO_LARGE",
                 f"a parcel of {len(body)} bytes and {count} items; the limits are"
-                f" {limits.FRAME_BYTES_MAX} bytes and 1 to {items_max} items",
+                f" {limits.PARCEL_BYTES_MAX} bytes and 1 to {items_max} items",
             )
         if message.first < 0 or not codec or len(codec) > _CODEC_CHARS_MAX:
             raise RemoteError(

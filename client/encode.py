@@ -140,12 +140,12 @@ class Parcels:
         return values
 
     def _pack(self, values: Any) -> None:
-        size = _least_bytes(values)
-        if size > limits.FRAME_BYTES_MAX and len(values) > 1:  # to encode all would be in vain
+        size, count = _least_bytes(values), len(values)
+        if count > 1 and not fits(size, count):  # to encode all would be in vain
             self._split(values, size)
             return
         codec, frame = self._encode(values)
-        if len(frame) <= limits.FRAME_BYTES_MAX:
+        if fits(len(frame), count):
             self._ready.append(Packed(len(values), codec, frame))
         elif len(values) == 1:
             reference = encode_ref(self._store(frame))
@@ -168,11 +168,20 @@ class Parcels:
         return pack(list(values))
 
 
+def fits(size_bytes: int, count: int) -> bool:
+    """Whether inputs make a parcel: several share a larger one, if they are small themselves."""
+    share = min(limits.PARCEL_BYTES_MAX, count * limits.FRAME_BYTES_MAX)
+    return size_bytes <= share
+
+
 def _fitting(values: Sequence[Any], size_bytes: int) -> int:
-    """How many of these values make a parcel: all, or what leaves a frame some room."""
-    if size_bytes <= limits.FRAME_BYTES_MAX:
-        return len(values)
-    return max(1, len(values) * (limits.FRAME_BYTES_MAX * 3 // 4) // size_bytes)
+    """How many of these values make a parcel: all, or what leaves it some room."""
+    count = len(values)
+    if fits(size_bytes, count):
+        return count
+    if size_bytes > count * limits.FRAME_BYTES_MAX:
+        return 1
+    return max(1, count * (limits.PARCEL_BYTES_MAX * 3 // 4) // size_bytes)
 
 
 def _least_bytes(values: Any) -> int:

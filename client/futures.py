@@ -12,7 +12,7 @@ from typing import Any
 
 from gristmill.client.core.uploads import is_forced_end
 from gristmill.client.decode import ResultReader
-from gristmill.client.encode import pack
+from gristmill.client.encode import fits, pack
 from gristmill.client.errors import GridError, JobFailed, UnpicklableError, grid_error
 from gristmill.client.legs import Legs
 from gristmill.client.link import Link, Sink
@@ -184,7 +184,7 @@ class CoalescedJob(Sink):
                 self._replace_unpicklable(error)
                 return
             codec, frame = "", b""
-        if codec and len(frame) <= limits.FRAME_BYTES_MAX:
+        if codec and fits(len(frame), len(calls)):
             self._sent(len(calls), codec, frame)
         elif len(calls) > 1:
             with self._lock:  # halves, in order, before what came meanwhile

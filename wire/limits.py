@@ -4,7 +4,10 @@
 PROTOCOL = 1
 
 # frames and messages
-FRAME_BYTES_MAX = 64 << 10  #: a parcel, a function or a value above this travels as its digest
+FRAME_BYTES_MAX = 64 << 10  #: one value or a function above this travels as its digest
+PARCEL_BYTES_MAX = 256 << 10  #: a parcel of several inputs
+#: values, failures and logs of a result of several subtasks; leaves room for their meters
+RESULT_VALUES_BYTES_MAX = 192 << 10
 RESULT_FRAME_BYTES_MAX = 256 << 10  #: all frames of one result together
 HEADER_BYTES_MAX = 64 << 10  #: an encoded header
 #: number in a header that clients and workers send, either sign: the journal's and the ledger's

@@ -9,7 +9,7 @@ import msgspec
 
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure, LogEntry, pack_logs
-from gristmill.wire.limits import FILES_MAX, FRAME_BYTES_MAX
+from gristmill.wire.limits import FILES_MAX, FRAME_BYTES_MAX, RESULT_VALUES_BYTES_MAX
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.values import BlobRef, encode_ref
@@ -111,7 +111,13 @@ class Cargo:
     def is_light(self) -> bool:
         """It can go as it is."""
         return (
-            not self.files and self._logs is None and len(self.draft.frames[0]) <= FRAME_BYTES_MAX
+            not self.files and self._logs is None and not self._is_large(self.draft.frames[0])
+        )
+
+    def _is_large(self, values: bytes) -> bool:
+        # of several subtasks it was cut by the slot, and what was not is refused by the broker
+        return len(values) > FRAME_BYTES_MAX and (
+            self.draft.done.count == 1 or len(values) > RESULT_VALUES_BYTES_MAX
         )
 
     def ship(self, blobs: Blobs, grant: str) -> None:
@@ -135,7 +141,7 @@ class Cargo:
             value["files"] = taken
             values = _encode_values([value])
             draft.frames = (values, meter, failures, logs)
-        if len(values) > FRAME_BYTES_MAX:
+        if self._is_large(values):
             ref = blobs.put(grant, values)
             draft.codec = f"@{draft.codec}"
             frame = encode_ref(BlobRef(ref.digest, ref.size_bytes))

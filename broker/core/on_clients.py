@@ -271,10 +271,10 @@ def on_parcel_arrived(
 def _parcel_fault(state: State, job: Job, event: ParcelArrived) -> tuple[str, str] | None:
     first, count, end = event.first, event.count, event.first + event.count
     most = limits.RANGE_ITEMS_MAX if event.codec == "range" else limits.PARCEL_ITEMS_MAX
-    if not 0 < count <= most or event.body_bytes > limits.FRAME_BYTES_MAX:
+    if not 0 < count <= most or event.body_bytes > limits.PARCEL_BYTES_MAX:
         return "PARCEL_TOO_LARGE", (
             f"a parcel of {count} items and {event.body_bytes} bytes;"
-            f" at most {most} items and {limits.FRAME_BYTES_MAX} bytes"
+            f" at most {most} items and {limits.PARCEL_BYTES_MAX} bytes"
         )
     if job.ending is not None:
         return None
@@ -287,7 +287,7 @@ def _parcel_fault(state: State, job: Job, event: ParcelArrived) -> tuple[str, st
     if end > (job.count if job.count >= 0 else limits.SUBTASKS_MAX):
         most = job.count if job.count >= 0 else limits.SUBTASKS_MAX
         return "PARCEL_ORDER", f"a parcel to {end}; job j{job.number} has {most} subtasks"
-    if job.parcels.bytes_total + event.body_bytes > job.bytes_allowed + limits.FRAME_BYTES_MAX:
+    if job.parcels.bytes_total + event.body_bytes > job.bytes_allowed + limits.PARCEL_BYTES_MAX:
         return "QUOTA", (
             f"job j{job.number} sent {job.parcels.bytes_total + event.body_bytes} bytes of parcels;"
             f" its credit is {job.bytes_allowed}"

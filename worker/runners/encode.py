@@ -15,7 +15,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from gristmill.wire import values as wire_values
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.limits import FRAME_BYTES_MAX, VALUE_BYTES_MAX
+from gristmill.wire.limits import RESULT_VALUES_BYTES_MAX, VALUE_BYTES_MAX
 from gristmill.worker.runners.protocol import BODY_BYTES_MAX
 
 _RANGE = struct.Struct("<qq")
@@ -100,9 +100,9 @@ def is_sendable(frame: bytes) -> None:
         )
 
 
-def is_small(frame: bytes) -> bool:
-    """Whether a frame of several values may stay as it is."""
-    return len(frame) <= FRAME_BYTES_MAX
+def is_small(frame: bytes, failures: bytes, logs: bytes) -> bool:
+    """Whether a result of several subtasks may have these frames."""
+    return len(frame) + len(failures) + len(logs) <= RESULT_VALUES_BYTES_MAX
 
 
 def join_plain(codec: str, frame: bytes) -> Any:

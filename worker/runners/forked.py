@@ -367,7 +367,7 @@ class Forker:
             self._range = None
             extras = Extras(end.is_killed, end.files, end.refused)
             self._outbox.send_range(done, extras)
-        elif time.perf_counter_ns() > self._flush_at or self._extra_bytes > FRAME_BYTES_MAX // 2:
+        elif time.perf_counter_ns() > self._flush_at or self._extra_bytes > FRAME_BYTES_MAX:
             self.flush()
 
     def _send_framed(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gristmill.wire.limits import FRAME_BYTES_MAX, RESULT_FLUSH_MS
+from gristmill.wire.limits import FRAME_BYTES_MAX, RESULT_FLUSH_MS, RESULT_VALUES_BYTES_MAX
 from gristmill.wire.outcome import Outcome
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.failures import describe, note_of
@@ -116,7 +116,7 @@ class Looper:
         done = self._range
         size = len(done.walls_ns)
         follows = size and done.lease_id == lease_id and done.first + size == first
-        if not follows or (size + count) * self._value_bytes > FRAME_BYTES_MAX:
+        if not follows or (size + count) * self._value_bytes > RESULT_VALUES_BYTES_MAX:
             self.flush()
             done = self._range = Range(lease_id, first, [], [], [])
             self._flush_at = now_ns + FLUSH_NS

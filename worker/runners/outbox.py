@@ -162,7 +162,8 @@ class Outbox:
                 ]
         failures = pack_failures([(at - done.first, what) for at, _, what, _ in done.troubles])
         logs = pack_logs(done.logs)
-        if count > 1 and (not is_small(frame) or max(len(failures), len(logs)) > EXTRAS_BYTES_MAX):
+        is_over = max(len(failures), len(logs)) > EXTRAS_BYTES_MAX
+        if count > 1 and (is_over or not is_small(frame, failures, logs)):
             return self._send_halves(done)
         outcome = bytearray(count)
         for at, number, _, _ in done.troubles:
