@@ -18,7 +18,7 @@ import zmq
 ITEMS = 1_000
 CREDIT = 3
 WINDOW = 64
-FRAME_BYTES = 64 << 10  #: a larger value has a frame of its own
+FRAME_BYTES = 256 << 10  #: of values that share a frame, as ours do
 
 
 def _decoder(kind: str) -> Any:
@@ -154,7 +154,7 @@ def _carrier(address: str, out_bytes: int) -> None:
 def carry(values: list[bytes], out_bytes: int = -1) -> float:
     """Seconds to send values through two workers and have answers back, in frames like ours.
 
-    Values share frames of up to 64 KiB; a larger one has its own. ``out_bytes``: the size of each
+    Values share frames of up to 256 KiB; a larger one has its own. ``out_bytes``: the size of each
     answer; negative sends the value itself back, compared.
     """
     size = max(1, len(values[0]), out_bytes)

@@ -362,7 +362,7 @@ class SimAgent(Agent):
         folder = pathlib.Path("/nonexistent")
         settings = types.SimpleNamespace(
             state=folder, cache=0, spares=0, parked=0, slots=worker.slots, grace=worker.grace_ms,
-            broker=BACK
+            broker=BACK,
         )
         with replaced(
             [

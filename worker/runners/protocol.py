@@ -8,7 +8,7 @@ The page lets the agent cut a running lease and see what runs without a message.
 ======  ========  =====================================================================
 word    writer    meaning
 ======  ========  =====================================================================
-0       agent     STOP: counts the changes of the stop list
+0       agent     STOP: twice the changes of the stop list; odd while it is written
 1       slot      LEASE: lease that runs
 2       slot      STARTED: index that runs, plus one; 0 between subtasks
 3       agent     length of the stop list
@@ -263,7 +263,7 @@ class Page:
         """Agent: of these leases no further subtask may start."""
         words = self.words
         listed = leases[-STOPS_MAX:]
-        words[LISTED] = 0
+        words[STOP] = words[STOP] + 1  # odd: a slot that looks now waits
         for at, lease in enumerate(listed):
             words[LIST + at] = lease
         words[LISTED] = len(listed)
@@ -272,7 +272,14 @@ class Page:
     def is_stopped(self, lease: int) -> bool:
         """Slot: whether this lease may start nothing more."""
         words = self.words
-        return any(words[LIST + at] == lease for at in range(min(words[LISTED], STOPS_MAX)))
+        while True:
+            stops = words[STOP]
+            if not stops & 1:
+                listed = range(min(words[LISTED], STOPS_MAX))
+                found = any(words[LIST + at] == lease for at in listed)
+                if words[STOP] == stops:
+                    return found
+            time.sleep(LOOK_PAUSE_S)
 
     def begin_reading(self) -> None:
         """Agent: bytes may leave an output pipe from now on."""

@@ -278,7 +278,7 @@ class HostileClient(Hostile):
         if kind is wc.Parcel:
             packed = pack_plain(list(range(10)))
             assert packed
-            long = bytes(limits.FRAME_BYTES_MAX + r.choice((-1, 0, 1)))
+            long = bytes(limits.PARCEL_BYTES_MAX + r.choice((-1, 0, 1)))
             return [r.choice((packed[1], packed[1], pack_range(0, 1)[1], b"", long))]
         return []
 

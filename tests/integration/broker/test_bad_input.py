@@ -154,7 +154,7 @@ def test_parcels_over_their_limits(grid):
     client = grid.client()
     job = client.submit().job
     for count, codec, body in (
-        (1, "m", b"x" * (limits.FRAME_BYTES_MAX + 1)),
+        (1, "m", b"x" * (limits.PARCEL_BYTES_MAX + 1)),
         (limits.PARCEL_ITEMS_MAX + 1, "q", b""),
         (limits.RANGE_ITEMS_MAX + 1, "range", b"x" * 16),
         (0, "q", b""),

@@ -129,7 +129,7 @@ def test_a_parcel_is_kept_and_a_repeated_one_acknowledged(core: Core) -> None:
         (10, 91, 10, "PARCEL_ORDER"),
         (10, 0, 10, "PARCEL_TOO_LARGE"),
         (10, 5_000, 10, "PARCEL_TOO_LARGE"),
-        (10, 1, (64 << 10) + 1, "PARCEL_TOO_LARGE"),
+        (10, 1, (256 << 10) + 1, "PARCEL_TOO_LARGE"),
     ],
 )
 def test_a_wrong_parcel_is_refused(
@@ -144,7 +144,7 @@ def test_a_wrong_parcel_is_refused(
 def test_more_bytes_than_credit_are_refused() -> None:
     core = Core(Config(input_credit_bytes=1_000))
     core.submit()
-    size = limits.FRAME_BYTES_MAX
+    size = limits.PARCEL_BYTES_MAX
     core.parcel(1, 0, 1, size)
     assert refusal(core.parcel(1, 1, 1, size)).code == "QUOTA"
     core.do(ev.ParcelsCommitted(1, 1))

@@ -216,7 +216,7 @@ class Peer:
             self._refuse(routing, 0, "PARCEL_ORDER", text, job.number)
             return
         if message.first == job.uploaded:
-            assert len(frames[0]) <= limits.FRAME_BYTES_MAX, len(frames[0])
+            assert len(frames[0]) <= limits.PARCEL_BYTES_MAX, len(frames[0])
             assert job.upload_bytes < job_allowed(job, self.credit_bytes), "beyond the credit"
             job.uploaded += message.count
             job.upload_bytes += len(frames[0])

@@ -10,7 +10,7 @@ import pytest
 from gristmill.client.encode import FIRST_ITEMS, Parcels
 from gristmill.client.sharing import put_together, take_apart
 from gristmill.wire.ids import digest_of
-from gristmill.wire.limits import FRAME_BYTES_MAX
+from gristmill.wire.limits import PARCEL_BYTES_MAX
 from gristmill.wire.shared import ALIGN_BYTES, Ref, lay_out, parts_of
 from gristmill.wire.values import BlobRef, raw_rows, split_rows
 
@@ -78,13 +78,13 @@ def test_large_inputs_are_taken_one_at_a_time(kind: str) -> None:
 
 
 def test_a_parcel_that_was_cut_short_loses_nothing() -> None:
-    source = [b"x" * n for n in (10, 60_000, 60_000, 5, 200_000, 7, 30_000, 30_000, 30_000, 1)]
+    source = [b"x" * n for n in (10, 60_000, 60_000, 5, 300_000, 7, 30_000, 30_000, 30_000, 1)]
     parcels = Parcels(source, None, lambda frame: BlobRef(digest_of(frame), len(frame)))
     taken = []
     while not parcels.is_empty:
         packed = parcels.take(1_000)
         if packed is not None:
-            assert len(packed.frame) <= FRAME_BYTES_MAX
+            assert len(packed.frame) <= PARCEL_BYTES_MAX
             taken.append((packed.items, packed.codec))
     assert sum(items for items, _ in taken) == len(source)
     assert [codec for _, codec in taken].count("@m") == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gristmill.wire.failure import Failure, unpack_failures
-from gristmill.wire.limits import FRAME_BYTES_MAX
+from gristmill.wire.limits import RESULT_VALUES_BYTES_MAX
 from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.shared import use_source
@@ -95,10 +95,26 @@ def test_the_page_tells_what_runs_and_what_is_stopped(page: protocol.Page) -> No
     assert page.started() == (9, 4)
     before = page.words[protocol.STOP]
     page.write_stops([3, 9])
-    assert page.words[protocol.STOP] == before + 1
+    assert page.words[protocol.STOP] == before + 2
     assert page.is_stopped(9) and not page.is_stopped(4)
     page.write_stops([])
     assert not page.is_stopped(9)
+
+
+def test_a_look_at_a_list_that_is_being_written_waits_for_its_end(page: protocol.Page) -> None:
+    words = page.words
+    page.write_stops([9])
+    words[protocol.STOP] += 1
+    words[protocol.LISTED] = 0
+
+    def write() -> None:
+        words[protocol.LISTED] = 1
+        words[protocol.STOP] += 1
+
+    writer = threading.Timer(0.05, write)
+    writer.start()
+    assert page.is_stopped(9), "it was stopped before, and is stopped after"
+    writer.join()
 
 
 def test_the_loop_stops_where_the_page_says(page: protocol.Page, pipe: Any) -> None:
@@ -164,22 +180,22 @@ def test_the_loop_gathers_what_follows_and_fits(
     sock, outbox = pipe
     looper = Looper(SETTING, outbox, page)
     one, other = protocol.Feed(8, 1, [], []), protocol.Feed(9, 1, [], [])
-    looper.run_inputs(abs, [1, 2], one, 10)
-    looper.run_inputs(abs, [3], one, 12)  # how large its values are is not known yet
-    looper.run_inputs(abs, [4, 5], one, 13)
-    looper.run_inputs(abs, [6], one, 15)
+    looper.run_inputs(abs, [1, 2, 3], one, 10)
+    looper.run_inputs(abs, [3], one, 13)  # how large its values are is not known yet
+    looper.run_inputs(abs, [4, 5], one, 14)
+    looper.run_inputs(abs, [6], one, 16)
     looper.run_inputs(abs, [7], one, 20)
     looper.run_inputs(abs, [8], other, 21)
     looper.flush()
     looper.flush()
     sent = [(done.lease_id, done.first, done.count) for done, _ in frames_of(sock)]
-    assert sent == [(8, 10, 2), (8, 12, 4), (8, 20, 1), (9, 21, 1)]
-    large = ["x" * 30_000] * 2
+    assert sent == [(8, 10, 3), (8, 13, 4), (8, 20, 1), (9, 21, 1)]
+    large = ["x" * 90_000] * 2
     for first in range(0, 8, 2):
         looper.run_inputs(lambda text: text, large, one, 100 + first)
     looper.flush()
     sizes = [done.sizes[0] for done, _ in frames_of(sock)]
-    assert len(sizes) == 4 and max(sizes) <= FRAME_BYTES_MAX
+    assert len(sizes) == 4 and max(sizes) <= RESULT_VALUES_BYTES_MAX
 
 
 def test_every_exception_is_the_subtasks_own(page: protocol.Page, pipe: Any) -> None:
@@ -212,7 +228,7 @@ def test_a_range_is_halved_until_it_fits_and_nothing_is_lost(pipe: Any) -> None:
     seen = []
     notes = []
     for done, body in frames_of(sock):
-        assert done.sizes[0] <= 64 << 10
+        assert done.sizes[0] + sum(done.sizes[2:]) <= RESULT_VALUES_BYTES_MAX
         meter = unpack_meter(body[done.sizes[0] :][: done.sizes[1]], done.count)
         seen += [(done.first + at, meter.outcome_at(at)) for at in range(done.count)]
         notes += [(done.first + note.offset, note.number) for note in done.notes]
