@@ -337,7 +337,8 @@ class Yard:
         """Whether the jail could leave its slot without an end."""
         port, room = occupant.port, occupant.room
         is_idle = port.is_ready and not occupant.feeds and occupant.line.is_empty
-        if not is_idle or occupant.is_over or port.is_sending or port.page.started()[1] >= 0:
+        is_busy = port.is_sending or occupant.is_wanting or port.page.started()[1] >= 0
+        if not is_idle or is_busy or occupant.is_over:
             return False
         if room.spec.tier not in ("batch", "job") or self._rooms.get(room.opening.job) is not room:
             return False

@@ -104,9 +104,13 @@ def own_cpu_us() -> float:
 
 def card() -> dict[str, Any]:
     """The machine and the code that a figure belongs to."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    # What a bench writes does not change what the next one measures.
+    code = [".", ":!bench/results", ":!docs"]
+    changed, described = (
+        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        for words in (["status", "--porcelain", "--", *code], ["describe", "--always"])
+    )
+    commit = f"{described}-dirty" if changed else described
     with open("/proc/cpuinfo") as file:
         models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
     return {
