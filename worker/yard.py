@@ -336,9 +336,9 @@ class Yard:
     def _park(self, occupant: _Occupant) -> bool:
         """Whether the jail could leave its slot without an end."""
         port, room = occupant.port, occupant.room
-        is_idle = port.is_ready and not occupant.feeds and occupant.line.is_empty
-        is_busy = port.is_sending or occupant.is_wanting or port.page.started()[1] >= 0
-        if not is_idle or is_busy or occupant.is_over:
+        if occupant.is_over or occupant.feeds or not occupant.line.is_empty or not port.is_ready:
+            return False
+        if port.is_sending or occupant.is_wanting or port.page.started()[1] >= 0:
             return False
         if room.spec.tier not in ("batch", "job") or self._rooms.get(room.opening.job) is not room:
             return False
