@@ -91,7 +91,9 @@ class OrderDesk:
         return draft
 
     def answer(self, session: WorkerSession, number: int, acked: int, is_drain: bool) -> None:
-        """A report is answered; its results are on disk."""
+        """A report is answered; its results are on disk. The worker may have gone meanwhile."""
+        if session.peer.is_lost:
+            return
         draft = self._answered[session.number] = self._draft(session)
         draft.answers = max(draft.answers, number)
         draft.acked = max(draft.acked, acked)

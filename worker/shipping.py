@@ -115,10 +115,8 @@ class Cargo:
         )
 
     def _is_large(self, values: bytes) -> bool:
-        # of several subtasks it was cut by the slot, and what was not is refused by the broker
-        return len(values) > FRAME_BYTES_MAX and (
-            self.draft.done.count == 1 or len(values) > RESULT_VALUES_BYTES_MAX
-        )
+        is_one = self.draft.done.count == 1
+        return len(values) > (FRAME_BYTES_MAX if is_one else RESULT_VALUES_BYTES_MAX)
 
     def ship(self, blobs: Blobs, grant: str) -> None:
         """Put what is large; the draft then has references.

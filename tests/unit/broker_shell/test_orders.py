@@ -179,3 +179,13 @@ def test_an_answer_waits_for_orders_or_for_the_tick() -> None:
     rig.desk.send_answers()
     rig.desk.flush()
     assert len(rig.box.sent) == 3, "nobody is there any more"
+
+
+def test_a_worker_that_has_gone_leaves_no_draft() -> None:
+    rig = Rig()
+    rig.session.peer.is_lost = True  # as the mailbox does when it forgets a peer
+    rig.desk.forget(rig.session)
+    rig.desk.answer(rig.session, 1, 1, False)  # what it reported was committed only now
+    rig.desk.send_answers()
+    rig.desk.flush()
+    assert not rig.box.sent and not rig.desk._drafts
