@@ -5,8 +5,8 @@ row is committed: at any crash a blob is whole and known, or not there. What is 
 to ``PREFIX/quarantine``. The object ``PREFIX/owner`` names the one state folder that uses the
 prefix: another store's collection would take our blobs for orphans.
 
-Locks: ``_lock`` is held for moments, never while the server is asked. A blob's stripe is held while
-its object is put or removed, so that a removal that was decided before a put is not done after it.
+A blob's stripe is held while its object is put or removed, so that a removal that was decided
+before a put is not done after it.
 """
 
 import contextlib
@@ -15,38 +15,28 @@ import logging
 import os
 import pathlib
 import secrets
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 from gristmill.store.bucket import RANGE_BYTES, Bucket
-from gristmill.store.folder import NO_ROOM, lock_folder, take_pieces
-from gristmill.store.index import Index
-from gristmill.store.interface import PIECE_BYTES, PINS_PER_BLOB_MAX, Collected, Piece, Usage
+from gristmill.store.folder import take_pieces
+from gristmill.store.indexed import IndexedStore, take_one
+from gristmill.store.interface import PIECE_BYTES, Piece
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import is_digest
-from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.store.s3")
 
-VERIFIED_MAX = 65_536  #: blobs remembered as verified
 _STRIPES = 64
-_COLLECT_BATCH = 256
-_DIGESTS_TOLD_MAX = 1_000
 _OWNER = "owner"
 
 Stamp = tuple[int, str]  #: bytes, entity tag: the object that was verified
 
 
-class S3Store:
+class S3Store(IndexedStore[Stamp]):
     """A ``BlobStore`` in a bucket.
-
-    Args:
-        folder: of the index, and of bodies on their way to the bucket.
-        bytes_max: a put that would pass it is refused; 0 for the bucket's own limit.
-        now_ms: the clock, in ms since the epoch.
 
     Raises:
         RemoteError: ``INVALID_SPEC``: the bucket is not there, refuses us, or belongs to another
@@ -56,26 +46,16 @@ class S3Store:
     def __init__(
         self, bucket: Bucket, folder: pathlib.Path, bytes_max: int, now_ms: Callable[[], int]
     ) -> None:
-        self._bucket, self._bytes_max, self._now_ms = bucket, bytes_max, now_ms
-        self._lock_fd = lock_folder(folder)
-        try:
-            self._tmp = folder / "tmp"
-            self._tmp.mkdir(mode=0o700, exist_ok=True)
-            for path in self._tmp.iterdir():  # half taken when the last process ended
-                path.unlink()
-            self._own(folder / "s3-owner")
-            self._index = Index(folder / "store.db")
-        except BaseException:
-            os.close(self._lock_fd)
-            raise
-        self._lock = threading.Lock()  # of everything below, and of the index
-        self._blobs, self._used = self._index.totals()
-        self._reserved = 0
-        self._busy: Counter[str] = Counter()
+        super().__init__(folder, bytes_max, now_ms)
+        self._bucket = bucket
         self._readers: Counter[str] = Counter()
         self._doomed: set[str] = set()  # collected while somebody reads them
-        self._verified: dict[str, Stamp] = {}
         self._stripes = [threading.Lock() for _ in range(_STRIPES)]
+        try:
+            self._own(folder / "s3-owner")
+        except BaseException:
+            self.close()
+            raise
 
     def _own(self, path: pathlib.Path) -> None:
         """Make sure that the prefix is this folder's."""
@@ -96,12 +76,6 @@ class S3Store:
                 "after their grace",
             )
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        with self._lock:
-            self._index.close()
-        os.close(self._lock_fd)
-
     @contextlib.contextmanager
     def _alone_with(self, digest: str) -> Iterator[None]:
         with self._stripes[int(digest[:8], 16) % _STRIPES]:
@@ -109,48 +83,14 @@ class S3Store:
 
     # ------------------------------------------------------------ putting
 
-    def put(self, tenant: str, digest: str, size_bytes: int, pieces: Iterable[Piece]) -> bool:
-        """See ``BlobStore.put``; "on disk" is what the S3 server's answer to an upload means.
-
-        Raises:
-            RemoteError: also ``STORE_DOWN`` when the server or the local disk fails.
-        """
-        assert is_digest(digest)
-        try:
-            return self._put(tenant, digest, size_bytes, pieces)
-        except (ConnectionError, TimeoutError):  # where the pieces come from
-            raise
-        except (OSError, sqlite3.OperationalError) as error:
-            is_full = isinstance(error, OSError) and error.errno in NO_ROOM
-            is_full |= getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-            if is_full:
-                raise self._full(size_bytes, f" (the store's own disk: {error})") from None
-            log.error("the disk of the state folder failed: %r", error)
-            raise RemoteError(
-                "STORE_DOWN", f"the disk of the store's state folder failed ({error})"
-            ) from error
-
     def _put(self, tenant: str, digest: str, size_bytes: int, pieces: Iterable[Piece]) -> bool:
-        with self._lock:
-            self._busy[digest] += 1  # a collection leaves it alone
-            room = 0
-        try:
+        with self._putting(digest):
             is_known = self._is_whole(digest)
-            with self._lock:
-                room = 0 if is_known else size_bytes
-                used = self._used + self._reserved + room
-                if self._bytes_max and room and used > self._bytes_max:
-                    room = 0
-                    raise self._full(size_bytes)
-                self._reserved += room
-            if is_known:
+            with self._room(0 if is_known else size_bytes):
+                if not is_known:
+                    return self._upload(tenant, digest, size_bytes, pieces)
                 take_pieces(digest, size_bytes, pieces, None)
                 return self._admit(tenant, digest, size_bytes)
-            return self._upload(tenant, digest, size_bytes, pieces)
-        finally:
-            with self._lock:
-                self._reserved -= room
-                _less(self._busy, digest)
 
     def _upload(self, tenant: str, digest: str, size_bytes: int, pieces: Iterable[Piece]) -> bool:
         path = self._tmp / f"{digest}.{secrets.token_hex(8)}"
@@ -180,50 +120,20 @@ class S3Store:
             self._forget(digest)
         return False
 
-    def _forget(self, digest: str) -> None:
-        size_bytes = self._index.size(digest)
-        if size_bytes is not None:
-            self._index.remove([digest])
-            self._blobs -= 1
-            self._used -= size_bytes
-        self._verified.pop(digest, None)
-
     def _admit(self, tenant: str, digest: str, size_bytes: int) -> bool:
-        """The row that makes a whole object a blob of this tenant."""
         with self._lock:
-            is_new = self._index.size(digest) is None
-            self._index.add(tenant, digest, size_bytes, self._now_ms())
             self._doomed.discard(digest)
-            if is_new:
-                self._blobs += 1
-                self._used += size_bytes
-            return is_new
+            return self._add(tenant, digest, size_bytes)
 
-    def _full(self, size_bytes: int, detail: str = "") -> RemoteError:
-        limit = self._bytes_max
-        return RemoteError(
-            "STORE_FULL",
-            f"a blob of {format_bytes(size_bytes)} does not fit{detail}: "
-            f"{format_bytes(self._used)} used of {format_bytes(limit) if limit else 'no limit'} "
-            f"in {self._bucket.address}",
-        )
+    def _place(self) -> str:
+        return f" in {self._bucket.address}"
 
     # ------------------------------------------------------------ reading
-
-    def size_of(self, tenant: str, digest: str) -> int:
-        """See ``BlobStore.size_of``."""
-        with self._lock:
-            size_bytes = self._index.size_for(tenant, digest)
-        if size_bytes is None:
-            raise RemoteError("BLOB_MISSING", f"tenant {tenant} has no blob {digest}")
-        return size_bytes
 
     def open(self, tenant: str, digest: str) -> "S3Blob":
         """See ``BlobStore.open``."""
         with self._lock:  # from here on a collection leaves the object until we let go
-            size_bytes = self._index.size_for(tenant, digest)
-            if size_bytes is None:
-                raise RemoteError("BLOB_MISSING", f"tenant {tenant} has no blob {digest}")
+            size_bytes = self._size_for(tenant, digest)
             self._readers[digest] += 1
         try:
             found = self._bucket.find(_key(digest))
@@ -245,7 +155,7 @@ class S3Store:
     def let_go(self, digest: str) -> None:
         """A reader is through; the last one of a blob that was collected meanwhile removes it."""
         with self._lock:
-            _less(self._readers, digest)
+            take_one(self._readers, digest)
             is_last = digest in self._doomed and not self._readers[digest]
         if is_last:
             self._remove(digest)
@@ -268,18 +178,6 @@ class S3Store:
                 return False
         return True
 
-    def is_verified(self, digest: str, stamp: Stamp) -> bool:
-        """Whether this very object was read and right since the process began."""
-        with self._lock:
-            return self._verified.get(digest) == stamp
-
-    def remember_verified(self, digest: str, stamp: Stamp) -> None:
-        """The object was read and is right."""
-        with self._lock:
-            if len(self._verified) >= VERIFIED_MAX:
-                self._verified.clear()
-            self._verified[digest] = stamp
-
     def quarantine(self, digest: str, stamp: Stamp) -> None:
         """Move a damaged object out of the way, unless another one has taken its place."""
         with self._alone_with(digest):
@@ -288,52 +186,13 @@ class S3Store:
                 with self._lock:
                     self._forget(digest)
 
-    # ------------------------------------------------------------ keeping and freeing
+    # ------------------------------------------------------------ freeing
 
-    def pin(self, tenant: str, digest: str, owner: str, until_ms: int) -> None:
-        """See ``BlobStore.pin``."""
-        with self._lock:
-            if self._index.size_for(tenant, digest) is None:
-                raise RemoteError("BLOB_MISSING", f"tenant {tenant} has no blob {digest}")
-            if until_ms <= 0:
-                self._index.unpin(tenant, digest, owner)
-            elif self._index.pins(digest) >= PINS_PER_BLOB_MAX:
-                raise RemoteError(
-                    "QUOTA", f"blob {digest} has {PINS_PER_BLOB_MAX} pins, which is the limit"
-                )
-            else:
-                self._index.pin(tenant, digest, owner, until_ms)
-
-    def collect(self, now_ms: int, grace_ms: int, is_dry_run: bool = False) -> Collected:
-        """See ``BlobStore.collect``. Objects without a row, left by a crash, count as well."""
-        count, freed = 0, 0
-        told: list[str] = []
-        for digest, size in self._loose(now_ms, now_ms - grace_ms, is_dry_run):
-            count, freed = count + 1, freed + size
-            if len(told) < _DIGESTS_TOLD_MAX:
-                told.append(digest)
-        return Collected(count, freed, told)
-
-    def _loose(self, now_ms: int, before_ms: int, is_dry_run: bool) -> Iterator[tuple[str, int]]:
-        after = ""
-        while True:
-            with self._lock:
-                batch = self._index.loose(now_ms, before_ms, after, _COLLECT_BATCH)
-                loose = [(digest, size) for digest, size in batch if not self._busy[digest]]
-                if not is_dry_run:
-                    # Rows first: a crash in between leaves orphans, never rows without objects.
-                    self._index.remove([digest for digest, _ in loose])
-                    for digest, size in loose:
-                        self._verified.pop(digest, None)
-                        self._blobs -= 1
-                        self._used -= size
-            for digest, size in loose:
-                if not is_dry_run:
-                    self._remove(digest)
-                yield digest, size
-            if len(batch) < _COLLECT_BATCH:
-                break
-            after = batch[-1][0]
+    def _free(self, now_ms: int, before_ms: int, is_dry_run: bool) -> Iterator[tuple[str, int]]:
+        for digest, size in self._loose(now_ms, before_ms, is_dry_run):
+            if not is_dry_run:
+                self._remove(digest)
+            yield digest, size
         for key, size, put_ms in self._bucket.names("blobs"):
             digest = key.rpartition("/")[2]
             if not is_digest(digest) or put_ms >= before_ms:
@@ -343,11 +202,6 @@ class S3Store:
                 is_kept = is_kept or bool(self._busy[digest])
             if not is_kept and (is_dry_run or self._remove(digest)):
                 yield digest, size
-
-    def usage(self) -> Usage:
-        """See ``BlobStore.usage``."""
-        with self._lock:
-            return Usage(self._blobs, self._used, self._bytes_max)
 
 
 class S3Blob:
@@ -420,9 +274,3 @@ class S3Blob:
 
 def _key(digest: str) -> str:
     return f"blobs/{digest}"
-
-
-def _less(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
-    if counter[key] <= 0:
-        del counter[key]

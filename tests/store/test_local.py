@@ -196,7 +196,7 @@ def test_a_full_disk_is_store_full(
 
 
 def test_pins_of_one_blob_have_a_limit(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gristmill.store.local.PINS_PER_BLOB_MAX", 2)
+    monkeypatch.setattr("gristmill.store.indexed.PINS_PER_BLOB_MAX", 2)
     digest = put(store, b"popular")
     store.pin("ann", digest, "j1", 1 << 50)
     store.pin("ann", digest, "j2", 1 << 50)
