@@ -12,7 +12,6 @@ recover, because the kernel may have dropped the pages of the failed write.
 """
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import operator
@@ -31,6 +30,7 @@ import apsw
 from gristmill.broker import catalog, indexes, salvage, schema
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.process import own_folder
 from gristmill.wire.write_ahead import Mark
 
 log = logging.getLogger("gristmill.broker.journal")
@@ -80,7 +80,7 @@ class Journal:
     ) -> None:
         self.path = folder / JOURNAL_NAME
         self.vfs = vfs
-        self._lock = _lock(folder / "broker.lock")
+        self._lock = own_folder(folder, "broker")
         had_begun = os.fstat(self._lock).st_size > 0  # marked since the first commit
         self._metrics = metrics
         self._wake = wake
@@ -352,21 +352,6 @@ class Journal:
             is_over = False
         if not is_over:
             self._chores.appendleft((statement, row))
-
-
-def _lock(path: pathlib.Path) -> int:
-    """Keeps a second broker away from this folder, for as long as the descriptor is open."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise RemoteError(
-            "ALREADY_RUNNING",
-            f"another broker has {path.parent} open",
-            "end it first, or give this one another --state",
-        ) from None
-    return handle
 
 
 def free_bytes(folder: pathlib.Path) -> int:

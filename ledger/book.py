@@ -6,7 +6,6 @@ thrown away and read again.
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import shutil
@@ -25,6 +24,7 @@ from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ledger import Contribution, Fund, Post
+from gristmill.wire.process import own_folder
 from gristmill.wire.units import format_bytes
 from gristmill.wire.write_ahead import Mark
 
@@ -44,24 +44,14 @@ class Book:
             must not be written.
 
     Raises:
-        RemoteError: ``INVALID_SPEC`` when another process has it open, a newer release made it, or
-            it is empty and was not.
+        RemoteError: ``ALREADY_RUNNING`` when another process has it open; ``INVALID_SPEC`` when a
+            newer release made it, or it is empty and was not.
         apsw.Error: it cannot be read at all.
     """
 
     def __init__(self, folder: pathlib.Path, vfs: str | None = None) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / "ledger.db"
-        self._lock = os.open(folder / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise RemoteError(
-                "INVALID_SPEC",
-                f"another ledger process has {self.path} open",
-                "end it first, or give this one another --state",
-            ) from None
+        self._lock = own_folder(folder, "ledger")
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self.db = apsw.Connection(str(self.path), vfs=vfs)
         # A process that ends after a failure closes its files, too; a log that went by that,

@@ -1,7 +1,6 @@
-"""What every back-end does with its folder: owns it, and takes the bytes of a put into it."""
+"""What every back-end does with its folder: takes the bytes of a put into it."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -12,26 +11,6 @@ from gristmill.wire.errors import RemoteError
 
 SYNC_EVERY_BYTES = 256 << 20  #: bounds the dirty pages of a long put, and its last fsync
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def lock_folder(folder: pathlib.Path) -> int:
-    """Make a store's folder if it is missing, and own it; the descriptor that holds the lock.
-
-    Raises:
-        RemoteError: ``INVALID_SPEC`` when another process has the folder open.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(folder / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise RemoteError(
-            "INVALID_SPEC",
-            f"another store process has {folder} open",
-            "end it first, or give this one another --state",
-        ) from None
-    return lock
 
 
 def take_pieces(digest: str, size_bytes: int, pieces: Iterable[Piece], file: int | None) -> None:

@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from gristmill.store.folder import NO_ROOM, lock_folder
+from gristmill.store.folder import NO_ROOM
 from gristmill.store.index import Index
 from gristmill.store.interface import PINS_PER_BLOB_MAX, Collected, Piece, Usage
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.process import own_folder
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.store")
@@ -38,12 +39,12 @@ class IndexedStore(Generic[Stamp]):
         now_ms: the clock, in ms since the epoch.
 
     Raises:
-        RemoteError: ``INVALID_SPEC`` when another process has the folder open.
+        RemoteError: ``ALREADY_RUNNING`` when another process has the folder open.
     """
 
     def __init__(self, folder: pathlib.Path, bytes_max: int, now_ms: Callable[[], int]) -> None:
         self._folder, self._bytes_max, self._now_ms = folder, bytes_max, now_ms
-        self._lock_fd = lock_folder(folder)
+        self._lock_fd = own_folder(folder, "store")
         try:
             self._tmp = folder / "tmp"
             self._tmp.mkdir(mode=0o700, exist_ok=True)

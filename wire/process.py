@@ -1,4 +1,4 @@
-"""What a process of the grid and the one that starts it agree on: ready, and ending together.
+"""What processes of the grid have in common: ready, ending together, one owner of a folder.
 
 Ready is one line on stderr, ``ready <what> <address>``, and ``READY`` on the descriptor that the
 starter gave with ``--ready-fd``, which is then closed: whoever waits needs neither to poll nor to
@@ -7,10 +7,14 @@ sleep.
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import pathlib
 import resource
 import signal
 import sys
+
+from gristmill.wire.errors import RemoteError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,6 +28,29 @@ def announce_ready(what: str, address: str, ready_fd: int | None) -> None:
         os.write(ready_fd, b"READY\n")
     with contextlib.suppress(OSError):
         os.close(ready_fd)
+
+
+def own_folder(folder: pathlib.Path, who: str) -> int:
+    """Be the only ``who`` of this folder, made with mode 0700 if it is missing.
+
+    Returns:
+        the descriptor of ``<who>.lock`` that holds the lock for as long as it is open.
+
+    Raises:
+        RemoteError: ``ALREADY_RUNNING``: another process has it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(folder / f"{who}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise RemoteError(
+            "ALREADY_RUNNING",
+            f"another {who} has {folder} open",
+            "end it first, or give this one another --state",
+        ) from None
+    return lock
 
 
 def die_with_parent() -> None:

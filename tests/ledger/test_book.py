@@ -71,7 +71,7 @@ def test_a_restart_reads_the_very_state(book: Book, entries: Any, tmp_path: path
     book.load()
     assert shape(book.state) == before
     assert invariants.check(book.state) == []
-    with pytest.raises(RemoteError, match="another ledger process"):
+    with pytest.raises(RemoteError, match="another ledger has"):
         Book(tmp_path / "state")
 
 

@@ -15,7 +15,7 @@ import zmq
 from gristmill.ledger.app import ACKED_CHARS_MAX, Ledger
 from gristmill.ledger.floods import QUIET_MS, Floods
 from gristmill.ledger.settings import Settings, parse_fund, read_settings
-from gristmill.wire.errors import EXIT_USAGE, RemoteError
+from gristmill.wire.errors import EXIT_POLICY, EXIT_USAGE, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import (
     Acked,
@@ -325,8 +325,8 @@ def test_it_listens_on_loopback_only(tmp_path: pathlib.Path) -> None:
 def test_one_ledger_owns_the_file(ledger: Any, tmp_path: pathlib.Path) -> None:
     ledger.start()
     done = run("--state", str(ledger.state), "--listen", f"ipc://{tmp_path}/other")
-    assert done.returncode == EXIT_USAGE
-    assert "another ledger process has" in done.stderr
+    assert done.returncode == EXIT_POLICY
+    assert "another ledger has" in done.stderr
     assert ledger.applied() == 0
 
 

@@ -155,7 +155,7 @@ class SimBroker(Process):
             (broker_app, "zmq", Shim(zmq, Context=self._context)),
             (broker_app, "time", clock),
             (broker_app, "os", Shim(os, eventfd=self._keep(os.eventfd))),
-            (broker_journal, "_lock", self._keep(broker_journal._lock)),
+            (broker_journal, "own_folder", self._keep(broker_journal.own_folder)),
             (broker_app, "Journal", self._journal),
             (broker_app, "Reader", self._reader),
             (broker_app, "MemoryWatch", NoMemoryWatch),

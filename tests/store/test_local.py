@@ -47,7 +47,7 @@ def test_a_blob_is_a_read_only_file_of_its_name(store: LocalStore, tmp_path: pat
 
 
 def test_one_process_owns_the_folder(store: LocalStore, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(RemoteError, match="another store process"):
+    with pytest.raises(RemoteError, match="another store has"):
         opened(tmp_path / "store")
 
 

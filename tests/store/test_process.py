@@ -11,7 +11,7 @@ import pytest
 
 from gristmill.store.client import StoreClient
 from gristmill.store.settings import read_settings
-from gristmill.wire.errors import EXIT_USAGE, RemoteError
+from gristmill.wire.errors import EXIT_POLICY, EXIT_USAGE, RemoteError
 from gristmill.wire.ids import digest_of
 
 KEY = "ab" * 32
@@ -117,8 +117,8 @@ def test_a_second_store_does_not_take_the_first_ones_place(
 ) -> None:
     process.start()
     same_state = run(*process.arguments)
-    assert same_state.returncode == EXIT_USAGE
-    assert "another store process has" in same_state.stderr
+    assert same_state.returncode == EXIT_POLICY
+    assert "another store has" in same_state.stderr
     same_address = run("--state", str(tmp_path / "other"), *process.arguments[2:])
     assert same_address.returncode == EXIT_USAGE
     assert f"cannot listen on {process.address}" in same_address.stderr
