@@ -7,7 +7,7 @@ all its life, here as well. It holds nothing of a lease; what it costs is memory
 ones stay.
 """
 
-from gristmill.worker.port import Port
+from gristmill.worker.port import Leaving, Port
 
 PARKED_BYTES_MAX = 64 << 20  #: a larger jail ends instead
 SWEEP_MS = 1_000
@@ -30,11 +30,11 @@ class Parked:
     def __init__(self, count: int) -> None:
         self._count = count
         self._places: list[_Place] = []
-        self._dying: list[Port] = []
+        self._leaving = Leaving()
         self._sweep_at_ms = 0
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._dying)
+        return len(self._places) + len(self._leaving)
 
     def put(self, job: int, port: Port) -> bool:
         """Keep an idle jail, which is no longer the slot's; False when it is too large for that."""
@@ -75,18 +75,13 @@ class Parked:
             used_us, place.cpu_us = place.cpu_us, place.port.process.cpu_us()
             if place.port.process.is_over() or place.cpu_us - used_us > IDLE_CPU_US_MAX:
                 self._end(place)
-        for port in [port for port in self._dying if port.process.is_over()]:
-            self._dying.remove(port)
-            port.close()
+        self._leaving.sweep()
 
     def close(self) -> None:
         """End them all and free them."""
         self.drop()
-        for port in self._dying:
-            port.close()
-        self._dying.clear()
+        self._leaving.close()
 
     def _end(self, place: _Place) -> None:
         self._places.remove(place)
-        place.port.kill("retire")
-        self._dying.append(place.port)
+        self._leaving.end(place.port)

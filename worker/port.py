@@ -246,3 +246,30 @@ class Port:
         self.process.close()
         with contextlib.suppress(BufferError):
             self.page.close()
+
+
+class Leaving:
+    """Processes that nobody needs: told to end, and freed once they have."""
+
+    def __init__(self) -> None:
+        self._ports: list[Port] = []
+
+    def __len__(self) -> int:
+        return len(self._ports)
+
+    def end(self, port: Port) -> None:
+        """Does not wait."""
+        port.kill("retire")
+        self._ports.append(port)
+
+    def sweep(self) -> None:
+        """Free those that have ended."""
+        for port in [port for port in self._ports if port.process.is_over()]:
+            self._ports.remove(port)
+            port.close()
+
+    def close(self) -> None:
+        """Free all of them."""
+        for port in self._ports:
+            port.close()
+        self._ports.clear()

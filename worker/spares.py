@@ -16,7 +16,7 @@ from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host
 from gristmill.sandbox.interpreter import Interpreter
 from gristmill.wire.spec import JobSpec, Limits
-from gristmill.worker.port import Port
+from gristmill.worker.port import Leaving, Port
 from gristmill.worker.starter import start_slot
 
 _Key = tuple[Limits, Interpreter]
@@ -31,14 +31,14 @@ class Spares:
         self._open_dir = open_dir
         self._wanted: tuple[_Key, JobSpec] | None = None
         self._ready: deque[tuple[_Key, Port]] = deque()
-        self._dying: list[Port] = []
+        self._leaving = Leaving()
 
     @property
     def is_short(self) -> bool:
         """Whether ``refill`` would start or free something."""
         if self._host is None or self._wanted is None:
             return False
-        return bool(self._dying) or len(self._fitting()) < self._count
+        return bool(self._leaving) or len(self._fitting()) < self._count
 
     def take(
         self, spec: JobSpec, interpreter: Interpreter | None, inputs: pathlib.Path | None
@@ -53,7 +53,7 @@ class Spares:
                 del self._ready[at]
                 if not port.process.is_over():
                     return port
-                self._dying.append(port)
+                self._leaving.end(port)
                 break
         return None
 
@@ -74,11 +74,8 @@ class Spares:
         for has, port in list(self._ready):
             if has != key or port.process.is_over():
                 self._ready.remove((has, port))
-                port.kill("retire")
-                self._dying.append(port)
-        for port in [port for port in self._dying if port.process.is_over()]:
-            self._dying.remove(port)
-            port.close()
+                self._leaving.end(port)
+        self._leaving.sweep()
         if len(self._ready) < self._count:
             # a host that cannot start a jail just now says so when one is needed
             with contextlib.suppress(SandboxError, OSError):
@@ -88,16 +85,13 @@ class Spares:
     def drop(self) -> None:
         """End them all, without waiting; ``refill`` frees what is left of them."""
         for _, port in self._ready:
-            port.kill("retire")
-            self._dying.append(port)
+            self._leaving.end(port)
         self._ready.clear()
 
     def close(self) -> None:
         """End them all."""
         self.drop()
-        for port in self._dying:
-            port.close()
-        self._dying.clear()
+        self._leaving.close()
 
 
 def _key_of(spec: JobSpec, interpreter: Interpreter) -> _Key:
