@@ -427,6 +427,33 @@ def ledger(line: Line) -> Section:
     return [*text, words + "\n"], {"ledger": svg}
 
 
+# ---------------------------------------------------------------- blobs
+
+
+def blobs(line: Line) -> Section:
+    """A put and a get of the store's files."""
+    text = ["## The store's files\n", provenance(line)]
+    sizes = list(dict.fromkeys(run["size"] for run in line["runs"]))
+    rows = [
+        (what, *(
+            f"{middle(line, what, 'cpu_us', 1e-3, size=size)} / "
+            f"{number((median(line, what, 'wall_us', size=size) or 0) / 1e3)}"
+            for size in sizes
+        ))
+        for what in contenders(line, "cpu_us")
+    ]  # fmt: skip
+    text.append("CPU (lowest to highest) / wall in ms; `obstore, synced` does what an "
+                "acknowledgement needs, but for the row that says whose a blob is.\n")  # fmt: skip
+    text += table(["", *(f"{size >> 10:,} KiB" for size in sizes)], rows)
+    words = "**What limits us now.** "
+    ratios = [line["summary"][f"get_of_files_{size}"] for size in sizes]
+    words += (
+        f"A get by obstore takes {number(min(ratios))} to {number(max(ratios))} times the CPU of "
+        "ours: files stay ours ([ADR 4](adr/0004-blobs-are-plain-files-or-s3-objects.md))."
+    )
+    return [*text, words + "\n"], {}
+
+
 # ---------------------------------------------------------------- recovery
 
 
@@ -543,6 +570,7 @@ SECTIONS: dict[str, Callable[[Line], Section]] = {
     "mixed": mixed,
     "jails": jails,
     "ledger": ledger,
+    "blobs": blobs,
     "recovery": recovery,
     "overhead": overhead,
 }

@@ -11,6 +11,7 @@ import tempfile
 sys.path.insert(0, sys.argv[1])
 
 import backlog
+import blobs
 import jails
 import latency
 import mixed
@@ -72,6 +73,9 @@ def main() -> None:
         scratch = pathlib.Path(folder)
         ledger.book(scratch / "book", 20, 8)
         ledger.rows(scratch, scratch / "book", 20, 8)
+        for what, kind in (("files", blobs.Files), ("obstore, synced", blobs.Synced)):
+            bodies = [blobs.body_of(1_024, number) for number in range(2)]
+            blobs.turn(runs, what, kind(scratch / what), 1_024, bodies)
         (scratch / "half").mkdir(mode=0o700)
         recovery.fill(scratch / "half", "half_done", 2_000)
         assert recovery.probe(scratch / "half")["subtasks"] == 1_000
