@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gristmill.worker.core import effects as do
+from gristmill.worker.parked import Parked
 from gristmill.worker.yard import Yard, _Occupant
 
 
@@ -95,3 +96,17 @@ def test_what_is_not_idle_or_not_small_ends(yard: Any, tmp_path: pathlib.Path, w
     yard.kill(do.KillJail(0, 1, "park"))
     assert slot.process.kills == 1 and yard._parked.take(5) is None
     assert yard.take_events() == [], "its end is told when it has come"
+
+
+def test_the_first_that_was_parked_makes_room_and_a_closed_job_keeps_none() -> None:
+    parked, slots = Parked(2), [Slot() for _ in range(4)]
+    for job, slot in enumerate(slots[:3]):
+        assert parked.put(job, slot)  # type: ignore[arg-type]
+    assert [slot.process.kills for slot in slots] == [1, 0, 0, 0]
+    assert parked.take(0) is None and parked.take(1) is slots[1]
+    slots[2].process.is_ended = True
+    assert parked.take(2) is None, "it died meanwhile"
+    assert parked.put(3, slots[3])  # type: ignore[arg-type]
+    parked.drop_job(3)
+    assert slots[3].process.kills == 1 and parked.take(3) is None
+    assert not Parked(0).put(4, slots[1]), "none is kept"  # type: ignore[arg-type]
