@@ -30,7 +30,7 @@ from gristmill.client.errors import (
     UnpicklableError,
     UnsafeResultError,
 )
-from gristmill.client.futures import Future
+from gristmill.client.future import Future
 from gristmill.client.jobs import Job
 from gristmill.client.map import MapResults
 from gristmill.client.options import Options

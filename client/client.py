@@ -16,12 +16,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from gristmill.client.address import default_address
+from gristmill.client.calls import CoalescedJob, keep_keywords
 from gristmill.client.command import CommandOutput, FilesIn, input_text, make_command, read_files
 from gristmill.client.decode import ResultReader
 from gristmill.client.decompose import Decomposition, decompose
 from gristmill.client.encode import Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, grid_error
-from gristmill.client.futures import CoalescedJob, Future, keep_keywords
+from gristmill.client.future import Future
 from gristmill.client.jobs import Job
 from gristmill.client.keyed import KeptParcels, submission_of
 from gristmill.client.link import Link, decode_body
@@ -169,7 +170,7 @@ class Client(Questions):
             UnpicklableError: the function cannot travel (an argument that cannot is the
                 future's exception).
         """
-        return self._submit({}, fn, args, kwargs)
+        return self._submit({}, "", fn, args, kwargs)
 
     def with_options(self, **options: Unpack[Options]) -> "Submitter":
         """``client.with_options(memory="2G").submit(fn, ...)``: ``submit`` with options."""
@@ -509,6 +510,7 @@ class Client(Questions):
     def _submit(
         self,
         options: Options,
+        options_key: str,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -517,12 +519,7 @@ class Client(Questions):
         if names:
             args = (*args, *(kwargs[name] for name in names))
         body = self._functions.of(fn)
-        key = (
-            body,
-            repr(sorted(options.items())) if options else "",
-            len(args) if names else -1,
-            names,
-        )
+        key = (body, options_key, len(args) if names else -1, names)
         group = self._groups.get(key)
         if group is not None and (future := group.call(args)) is not None:
             return future

@@ -6,6 +6,7 @@ installed: modules under the interpreter's own folders, and gristmill itself.
 """
 
 import functools
+import operator
 import os
 import site
 import sys
@@ -160,6 +161,7 @@ def captured(function: Any) -> list[tuple[str, Any]]:
     return found
 
 
+@functools.lru_cache(512)
 def _global_names(code: types.CodeType) -> list[str]:
     names = dict.fromkeys(code.co_names)
     for constant in code.co_consts:
@@ -234,7 +236,7 @@ class FunctionBytes:
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _fingerprint(function: Any, depth: int = 3) -> tuple[Any, ...] | None:

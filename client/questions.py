@@ -9,7 +9,7 @@ import msgspec
 from gristmill.client.attach import attach
 from gristmill.client.command import CommandOutput
 from gristmill.client.decode import ResultReader
-from gristmill.client.futures import Future
+from gristmill.client.future import Future
 from gristmill.client.jobs import Job, job_number, poll_until_final
 from gristmill.client.link import Link, decode_body
 from gristmill.client.map import MapResults

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gristmill.client.decompose import Decomposition
-from gristmill.client.futures import Future
+from gristmill.client.future import Future
 from gristmill.client.options import Options
 
 if TYPE_CHECKING:
@@ -17,10 +17,11 @@ class Submitter:
     def __init__(self, client: "Client", options: Options) -> None:
         self._client = client
         self._options = options
+        self._key = repr(sorted(options.items()))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """One call, as a future; see ``Client.submit``."""
-        return self._client._submit(self._options, fn, args, kwargs)
+        return self._client._submit(self._options, self._key, fn, args, kwargs)
 
 
 def origin_of(source: Any) -> dict[str, Any]:

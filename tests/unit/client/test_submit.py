@@ -1,3 +1,4 @@
+import asyncio
 import concurrent.futures
 import threading
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 from client_test_peer import wait_until  # type: ignore[import-not-found]
 
 from gristmill.client import BrokerUnavailable, Client, GridError, UnpicklableError
+from gristmill.client.future import Future, fail, settle
 from gristmill.client.pickling import FunctionBytes
 from gristmill.wire import client as wire
 
@@ -167,3 +169,54 @@ def test_indices_and_ranges_become_the_fewest_runs() -> None:
     ]
     assert _runs([3, 3, range(9, 9)]) == [(3, 1)]
     assert _runs([range(10**12)]) == [(0, 10**12)]
+
+
+def test_a_future_is_a_lock_and_lists_only_once_it_is_watched() -> None:
+    class Calls:
+        def place(self, position: int) -> tuple[int, int]:
+            return 7, position
+
+        def cancel(self, position: int) -> None:
+            asked.append(position)
+
+    asked: list[int] = []
+    quiet, watched, cancelled = (Future(Calls(), n) for n in range(3))
+    told: list[Any] = []
+    watched.add_done_callback(lambda future: told.append(future.result()))
+    assert cancelled.cancel() and asked == [2]
+    settle([(quiet, "a"), (watched, "b"), (cancelled, "c")])
+    assert quiet.result() == "a" and "_condition" not in quiet.__dict__
+    assert told == ["b"]
+    with pytest.raises(concurrent.futures.CancelledError):
+        cancelled.result()
+    fail(quiet, ValueError("too late"))
+    assert (quiet.result(), quiet.exception(), quiet.index) == ("a", None, 0)
+    with pytest.raises(AttributeError, match="'Future' object has no attribute 'nothing'"):
+        quiet.nothing  # noqa: B018
+
+
+def test_each_way_to_wait_hears_of_futures_that_are_settled_meanwhile() -> None:
+    class Calls:
+        def place(self, position: int) -> tuple[int, int]:
+            return 0, position
+
+        def cancel(self, position: int) -> None:
+            raise AssertionError("nobody cancels")
+
+    futures = [Future(Calls(), n) for n in range(4000)]
+
+    def give() -> None:
+        for first in range(0, len(futures), 100):
+            settle([(future, future.index) for future in futures[first : first + 100]])
+
+    async def gather() -> list[int]:
+        return await asyncio.gather(*map(asyncio.wrap_future, futures[2000:]))
+
+    thread = threading.Thread(target=give)
+    thread.start()
+    completed = concurrent.futures.as_completed(futures[::7], timeout=60)
+    assert sorted(future.result() for future in completed) == list(range(0, 4000, 7))
+    assert asyncio.run(gather()) == list(range(2000, 4000))
+    assert [future.result(60) for future in futures] == list(range(4000))
+    assert not concurrent.futures.wait(futures, 60).not_done
+    thread.join()

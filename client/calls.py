@@ -4,7 +4,6 @@ Calls of one function with the same options share an open-ended job. A lone call
 what is submitted while the link is busy waits in ``_waiting`` and leaves in one parcel.
 """
 
-import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from gristmill.client.core.uploads import is_forced_end
 from gristmill.client.decode import ResultReader
 from gristmill.client.encode import fits, pack
 from gristmill.client.errors import GridError, JobFailed, UnpicklableError, grid_error
+from gristmill.client.future import Future, fail, settle
 from gristmill.client.legs import Legs
 from gristmill.client.link import Link, Sink
 from gristmill.client.map import PATIENCE_S, tell_reason, with_way_back
@@ -21,41 +21,6 @@ from gristmill.wire import limits
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
 from gristmill.wire.values import BlobRef, encode_ref
-
-
-class Future(concurrent.futures.Future[Any]):
-    """The value of one ``submit``.
-
-    A ``concurrent.futures.Future`` with two differences: work that runs can be cancelled, and it
-    knows its job and index.
-    """
-
-    def __init__(self, group: "CoalescedJob", position: int) -> None:
-        super().__init__()
-        self._group = group
-        self._position = position
-
-    @property
-    def job(self) -> int:
-        """Number of the job, 0 until the broker accepted it."""
-        return self._group.legs.find(self._position)[0]
-
-    @property
-    def index(self) -> int:
-        """Of the call in its job."""
-        return self._group.legs.find(self._position)[1]
-
-    def cancel(self) -> bool:
-        """Cancel the call, even when it runs; False when it has ended."""
-        if not super().cancel():
-            return False
-        self.set_running_or_notify_cancel()  # wakes concurrent.futures.wait, as_completed
-        self._group.cancel(self._position)
-        return True
-
-    def __repr__(self) -> str:
-        name = format_job(self.job) if self.job else "j?"
-        return f"<gristmill Future {name}/{self.index} {self._state.lower()}>"
 
 
 class CoalescedJob(Sink):
@@ -124,6 +89,10 @@ class CoalescedJob(Sink):
         self._link.do(self._send)
         return future
 
+    def place(self, position: int) -> tuple[int, int]:
+        """(job, index) of a call; job 0 until the broker accepted it."""
+        return self.legs.find(position)
+
     def cancel(self, position: int) -> None:
         """Ask the broker to cancel one call."""
         self._link.do(lambda: self._cancel(position))
@@ -139,7 +108,7 @@ class CoalescedJob(Sink):
     def abandon(self, reason: GridError) -> None:
         """The client ends: futures without a value get this error, their work goes on."""
         for future in list(self._futures.values()):
-            _fail(future, reason)
+            fail(future, reason)
         self._futures.clear()
 
     @property
@@ -206,7 +175,7 @@ class CoalescedJob(Sink):
         """An index cannot be left out: the call fails here and its place is sent cancelled."""
         index = self._packed
         if future := self._futures.pop(index, None):
-            _fail(future, error)
+            fail(future, error)
         self._sent(1, *pack([None]))
         self._cancel(index)
 
@@ -227,7 +196,7 @@ class CoalescedJob(Sink):
         else:
             index = self._packed
             if future := self._futures.pop(index, None):
-                _fail(future, error or grid_error("STORE_DOWN", ""))
+                fail(future, error or grid_error("STORE_DOWN", ""))
             self._sent(1, *pack([None]))
             self._cancel(index)
         self._send()
@@ -315,7 +284,7 @@ class CoalescedJob(Sink):
         begin, end = self.legs.span(status.job)
         if end is not None:  # an earlier job of these calls
             for position in [n for n in self._futures if begin <= n < end]:
-                _fail(self._futures.pop(position), error)
+                fail(self._futures.pop(position), error)
         elif self._is_uploading and not is_forced_end(status):
             self._held = error  # calls that it has not got go on in another job
         else:
@@ -353,20 +322,20 @@ class CoalescedJob(Sink):
             first = base + result.head.first
             for index in range(first, first + result.head.count):
                 if future := futures.pop(index, None):
-                    _fail(future, error)
+                    fail(future, error)
             return
         for piece in pieces:
+            first, errors = base + piece.first, piece.errors or {}
+            given = []
             for offset, value in enumerate(piece.values):
-                future = futures.pop(base + piece.first + offset, None)
+                future = futures.pop(first + offset, None)
                 if future is None:
                     continue
-                if piece.errors and offset in piece.errors:
-                    _fail(future, piece.errors[offset])
+                if offset in errors:
+                    fail(future, errors[offset])
                 else:
-                    try:
-                        future.set_result(value)
-                    except concurrent.futures.InvalidStateError:
-                        pass  # cancelled a moment ago
+                    given.append((future, value))
+            settle(given)
 
     def _finish(self, error: GridError) -> None:
         self.is_closed = True
@@ -376,14 +345,7 @@ class CoalescedJob(Sink):
             return
         futures, self._futures = self._futures, {}
         for position, future in futures.items():
-            _fail(future, with_way_back(error, *self.legs.find(position)))
-
-
-def _fail(future: Future, error: BaseException) -> None:
-    try:
-        future.set_exception(error)
-    except concurrent.futures.InvalidStateError:
-        pass  # cancelled a moment ago
+            fail(future, with_way_back(error, *self.legs.find(position)))
 
 
 def keep_keywords(
