@@ -45,6 +45,7 @@ QUESTIONS_PER_CLIENT = 64
 ROWS_MAX = 10_000  #: in one answer
 LOG_ROWS_MAX = 200  #: an answer with output is larger
 _INLINE_BYTES_MAX = limits.HEADER_BYTES_MAX - 64  #: of an answer within its header
+_PART_BYTES = 64 << 10  #: of a longer one in each of its frames
 USAGE_BY = ("job", "node", "day")
 
 
@@ -142,7 +143,7 @@ class Answers:
         if len(encoded) <= _INLINE_BYTES_MAX:
             frames = [encode(Answer(request, msgspec.Raw(encoded)))]
         else:
-            step = limits.FRAME_BYTES_MAX
+            step = _PART_BYTES
             parts = [encoded[at : at + step] for at in range(0, len(encoded), step)]
             if len(parts) >= limits.MESSAGE_FRAMES_MAX:
                 raise RemoteError(

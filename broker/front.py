@@ -258,10 +258,10 @@ class Front:
         elif spec.is_function_stored:
             if decode_ref(function).digest != spec.function:
                 raise RemoteError("MALFORMED", "the stored function has another digest")
-        elif len(function) > limits.FRAME_BYTES_MAX:
+        elif len(function) > limits.FUNCTION_BYTES_MAX:
             raise RemoteError(
                 "PARCEL_TOO_LARGE",
-                f"a function of {len(function)} bytes; the limit is {limits.FRAME_BYTES_MAX}",
+                f"a function of {len(function)} bytes; the limit is {limits.FUNCTION_BYTES_MAX}",
                 "put it into the store and submit with is_function_stored",
             )
         elif hashlib.sha256(function).hexdigest() != spec.function:

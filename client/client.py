@@ -133,7 +133,7 @@ class Client(Questions):
             window: how many inputs may be on their way; by default bounded by bytes.
             ordered: False yields values as subtasks end.
             return_exceptions: exceptions are yielded in place instead of raised.
-            chunk: inputs in one parcel; by default about 1,000 of at most 64 KiB.
+            chunk: inputs in one parcel; by default about 2,000 of at most 256 KiB.
             progress: True draws a bar on a terminal, or prints lines elsewhere; None only draws
                 on a terminal.
             key: the same key is the same job, also after a crash of anybody: its results come
@@ -419,7 +419,7 @@ class Client(Questions):
         self, options: Options, body: bytes, is_star: bool, name: str, **more: Any
     ) -> tuple[JobSpec, bytes]:
         """(spec, frame) of a function; a large one goes to the store first."""
-        is_stored = len(body) > limits.FRAME_BYTES_MAX
+        is_stored = len(body) > limits.FUNCTION_BYTES_MAX
         spec = make_spec(
             options,
             function=body,

@@ -60,7 +60,7 @@ CODES: dict[str, ErrorSpec] = _table(
         False,
         413,
         EXIT_USAGE,
-        "send inputs above 64 KiB through the store; the client library does so by itself",
+        "send inputs above 192 KiB through the store; the client library does so by itself",
     ),
     (
         "PARCEL_ORDER",

@@ -4,7 +4,8 @@
 PROTOCOL = 1
 
 # frames and messages
-FRAME_BYTES_MAX = 64 << 10  #: one value or a function above this travels as its digest
+FRAME_BYTES_MAX = 192 << 10  #: one value above this travels as its digest
+FUNCTION_BYTES_MAX = 64 << 10  #: a function above this travels as its digest: it goes to every slot
 PARCEL_BYTES_MAX = 256 << 10  #: a parcel of several inputs
 #: values, failures and logs of a result of several subtasks; leaves room for their meters
 RESULT_VALUES_BYTES_MAX = 192 << 10

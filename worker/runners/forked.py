@@ -20,12 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgspec
 
 from gristmill.wire.failure import Failure, LogEntry
-from gristmill.wire.limits import (
-    FRAME_BYTES_MAX,
-    LINES_PIECE_BYTES_MAX,
-    OUTPUT_BYTES,
-    RESULT_FLUSH_MS,
-)
+from gristmill.wire.limits import LINES_PIECE_BYTES_MAX, OUTPUT_BYTES, RESULT_FLUSH_MS
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.units import format_bytes, format_ms
 from gristmill.worker.runners import protocol
@@ -53,6 +48,7 @@ if TYPE_CHECKING:
     from gristmill.worker.runners.commands import CommandRunner
 
 FLUSH_NS: Final = RESULT_FLUSH_MS * 1_000_000
+GATHERED_BYTES_MAX: Final = 64 << 10  #: of values and output; more of them go at once
 SHOWN_BYTES_MAX: Final = OUTPUT_BYTES  #: at a time; of more, the last
 #: a reply: u8 what it is (``REPLY_*``), u32 bytes of its head, the head, the value
 REPLY_HEAD: Final = struct.Struct("<BI")
@@ -338,7 +334,7 @@ class Forker:
                 )
             ]
         is_alone = bool(
-            end.is_killed or end.files or end.refused or len(end.frame) > FRAME_BYTES_MAX
+            end.is_killed or end.files or end.refused or len(end.frame) > GATHERED_BYTES_MAX
         )
         if is_alone or end.codec:
             self.flush()
@@ -367,7 +363,7 @@ class Forker:
             self._range = None
             extras = Extras(end.is_killed, end.files, end.refused)
             self._outbox.send_range(done, extras)
-        elif time.perf_counter_ns() > self._flush_at or self._extra_bytes > FRAME_BYTES_MAX:
+        elif time.perf_counter_ns() > self._flush_at or self._extra_bytes > GATHERED_BYTES_MAX:
             self.flush()
 
     def _send_framed(

@@ -200,7 +200,7 @@ def test_bad_specs_name_every_field(grid):
         assert word in answer.message
     spec = JobSpec("function", function=hashlib.sha256(b"another").hexdigest())
     assert "digest" in client.submit(spec).message
-    body = b"f" * (limits.FRAME_BYTES_MAX + 1)
+    body = b"f" * (limits.FUNCTION_BYTES_MAX + 1)
     large = JobSpec("function", function=hashlib.sha256(body).hexdigest())
     assert client.call(wc.Submit, b"s" * 16, large, bodies=(body,)).code == "PARCEL_TOO_LARGE"
 

@@ -25,6 +25,7 @@ from gristmill.client import (
     SubtaskCancelled,
     TimeLimit,
 )
+from gristmill.store.client import StoreClient
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -80,13 +81,26 @@ def test_arrays_come_back_as_they_were(grid: Grid, tier: Any) -> None:
         assert numpy.array_equal(large, numpy.arange(40_000))
 
 
+def test_values_of_a_hundred_kib_make_no_blobs(grid: Grid, client: Client) -> None:
+    with StoreClient(f"unix://{grid.run}/store") as store:
+        before = store.health()["blobs"]
+        inputs = [os.urandom(102_400) for _ in range(5)]
+        for tier in ("batch", "job"):
+            assert list(client.map(lambda body: body[::-1], inputs, tier=tier)) == [
+                body[::-1] for body in inputs
+            ]
+        assert store.health()["blobs"] == before
+        assert len(client.submit(lambda body: body + b"x", bytes(196_700)).result(30)) == 196_701
+        assert store.health()["blobs"] == before + 2
+
+
 def test_large_inputs_values_and_functions_go_through_the_store(client: Client) -> None:
     table = os.urandom(100_000)
     inputs = [bytes([n]) * 200_000 for n in range(3)]
     values = list(client.map(lambda body: body + table, inputs))
     assert values == [body + table for body in inputs]
-    assert client.submit(len, os.urandom(150_000)).result(30) == 150_000
-    assert len(client.submit(bytes, 150_000).result(30)) == 150_000
+    assert client.submit(len, os.urandom(250_000)).result(30) == 250_000
+    assert len(client.submit(bytes, 250_000).result(30)) == 250_000
 
 
 class OwnError(Exception):

@@ -91,6 +91,31 @@ def test_a_parcel_that_was_cut_short_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "is_stored"), [(100_000, False), (190_000, False), (197_000, True)]
+)
+@pytest.mark.parametrize("kind", ["list", "iterator", "array"])
+def test_only_a_value_beyond_the_limit_is_a_blob(kind: str, size: int, is_stored: bool) -> None:
+    """A blob of its own costs more than the bytes of a value below it."""
+    rows: Any = numpy.arange(10 * size, dtype="u4").view("u1")[: 10 * size].reshape(10, size)
+    if kind != "array":
+        rows = [row.tobytes() for row in rows]
+    stored: list[int] = []
+
+    def store(frame: bytes) -> BlobRef:
+        stored.append(len(frame))
+        return BlobRef(digest_of(b"x"), len(frame))
+
+    parcels = Parcels(iter(rows) if kind == "iterator" else rows, None, store)
+    items = 0
+    while not parcels.is_empty:
+        packed = parcels.take(1_000)
+        if packed is not None:
+            assert len(packed.frame) <= PARCEL_BYTES_MAX
+            items += packed.items
+    assert items == 10 and len(stored) == (10 if is_stored else 0)
+
+
+@pytest.mark.parametrize(
     "array",
     [
         numpy.arange(6_000),
