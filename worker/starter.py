@@ -29,8 +29,8 @@ INPUTS_AT = "/run/inputs"
 WORK_DIR = "/tmp/work"
 BOOT = "gristmill/worker/runners/boot.py"
 SLOT_FD, PAGE_FD = 3, 4
-#: The slot's own process beside those of the subtask.
-OWN_PIDS = 1
+#: The slot's own process, and its second thread (loop.py), beside those of the subtask.
+OWN_PIDS = {"fork": 1, "loop": 2}
 OPEN_FILES_MAX = 1_024
 SOCKET_BYTES = 1 << 20
 #: Every symbol is looked up at the start, not at its first use in each child. boot.py removes it.
@@ -46,7 +46,7 @@ def jail_limits(spec: JobSpec, has_cpu_quota: bool) -> Limits:
         wall_ms=ENDLESS_MS,
         cpu_ms=ENDLESS_MS,
         memory_bytes=ask.memory_bytes,
-        pids_max=ask.pids_max + OWN_PIDS,
+        pids_max=ask.pids_max + OWN_PIDS[mode_of(spec)],
         output_bytes_max=max(1, ask.output_bytes),
         file_bytes_max=ask.scratch_bytes,
         files_max=OPEN_FILES_MAX,

@@ -54,6 +54,18 @@ def test_many_in_a_batch(client: Client) -> None:
     assert results[29_999] == ("29999", 29_999)
 
 
+def test_one_that_does_not_end_holds_back_no_result(client: Client) -> None:
+    def nap(n: int) -> int:
+        time.sleep(60 if n == 700 else 0.001)
+        return n
+
+    stream = client.map(nap, range(1500), tier="batch", ordered=False)
+    got = set(itertools.islice(stream, 1499))
+    assert got == set(range(1500)) - {700}, "some waited until it had ended"
+    assert client.status(stream.job).leased == 1
+    client.cancel(stream)
+
+
 def test_arrays_and_objects(client: Client) -> None:
     rows = numpy.arange(12.0).reshape(4, 3)
     assert list(client.map(lambda row: float(row.sum()), rows)) == [3.0, 12.0, 21.0, 30.0]

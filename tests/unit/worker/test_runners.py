@@ -5,6 +5,7 @@ import importlib
 import os
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -196,6 +197,83 @@ def test_the_loop_gathers_what_follows_and_fits(
     looper.flush()
     sizes = [done.sizes[0] for done, _ in frames_of(sock)]
     assert len(sizes) == 4 and max(sizes) <= RESULT_VALUES_BYTES_MAX
+
+
+def wait_for_frames(sock: socket.socket, count: int) -> list[tuple[Any, bytes]]:
+    found: list[tuple[Any, bytes]] = []
+    deadline = time.monotonic() + 60
+    while len(found) < count and time.monotonic() < deadline:
+        found += frames_of(sock)
+        time.sleep(0.005)
+    return found
+
+
+def test_a_long_subtask_does_not_hold_back_the_results_before_it(
+    page: protocol.Page, pipe: Any
+) -> None:
+    sock, outbox = pipe
+    looper, feed = Looper(SETTING, outbox, page), protocol.Feed(8, 1, [], [])
+    may_end = {4: threading.Event(), 6: threading.Event()}
+
+    def work(x: int) -> int:
+        if x == 2:
+            raise ValueError("two")
+        if x in may_end:
+            assert may_end[x].wait(60)
+        return -x
+
+    ran: list[int] = []
+    slot = threading.Thread(
+        target=lambda: ran.append(looper.run_inputs(work, list(range(8)), feed, 100))
+    )
+    slot.start()
+    ((early, body),) = wait_for_frames(sock, 1)
+    assert (early.first, early.count) == (100, 4), "results wait for the end of subtask 104"
+    assert len(body) == sum(early.sizes) and early.sizes[2]
+    may_end[4].set()
+    after = wait_for_frames(sock, 1)
+    may_end[6].set()
+    slot.join(60)
+    looper.flush()
+    after += frames_of(sock)
+    assert ran == [8]
+    assert sum(done.count for done, _ in after) == 4
+    assert after[0][0].first == 104
+    values = [value for done, body in [(early, body), *after] for value in _ints(done, body)]
+    assert values == [0, -1, -3, -4, -5, -6, -7]
+
+
+def _ints(done: Any, body: bytes) -> list[Any]:
+    return decode(done.codec, memoryview(body)[: done.sizes[0]], done.sizes[0] // 8)
+
+
+def test_what_was_printed_stays_with_its_subtask(page: protocol.Page, pipe: Any) -> None:
+    sock, outbox = pipe
+    (out, into), (err, into_err) = os.pipe(), os.pipe()
+    outbox.outputs = (into, into_err)
+    looper, feed = Looper(SETTING, outbox, page), protocol.Feed(8, 1, [], [])
+    may_end, has_begun = threading.Event(), threading.Event()
+
+    def work(x: int) -> int:
+        os.write(into, b"x")
+        if x == 3:
+            has_begun.set()
+            assert may_end.wait(60)
+        return x
+
+    slot = threading.Thread(target=lambda: looper.run_inputs(work, list(range(5)), feed, 0))
+    slot.start()
+    assert has_begun.wait(60)
+    looks = [looper._page.written(outbox.outputs) for _ in range(2)]
+    time.sleep(4 * loop.LOOK_S)  # nothing can be waited for: nothing is to happen
+    assert frames_of(sock) == [] and looks == [(4, 0)] * 2
+    may_end.set()
+    slot.join(60)
+    looper.flush()
+    first, _ = frames_of(sock)[0]
+    assert (first.first, first.count, first.written) == (0, 4, (4, 0))
+    for fd in (out, into, err, into_err):
+        os.close(fd)
 
 
 def test_every_exception_is_the_subtasks_own(page: protocol.Page, pipe: Any) -> None:
