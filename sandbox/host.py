@@ -95,6 +95,7 @@ class Host:
         self._lock = threading.RLock()
         self._stage = _make_stage() if self.is_root else None
         self._aliases: dict[str, str] = {}
+        self._staged: dict[str, str] = {}  # as this spawner has them
         self._ground: Ground | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -114,6 +115,8 @@ class Host:
                 later (a missing mount source) is an ``Ending`` with SETUP.
         """
         with self._lock:
+            if self._socket is None:
+                raise SandboxError("this host is closed")
             if self.is_stopped:
                 raise SandboxError("the process that starts jails stands still")
             return self._start(spec)
@@ -128,7 +131,10 @@ class Host:
         if self.is_root:
             if ":" not in path and _is_passable(path):
                 return path
-            return str(self._ask({"op": "stage", "source": os.path.realpath(path)})["path"])
+            source = os.path.realpath(path)
+            if source not in self._staged:
+                self._staged[source] = str(self._ask({"op": "stage", "source": source})["path"])
+            return self._staged[source]
         if ":" not in path:
             return path
         if path not in self._aliases:
@@ -236,6 +242,7 @@ class Host:
         return place
 
     def _start_spawner(self) -> None:
+        self._staged.clear()
         config: dict[str, Any] = {
             "owner": os.getpid(),
             "groups": self._ground.roots if self._ground else [],

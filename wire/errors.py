@@ -5,15 +5,14 @@ Meaning, retryable or not, HTTP status, exit code, next move.
 docs/errors.md is generated from ``CODES``; a code without a row here cannot be raised.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_AUTH, EXIT_POLICY = 0, 1, 2, 3, 4, 5
 EXIT_MEMORY = 71  #: EX_OSERR: a process ended itself at its memory limit; start it again at once
 EXIT_CANNOT_JAIL = 78  #: EX_CONFIG: this host cannot run jails and the worker does not pretend
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ErrorSpec:
+class ErrorSpec(NamedTuple):  # no dataclass: these take a jail 10 ms to import
     """One error code and what everybody concerned does about it."""
 
     code: str

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from gristmill.sandbox.errors import SandboxError
-from gristmill.sandbox.interpreter import Interpreter, find_interpreter
+from gristmill.sandbox.host import Host
+from gristmill.sandbox.interpreter import Interpreter
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure
 from gristmill.wire.limits import BLOB_BYTES_MAX
@@ -21,7 +22,7 @@ from gristmill.wire.values import BlobRef, decode_ref
 from gristmill.wire.worker import JobOpening
 from gristmill.worker.blobs import Blobs, Errands
 from gristmill.worker.runners import protocol
-from gristmill.worker.starter import INPUTS_AT, WORK_DIR, mode_of
+from gristmill.worker.starter import INPUTS_AT, WORK_DIR, mode_of, ready_python
 
 #: Called when the job is ready (None) or cannot be prepared.
 Told = Callable[["Unready | None"], None]
@@ -39,8 +40,11 @@ class Unready(Exception):  # noqa: N818  (a state that is told, not an error of 
 class JobRoom:
     """One open job. ``opening`` always has the newest grants."""
 
-    def __init__(self, opening: JobOpening, function: bytes, folder: pathlib.Path) -> None:
+    def __init__(
+        self, opening: JobOpening, function: bytes, folder: pathlib.Path, host: Host | None
+    ) -> None:
         self.opening = opening
+        self._host = host
         self.function = function  #: its bytes, once it is prepared
         self._sent = function
         self.folder = folder
@@ -119,7 +123,7 @@ class JobRoom:
         spec, grant = self.spec, self.opening.get_grant
         try:
             executable = spec.environment or sys.executable
-            self.interpreter = find_interpreter(executable)
+            self.interpreter = ready_python(executable, self._host)
         except SandboxError as error:
             where = f"environment {spec.environment!r}" if spec.environment else "its own Python"
             raise Unready(Outcome.SETUP, f"this worker cannot use {where}: {error}") from None

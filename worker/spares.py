@@ -19,7 +19,7 @@ from gristmill.wire.spec import JobSpec, Limits
 from gristmill.worker.port import Leaving, Port
 from gristmill.worker.starter import start_slot
 
-_Key = tuple[Limits, Interpreter]
+_Key = tuple[Limits, Interpreter, str]
 
 
 class Spares:
@@ -96,4 +96,4 @@ class Spares:
 
 def _key_of(spec: JobSpec, interpreter: Interpreter) -> _Key:
     """Time limits are the agent's to keep: jails that differ in them only are alike."""
-    return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter
+    return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter, spec.kind

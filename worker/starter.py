@@ -1,16 +1,16 @@
 """Starts slot processes: a jail with the job's interpreter and our runners, or (trusted) none."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 import socket
 import sys
 
 from gristmill.sandbox.host import Host
-from gristmill.sandbox.interpreter import RUNTIME_AT, Interpreter, runtime_binds
+from gristmill.sandbox.interpreter import RUNTIME_AT, Interpreter, find_interpreter
 from gristmill.sandbox.limits import Limits
 from gristmill.sandbox.page import make_shared_page
+from gristmill.sandbox.runtime import compiled_runtime
 from gristmill.sandbox.spec import BASE_ENV, Bind, JailSpec
 from gristmill.wire.spec import JobSpec
 from gristmill.worker import runners
@@ -95,7 +95,9 @@ def start_slot(
         page = protocol.Page(page_fd)
         process: SlotProcess
         if spec.tier == "trusted":
-            process = _start_open(theirs.fileno(), page_fd, out_end, err_end, interpreter, work_dir)
+            process = _start_open(
+                theirs.fileno(), page_fd, out_end, err_end, interpreter, work_dir, spec.kind
+            )
         else:
             assert host is not None and interpreter is not None
             process = _start_jailed(
@@ -122,10 +124,22 @@ def start_slot(
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _runtime_of(interpreter: Interpreter) -> tuple[Bind, ...]:
-    """Found once: it looks through whole packages for what is compiled."""
-    return runtime_binds(interpreter, MODULES)
+def runtime_folder(host: Host) -> pathlib.Path:
+    """Where our code lies for jails, compiled."""
+    return host.state_dir / "runtime"
+
+
+def ready_python(executable: str, host: Host | None) -> Interpreter:
+    """A Python with all that its jails need. May take a second; any thread may call it.
+
+    Raises:
+        SandboxError: it does not run or does not answer.
+        OSError: our code cannot be laid out for it.
+    """
+    interpreter = find_interpreter(executable)
+    if host is not None:
+        compiled_runtime(runtime_folder(host), interpreter, MODULES)
+    return interpreter
 
 
 def _start_jailed(
@@ -136,14 +150,15 @@ def _start_jailed(
     fds: dict[int, int],
     outputs: tuple[int, int],
 ) -> SlotProcess:
-    binds = [*interpreter.binds, *_runtime_of(interpreter)]
+    runtime = compiled_runtime(runtime_folder(host), interpreter, MODULES)  # there by now
+    binds = [*interpreter.binds, *runtime]
     if inputs is not None:
         binds.append(Bind(str(inputs), INPUTS_AT))
     jail = host.start(
         JailSpec(
             argv=(
-                *(interpreter.executable, "-I", "-B", f"{RUNTIME_AT}/{BOOT}"),
-                *(str(SLOT_FD), str(PAGE_FD), RUNTIME_AT),
+                *(interpreter.executable, *_start_flags(spec, runtime[0]), f"{RUNTIME_AT}/{BOOT}"),
+                *(str(SLOT_FD), str(PAGE_FD), RUNTIME_AT, spec.kind),
             ),
             limits=jail_limits(spec, host.place.has_cpu_quota),
             binds=tuple(binds),
@@ -156,6 +171,12 @@ def _start_jailed(
     return JailedProcess(jail)
 
 
+def _start_flags(spec: JobSpec, runtime: Bind) -> tuple[str, ...]:
+    """A command's slot runs no code of a tenant's and needs no packages but ours: no ``site``."""
+    is_whole = pathlib.Path(runtime.source, "msgspec").exists()
+    return ("-I", "-B", "-S") if spec.kind == "command" and is_whole else ("-I", "-B")
+
+
 def _start_open(
     slot_fd: int,
     page_fd: int,
@@ -163,10 +184,11 @@ def _start_open(
     stderr: int,
     interpreter: Interpreter | None,
     work_dir: pathlib.Path,
+    kind: str,
 ) -> SlotProcess:
     boot = str(pathlib.Path(runners.__file__).with_name("boot.py"))
     executable = interpreter.executable if interpreter else sys.executable
-    argv = [executable, "-I", "-B", boot, str(slot_fd), str(page_fd), ""]
+    argv = [executable, "-I", "-B", boot, str(slot_fd), str(page_fd), "", kind]
     work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     env = {**BASE_ENV, "PATH": os.environ.get("PATH", BASE_ENV["PATH"]), "HOME": str(work_dir)}
     return OpenProcess(argv, env, (slot_fd, page_fd), stdout, stderr, str(work_dir))

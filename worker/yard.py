@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host
-from gristmill.sandbox.interpreter import Interpreter, find_interpreter
+from gristmill.sandbox.interpreter import Interpreter
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure
 from gristmill.wire.limits import BLOB_BYTES_MAX
@@ -33,7 +33,7 @@ from gristmill.worker.port import Port
 from gristmill.worker.runners import protocol
 from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
 from gristmill.worker.spares import Spares
-from gristmill.worker.starter import mode_of, start_slot
+from gristmill.worker.starter import mode_of, ready_python, runtime_folder, start_slot
 
 #: A larger input is mapped by its slot; a smaller one is copied sooner than asked for.
 MAPPED_BYTES_MIN = 1 << 20
@@ -124,6 +124,8 @@ class Yard:
         self._parked = Parked(parked)
         for folder in (self._spool, state_dir / "jobs", state_dir / "open"):
             _empty(folder)
+        if host is not None:
+            _empty(runtime_folder(host))
 
     def take_events(self) -> list[on.Event]:
         """What happened since the last call."""
@@ -154,7 +156,9 @@ class Yard:
             room.opening = effect.opening
             return
         folder = self._state_dir / "jobs" / str(effect.opening.job)
-        self._rooms[effect.opening.job] = JobRoom(effect.opening, effect.function, folder)
+        self._rooms[effect.opening.job] = JobRoom(
+            effect.opening, effect.function, folder, self._host
+        )
 
     def close_job(self, effect: do.CloseJob) -> None:
         """Forget the job."""
@@ -275,7 +279,7 @@ class Yard:
             if not isinstance(answer, BaseException):
                 self._spares.want(spec, answer)
 
-        self._errands.run(lambda: find_interpreter(sys.executable), then)
+        self._errands.run(lambda: ready_python(sys.executable, self._host), then)
 
     @property
     def is_short_of_spares(self) -> bool:

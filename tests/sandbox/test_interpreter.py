@@ -24,6 +24,7 @@ from gristmill.sandbox.interpreter import (
 )
 from gristmill.sandbox.limits import Limits
 from gristmill.sandbox.run import run
+from gristmill.sandbox.runtime import compiled_runtime
 from gristmill.sandbox.spec import Bind, JailSpec
 from gristmill.wire.outcome import Outcome
 
@@ -240,6 +241,25 @@ def test_the_runtime_is_at_its_place_from_wherever_it_is(best_host, python):
         f"{RUNTIME_AT}/msgspec/__init__.py",
         f"{RUNTIME_AT}/cloudpickle/__init__.py",
     ], result
+
+
+def test_no_jail_compiles_our_code_again(best_host, python, tmp_path):
+    binds = compiled_runtime(tmp_path / "runtime", python, ("gristmill.wire",))
+    code = (  # a list of what Python itself compiled
+        "import importlib._bootstrap_external as at\n"
+        "compiled = []\n"
+        "at.SourceLoader.source_to_code = lambda self, text, path, **more: compiled.append(path)"
+        " or compile(text, path, 'exec', dont_inherit=True)\n"
+        "import gristmill.wire.units, cloudpickle, msgspec\n"
+        "print(compiled, gristmill.wire.units.format_ms.__code__.co_filename)"
+    )
+    spec = JailSpec(
+        argv=(python.executable, "-S", "-c", code),
+        binds=(*python.binds, *binds),
+        env={"PYTHONPATH": RUNTIME_AT},
+    )
+    result = run(best_host, spec)
+    assert result.stdout.decode() == f"[] {RUNTIME_AT}/gristmill/wire/units.py\n", result
 
 
 def test_a_package_compiled_for_another_python_is_left_out():

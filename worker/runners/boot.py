@@ -1,8 +1,9 @@
 """First code of a slot: finds our code, then hands over to zygote.py.
 
-Run as ``python -I -B boot.py SLOT_FD PAGE_FD RUNTIME``. The job's own packages win over ours for
-everything but ``gristmill`` itself: msgspec and cloudpickle are looked up with RUNTIME last, our
-modules with RUNTIME first, and user code then finds RUNTIME last again.
+Run as ``python -I -B boot.py SLOT_FD PAGE_FD RUNTIME KIND``. The job's own packages win over ours
+for everything but ``gristmill`` itself: msgspec and cloudpickle are looked up with RUNTIME last,
+our modules with RUNTIME first, and user code then finds RUNTIME last again. A slot of commands
+(KIND ``command``) runs nothing of the job's here: it goes without what takes long to import.
 """
 
 import os
@@ -21,12 +22,19 @@ def main() -> None:
     spare_hooks()  # before anything else imports what it spares
     if runtime:
         sys.path.append(sys.path.pop(0))
-    import cloudpickle  # type: ignore[import-untyped]  # noqa: F401  (the job's own copy wins)
+    is_command = sys.argv[4] == "command"
+    if is_command:  # msgspec asks for it, has another way, and it takes as long as the rest of it
+        sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+    else:
+        import cloudpickle  # type: ignore[import-untyped]  # noqa: F401  (the job's own copy wins)
     import msgspec  # noqa: F401
 
     if runtime:
         sys.path.insert(0, sys.path.pop())
     from gristmill.worker.runners.zygote import serve
+
+    if is_command:
+        from gristmill.worker.runners import commands  # noqa: F401
 
     if runtime:
         sys.path.append(sys.path.pop(0))

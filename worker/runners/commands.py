@@ -9,7 +9,6 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from gristmill.sandbox.collect import collect
 from gristmill.wire.failure import Failure
 from gristmill.wire.limits import FILES_MAX
 from gristmill.wire.outcome import Outcome
@@ -207,6 +206,8 @@ class CommandRunner:
             outbox.send(part)
             for chunk in chunks:
                 outbox.send(part, chunk)
+
+        from gristmill.sandbox.collect import collect  # takes 15 ms, and few have files
 
         self._unlink_inputs()
         taken = collect(

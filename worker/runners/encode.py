@@ -11,8 +11,6 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
-
 from gristmill.wire import values as wire_values
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.limits import RESULT_VALUES_BYTES_MAX, VALUE_BYTES_MAX
@@ -35,7 +33,7 @@ def decode(codec: str, frame: bytes | memoryview, count: int) -> list[Any]:
     if codec == "r":
         return _rows(frame, count)
     try:
-        return wire_values.unpack(codec, frame, count, cloudpickle.loads)
+        return wire_values.unpack(codec, frame, count, pickle.loads)
     except RemoteError as error:
         raise CannotTravelError(error.message) from None
     except Exception as error:
@@ -85,6 +83,8 @@ def pickle_all(value: Any) -> bytes:
     except Exception:
         pass  # by value, then: classes of __main__, lambdas
     try:
+        import cloudpickle  # type: ignore[import-untyped]  # takes 15 ms, and few need it
+
         return cloudpickle.dumps(value, protocol=5)  # type: ignore[no-any-return]
     except Exception as error:
         raise CannotTravelError(

@@ -1,7 +1,6 @@
 """An exception as a ``Failure``: kind, message, the user's own frames, the exception pickled."""
 
 import errno
-import traceback
 from types import TracebackType
 
 from gristmill.wire.failure import (
@@ -54,6 +53,8 @@ def note_of(error: BaseException) -> Note | None:
 
 
 def _format(error: BaseException) -> str:
+    import traceback  # not before it is needed
+
     try:
         summary = traceback.TracebackException(
             type(error), error, _user_part(error.__traceback__), compact=True

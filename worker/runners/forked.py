@@ -91,7 +91,7 @@ class Forker:
         self._next = 0  # index of the first of ``_ended``
         self._command: CommandRunner | None = None
         if setting.kind == "command":
-            from gristmill.worker.runners import commands  # takes 4 ms, and functions need none
+            from gristmill.worker.runners import commands  # functions need none
 
             self._command = commands.CommandRunner(setting)
         os.chdir("/")

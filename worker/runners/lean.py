@@ -6,8 +6,9 @@ reference to lies in a page that the kernel must copy first: some 170 pages, mor
 a fork and its child's end together. A slot has one thread, so nothing is to be mended; where the
 job's own code started more, the hooks run as ever. So they do for every fork but ours.
 
-``spare_hooks`` comes before anything imports these modules: Python forgets no hook. Where they
-were there first (a ``.pth`` file may import them), forks are slower and nothing else.
+``spare_hooks`` comes before anything imports these modules, and stays: Python forgets no hook, and
+whoever needs them may come late. Where they were there first (a ``.pth`` file may import them),
+forks are slower and nothing else.
 """
 
 import _thread
@@ -21,7 +22,7 @@ _is_spared = False
 
 
 def spare_hooks() -> None:
-    """Import ``SPARED``; from then on ``fork`` knows how to go without their hooks."""
+    """From now on ``fork`` knows how to go without the hooks of ``SPARED``, once imported."""
     register = os.register_at_fork
 
     def register_spared(**hooks: Callable[[], Any]) -> None:
@@ -30,11 +31,6 @@ def spare_hooks() -> None:
         register(**hooks)
 
     os.register_at_fork = register_spared  # type: ignore[assignment]
-    try:
-        for name in SPARED:
-            __import__(name)
-    finally:
-        os.register_at_fork = register
 
 
 def _unless_spared(hook: Callable[[], Any]) -> Callable[[], None]:

@@ -4,10 +4,10 @@ The agent passes a descriptor of the node's one copy. Arrays are views of the ma
 the node sees the same memory, and nobody can write to it.
 """
 
+import _thread
 import mmap
 import os
 import pickle
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ class Shelf:
         self._ask = ask
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
-        self._owner = os.getpid(), threading.get_ident()
+        self._owner = os.getpid(), _thread.get_ident()
 
     def load(self, digest: str, size_bytes: int) -> Any:
         """The object of a blob; the same one for everybody who asks.
@@ -69,7 +69,7 @@ class Shelf:
         return _map(self._get(digest, size_bytes))
 
     def _get(self, digest: str, size_bytes: int) -> int:
-        if (os.getpid(), threading.get_ident()) != self._owner:
+        if (os.getpid(), _thread.get_ident()) != self._owner:
             raise NotSharedError(
                 "a Ref is opened with the inputs and the function, not by a subtask itself"
             )

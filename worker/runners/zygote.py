@@ -9,14 +9,12 @@ import ctypes
 import gc
 import io
 import os
-import platform
+import pickle
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import cloudpickle  # type: ignore[import-untyped]
 
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import Failure
@@ -78,7 +76,7 @@ class Zygote:
 
     def run(self) -> None:
         """Until the socket's end."""
-        self._outbox.send(protocol.Ready(platform.python_version()))
+        self._outbox.send(protocol.Ready(".".join(map(str, sys.version_info[:3]))))
         for header, body in self._receive():
             order = protocol.decode_to_slot(header)
             if isinstance(order, protocol.Setting):
@@ -137,7 +135,7 @@ class Zygote:
     def _load(self, body: bytes) -> None:
         self._load_failure, self._unloaded = None, b""
         try:
-            self._function = cloudpickle.loads(body)
+            self._function = pickle.loads(body)  # cloudpickle's, which it imports itself
             if not callable(self._function):
                 raise TypeError(f"{self._function!r:.80} is not callable")
         except BaseException as error:
