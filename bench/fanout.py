@@ -2,8 +2,9 @@
 
 Simulated workers speak the worker's wire from a few processes and answer each lease after a time,
 chosen so that all of them together take about ``--rate`` leases of one subtask a second: what
-differs is only how many they are (of one slot each; of the fewest, more). CPU of the broker is read
-while leases flow, and while nothing does, which is taken off. Then 64 real slots beside 2, and
+differs is only how many they are (of one slot each; of the fewest, more). Each slot has two leases
+all the time, whatever their number, and as many end as are given. CPU of the broker is read while
+they do, and while nothing does, which is taken off. Then 64 real slots beside 2, and
 ``multiprocessing.Pool`` with 64 and 2 processes. All subtasks are counted and billed in the end.
 """
 
@@ -54,16 +55,20 @@ def idle_share(grid: Grid) -> float:
 def flow(grid: Grid, client: Client, wanted: int, seconds: float) -> tuple[float, int, float]:
     """(CPU us, leases, seconds) of the broker, until it gave so many leases.
 
-    A busy machine gets a few times as long as they should take.
+    A busy machine gets a few times as long as they should take. As many leases end as are given:
+    else the cost of the one would be counted as the other's.
     """
-    leases = client.grid()["leases"]
+    before = client.grid()
     cpu, began = process_cpu_us(grid.pid("broker")), time.perf_counter()
     while True:
         time.sleep(seconds / 4)
-        given = client.grid()["leases"] - leases
+        now = client.grid()
+        given = now["leases"] - before["leases"]
         spent = process_cpu_us(grid.pid("broker")) - cpu
         passed = time.perf_counter() - began
         if given >= wanted or passed > 4 * seconds:
+            ended = now["results_kept"] - before["results_kept"]
+            assert 0.9 < ended / max(1, given) < 1.1, f"{given} leases were given, {ended} ended"
             return spent, given, passed
 
 
