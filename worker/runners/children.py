@@ -11,6 +11,7 @@ child has pipes of its own.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -35,7 +36,7 @@ CHUNK_BYTES: Final = 1 << 16
 NOTE_BYTES_MAX: Final = 4096
 REPLY_BYTES_MAX: Final = protocol.BODY_BYTES_MAX // 2 + (1 << 20)
 EX_NO_REPLY: Final = 70  #: exit code of a child that could not even say what failed
-NOTE_FD: Final = 3  #: of a child; closed when it becomes a command
+NOTE_FD: Final = 3  #: of a child
 BULK_FD: Final = 4
 FDS_MAX: Final = 4096
 PIPES_FROM: Final = 16  #: ours are above those of a child: they are moved to their numbers
@@ -171,6 +172,32 @@ class Children:
             return _not_started(error)
         if pid == 0:
             self._begin(pipes, work, value)
+        return self._wait(pid, pipes, before)
+
+    def run_program(self, spawn: Callable[[int, int], int]) -> Waited:
+        """As ``run``, for what ``spawn(stdout, stderr)`` starts in the work folder.
+
+        Raises:
+            OSError: it could not be executed.
+        """
+        pipes = self._pipes or Pipes()
+        before = time.perf_counter_ns()
+        os.chdir(self._setting.work_dir)
+        try:
+            pid = spawn(pipes.out_end, pipes.err_end)
+        except OSError as error:
+            if self._pipes is None:
+                pipes.close()
+            if error.errno in (errno.EAGAIN, errno.ENOMEM):
+                return _not_started(error)
+            raise
+        finally:
+            os.chdir("/")
+        if self._cpu_s is not None:
+            # Not before it runs: a spawn cannot, and our own limit could not be raised again. What
+            # it forked by then is held by the agent's look at the whole jail.
+            with contextlib.suppress(OSError):
+                resource.prlimit(pid, resource.RLIMIT_CPU, self._cpu_s)
         return self._wait(pid, pipes, before)
 
     def run_quick(

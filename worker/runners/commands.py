@@ -1,17 +1,15 @@
 """Commands in the slot: substitution, input files, the start, output files."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
 from collections.abc import Iterator
-from typing import Any, Final, NoReturn
-
-import msgspec
+from typing import Any, Final
 
 from gristmill.wire.failure import Failure
 from gristmill.wire.limits import FILES_MAX
-from gristmill.wire.outcome import Outcome
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.encode import CannotTravelError
 from gristmill.worker.runners.outbox import Outbox
@@ -19,8 +17,6 @@ from gristmill.worker.runners.outbox import Outbox
 PLACEHOLDER: Final = re.compile(r"\{(index|[0-9]*)\}")
 #: Signals that Python ignores and a command must find as they are by default.
 RESTORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 def substitute(text: str, parts: list[str], index: int) -> str:
@@ -71,39 +67,58 @@ def parts_of(value: Any) -> list[str]:
 
 
 class Plan:
-    """One command, ready to be started in a child."""
+    """One command, ready to be started.
+
+    It is spawned, which shares the slot's memory until the exec: a fork of the slot would take as
+    long as a short program does.
+    """
 
     def __init__(self, argv: list[str], env: dict[str, str], stdin: bytes | None) -> None:
         self.argv = argv
         self.env = env
         self.stdin = stdin
 
-    def execute(self, reply: int) -> NoReturn:
-        """In the child: become the command. What fails is told on ``reply``."""
+    def spawn(self, stdout: int, stderr: int) -> int:
+        """Start it in the present folder; its pid. Every other descriptor of ours ends with exec.
+
+        Raises:
+            OSError: it cannot be executed (``why``), or no process can be had.
+        """
+        stdin = self._open_stdin()
         try:
-            for number in RESTORED:
-                signal.signal(number, signal.SIG_DFL)
-            self._set_stdin()
-            os.execvpe(self.argv[0], self.argv, self.env)
-        except OSError as error:
-            os.write(reply, _encode((int(Outcome.EXIT), self._why(error), None)))
+            fds = (stdin, stdout, stderr)
+            actions = [(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate(fds)]
+            if "/" in self.argv[0]:
+                return self._spawn(self.argv[0], actions)
+            first: OSError | None = None
+            for folder in self.env.get("PATH", os.defpath).split(os.pathsep):
+                path = os.path.join(folder, self.argv[0])
+                try:
+                    if os.path.exists(path):
+                        return self._spawn(path, actions)
+                except OSError as error:
+                    first = first or error
+            raise first or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         finally:
-            os._exit(127)
+            os.close(stdin)
 
-    def _set_stdin(self) -> None:
+    def _spawn(self, path: str, actions: list[tuple[int, int, int]]) -> int:
+        return os.posix_spawn(
+            path, self.argv, self.env, file_actions=actions, setpgroup=0, setsigdef=RESTORED
+        )
+
+    def _open_stdin(self) -> int:
         if self.stdin is None:
-            fd = os.open("/dev/null", os.O_RDONLY)
-        else:
-            fd = os.memfd_create("stdin")
-            view = memoryview(self.stdin)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.lseek(fd, 0, os.SEEK_SET)
-        os.dup2(fd, 0)
-        if fd:
-            os.close(fd)
+            return os.open("/dev/null", os.O_RDONLY)
+        fd = os.memfd_create("stdin")
+        view = memoryview(self.stdin)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
 
-    def _why(self, error: OSError) -> Failure:
+    def why(self, error: OSError) -> Failure:
+        """Why it did not start, for a person."""
         name = self.argv[0]
         if isinstance(error, FileNotFoundError):
             where = "" if "/" in name else f" on PATH={self.env.get('PATH', '')}"

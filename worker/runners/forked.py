@@ -188,7 +188,10 @@ class Forker:
             except CannotTravelError as error:
                 failure = Failure(str(error), kind="InputError")
                 return Waited(), End(int(Outcome.ERROR), failure=failure)
-            waited = self._children.run(lambda _, note, bulk: plan.execute(bulk), value)
+            try:
+                waited = self._children.run_program(plan.spawn)
+            except OSError as error:
+                return Waited(), End(int(Outcome.EXIT), failure=plan.why(error))
         end = self._judge(waited)
         if self._command is not None and end.outcome == 0:
             files, end.refused = self._command.collect(self._outbox, feed.lease_id, index)
@@ -307,9 +310,6 @@ class Forker:
 
     def _judge_command(self, code: int, waited: Waited) -> End:
         assert self._command is not None
-        if waited.reply:  # exec failed: the child said why
-            outcome, failure, note = _decode_failure(bytes(waited.reply))
-            return End(outcome, failure=failure, note=note)
         stdout, stderr = map(bytes, waited.output)
         if code in self._setting.ok_exit_codes:
             return End(value={"exit_code": code, "stdout": stdout, "stderr": stderr})

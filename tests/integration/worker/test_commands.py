@@ -93,6 +93,33 @@ def test_a_command_that_is_not_there_is_named(pair: Any) -> None:
     assert "no-such-command" in failure.message and "PATH" in failure.message
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_program_inherits_nothing_of_its_slot(pair: Any, tier: str) -> None:
+    """Descriptors, ignored signals, process group and folder; its cpu limit comes with it."""
+    script = """
+        ls /proc/self/fd | tr '\\n' ' '; grep SigIgn /proc/self/status
+        [ "$(cut -d' ' -f5 /proc/$$/stat)" = $$ ] && pwd
+        until [ "$(ulimit -t)" = 3 ]; do :; done; cat
+    """
+    command = Command(["/bin/sh", "-c", script], stdin="value")
+
+    pair.run_command(command, ["one", "two"], tier=tier, limits={"wall_ms": 20_000, "cpu_ms": 2500})
+
+    # glibc ignores 32 and 33 in what it spawns: they are its own, and each program's libc sets them
+    told = "0 1 2 3 SigIgn:\t0000000000000000\n/tmp/work\n"
+    for index, word in enumerate(["one", "two"]):
+        output = pair.peer.values()[index]["stdout"].decode()
+        assert output.replace("\t0000000180000000", "\t0000000000000000") == told + word
+
+
+def test_a_file_that_is_no_program_is_told_from_one_that_is_missing(pair: Any) -> None:
+    pair.run_command(Command(["{}"]), ["/etc/passwd", "/nowhere/x"], tier="job")
+
+    failures = pair.peer.failures()
+    assert [failures[at].exit_code for at in (0, 1)] == [126, 127]
+    assert pair.peer.outcomes() == {0: Outcome.EXIT, 1: Outcome.EXIT}
+
+
 def test_a_part_that_the_input_does_not_have_is_named(pair: Any) -> None:
     pair.run_command(Command(["echo", "{2}"]), [("a", "b")], tier="job")
 
