@@ -4,8 +4,9 @@ Files left behind would be seen by the next subtask, and count against its memor
 memory). As process 1 of its jail a slot may do both for the whole jail; without a jail it removes
 the work folder only.
 
-Most subtasks leave nothing, and then little is done. Process 1 without a child is alone: whoever
-lost its parent would be its child. And a tmpfs counts its entries in a directory's size.
+Most subtasks leave nothing, and then little is done, with few objects: after a fork each page that
+is touched is a fault. Process 1 without a child is alone: whoever lost its parent would be its
+child.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ class Broom:
         self.is_init = os.getpid() == 1
         found = os.listdir("/tmp") if self.is_init else []
         self._kept = frozenset(found) - {os.path.basename(work_dir)}
-        self._empty: tuple[tuple[str, int], ...] | None = None
+        self._scratch = [path for path in SCRATCH if self.is_init and os.path.exists(path)]
         self._is_dirty = True
 
     def sweep(self) -> None:
@@ -62,54 +63,43 @@ class Broom:
         if not self.is_init:
             _remove(self._work_dir)
         elif not self._is_bare():
-            for name in os.listdir("/tmp"):
-                if name not in self._kept:
-                    _remove(f"/tmp/{name}")
-            for name in _listed("/dev/shm"):
-                _remove(f"/dev/shm/{name}")
-            if self._empty is None:
-                self._empty = self._measure()
-        os.makedirs(self._work_dir, mode=0o700, exist_ok=True)
+            for folder in self._scratch:
+                os.chmod(folder, 0o1777)  # it may have been shut, to hide what is in it or for ever
+                for name in os.listdir(folder):
+                    if folder != "/tmp" or name not in self._kept:
+                        _remove(f"{folder}/{name}")
+        try:
+            os.mkdir(self._work_dir, 0o700)
+        except OSError:  # a folder of a host's may be deeper, or could not be removed
+            os.makedirs(self._work_dir, mode=0o700, exist_ok=True)
         self._is_dirty = False
 
     def _is_bare(self) -> bool:
         """Whether nothing is left but an empty work folder, which is removed."""
-        if not self._empty:
-            return False
         try:
             os.rmdir(self._work_dir)
         except OSError:
             return False
-        return all(os.stat(path).st_size == size for path, size in self._empty)
-
-    def _measure(self) -> tuple[tuple[str, int], ...]:
-        """The sizes of empty scratch folders; none where a size does not tell what is in one.
-
-        Nor where something is kept: it could be replaced by another file.
-        """
-        sizes = []
-        for path in SCRATCH if not self._kept else ():
-            try:
-                sizes.append((path, os.stat(path).st_size))
-                os.mkdir(f"{path}/.size", 0o700)
-                differs = os.stat(path).st_size > sizes[-1][1]
-                os.rmdir(f"{path}/.size")
-            except OSError:
-                differs = path != "/tmp" and not os.path.exists(path)
-                sizes = [size for size in sizes if size[0] != path]
-            if not differs:
-                return ()
-        return tuple(sizes)
+        for folder in self._scratch:
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                return False
+            names = os.listdir(folder)
+            if names and (folder != "/tmp" or not self._kept.issuperset(names)):
+                return False
+        return True
 
 
 def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+        return
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+        return
     import shutil  # and five compression libraries: not before it is needed
 
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, onerror=_unlock)
-        return
-    with contextlib.suppress(OSError):
-        os.unlink(path)
 
 
 def _unlock(function: Callable[..., Any], path: str, _: Any) -> None:
@@ -123,10 +113,3 @@ def _unlock(function: Callable[..., Any], path: str, _: Any) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
-
-
-def _listed(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []

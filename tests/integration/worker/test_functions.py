@@ -99,6 +99,24 @@ def test_output_of_subtasks_is_kept(pair: Any, tier: str) -> None:
         assert [log.count for log in logs] == [1, 1]
 
 
+@pytest.mark.parametrize("way", ["quick", "slow"])
+def test_a_subtask_that_shuts_scratch_shuts_it_for_itself_only(pair: Any, way: str) -> None:
+    def shut(x: int) -> list[str]:
+        import os
+
+        if way == "slow":
+            print("output is not taken the quick way")
+        found = os.listdir("/tmp") + os.listdir("/dev/shm")
+        for folder in ("/tmp", "/dev/shm"):
+            with open(f"{folder}/{x}", "w"):
+                os.chmod(folder, (0, 0o300, 0o500)[x])
+        return found
+
+    pair.run_function(shut, [0, 1, 2, 0, 2, 1], tier="job")
+
+    assert pair.peer.values() == {index: ["work"] for index in range(6)}
+
+
 def test_nothing_of_a_subtask_is_left_for_the_next(pair: Any) -> None:
     def leave(x: int) -> list[str]:
         import os
