@@ -6,6 +6,7 @@ thrown away and read again.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -16,19 +17,18 @@ from typing import Any
 
 import apsw
 
-from gristmill.ledger import audit, schema
+from gristmill.ledger import audit, rows, schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.events import Applied, CreditsFunded, OutboxReceived
 from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.ledger import Contribution, Fund, Post
+from gristmill.wire.ledger import Fund, Post
 from gristmill.wire.process import own_folder
 from gristmill.wire.units import format_bytes
 from gristmill.wire.write_ahead import Mark
 
-_DAY_MS = 86_400_000
 CHECKPOINT_PAGES = 1_000  #: of the log, between two checkpoints
 
 
@@ -73,6 +73,7 @@ class Book:
             raise
         self.loss = self.loss or audit.list_fault(self.db)
         self._outbox_ids: dict[str, int] = {}
+        self._accounts: dict[int, Account] = {}
         self.state = LedgerState()
 
     def _make_tables(self) -> None:
@@ -159,6 +160,7 @@ class Book:
             self._outbox_ids[broker] = id_
             state.applied[broker] = applied
         state.transfers = self._one("SELECT max(id) FROM transfer") or 0
+        self._accounts = {account.id: account for account in state.accounts.values()}
         self.state = state
 
     def _recall(self, post: Post, group: Sequence[list[fx.AnyEffect]]) -> OutboxReceived:
@@ -221,79 +223,74 @@ class Book:
                         self._earlier_mint(message.ref, done),
                     )
                 done.append(step(self.state, event, now_ms))
-            self._write([effect for effects in done for effect in effects], messages)
+            self._write(itertools.chain.from_iterable(done), messages)
             self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             self.load()
             raise
-        self.state.forget_closed(
-            [e.ref for m in messages if isinstance(m, Post) for e in m.entries]
-        )
+        posts = (message for message in messages if isinstance(message, Post))
+        self.state.forget_closed(dict.fromkeys(e.ref for post in posts for e in post.entries))
         return done
 
     def _write(self, effects: Iterable[fx.AnyEffect], messages: Sequence[Post | Fund]) -> None:
-        accounts, transfers, new_holds, contributions, mints, entries = [], [], [], [], [], []
-        touched: dict[int, None] = {}
+        accounts: dict[int, Account] = {}
+        transfers: list[fx.AddTransfer] = []
+        contributions: list[fx.AddContribution] = []
+        entries: dict[str, list[fx.AddEntry]] = {}
+        new_holds: rows.Flat = []
+        mints: rows.Flat = []
         holds: dict[int, Hold] = {}
-        tallies: dict[tuple[str, str, int], list[int]] = {}
+        tallies: rows.Tallies = {}
         for effect in effects:
             if isinstance(effect, fx.AddTransfer):
-                touched[effect.debit] = touched[effect.credit] = None
-                if effect.pending:  # it lowers what is pending, whoever it credits
-                    touched[self.state.accounts[ESCROW].id] = None
-                transfers.append(schema.sealed(_transfer_row(effect)))
+                transfers.append(effect)
             elif isinstance(effect, fx.AddContribution):
+                contributions.append(effect)
                 holds[effect.hold.id] = effect.hold
-                contributions.append(schema.sealed(_contribution_row(effect)))
-                _add_to_tally(tallies, effect.entry)
+                rows.add_to_tally(tallies, effect.entry)
             elif isinstance(effect, fx.AddEntry):
-                outbox = self._outbox_id(effect.broker)
-                entries.append(
-                    schema.sealed(
-                        (outbox, effect.sequence, effect.digest, effect.code, effect.message)
-                    )
-                )
+                entries.setdefault(effect.broker, []).append(effect)
             elif isinstance(effect, fx.OpenAccount):
-                accounts.append(effect.account)
+                accounts[effect.account.id] = self._accounts[effect.account.id] = effect.account
             elif isinstance(effect, fx.OpenHold):
-                new_holds.append(effect.hold)
+                new_holds += rows.opened_row(effect.hold)
             elif isinstance(effect, fx.CloseHold):
                 holds[effect.hold.id] = effect.hold
             elif isinstance(effect, fx.AddMint):
-                mints.append(
-                    schema.sealed((effect.ref, effect.tenant, effect.amount, effect.transfer))
-                )
-        many = self.db.executemany
-        opened = {account.id for account in accounts}
-        by_id = {account.id: account for account in self.state.accounts.values()}
-        many(schema.insert("account", schema.ACCOUNT), map(_account_row, accounts))
-        many(
-            "UPDATE account SET debits = ?, credits = ?, debits_pending = ?, credits_pending = ?,"
-            " crc = ? WHERE id = ?",
-            [(*_account_row(by_id[id_])[3:], id_) for id_ in touched if id_ not in opened],
-        )
-        many(schema.insert("transfer", schema.TRANSFER), transfers)
+                mints += rows.mint_row(effect)
+        moved = rows.transfer_rows(transfers)
+        touched = rows.accounts_of(moved)
+        if rows.is_any_pending(moved):  # it lowers what is pending
+            touched[self.state.accounts[ESCROW].id] = None
+        opened = [value for one in accounts.values() for value in rows.account_row(one)]
+        self._add("account", schema.ACCOUNT, opened)
+        changed = [self._accounts[id_] for id_ in touched if id_ not in accounts]
+        self._change(_SET_ACCOUNT, [(*rows.account_row(one)[3:], one.id) for one in changed])
+        self._add("transfer", schema.TRANSFER, moved)
         # A hold that opens is inserted as it opened; contributions need an open one to refer to.
-        many(schema.insert("hold", schema.HOLD), [_hold_row(_as_opened(h)) for h in new_holds])
-        many(schema.insert("contribution", schema.CONTRIBUTION), contributions)
-        many(
-            "UPDATE hold SET spent = ?, closed_ms = ?, subtasks = ?, failed = ?, cpu_us = ?,"
-            " wall_us = ?, toll = ?, crc = ? WHERE id = ?",
-            [(*_hold_row(hold)[4:], id_) for id_, hold in holds.items()],
-        )
-        many(_ADD_TALLY, [(*_tally_key(key), *sums) for key, sums in tallies.items()])
-        many(schema.insert("mint", schema.MINT), mints)
-        many(schema.insert("entry", schema.ENTRY), entries)
+        self._add("hold", schema.HOLD, new_holds)
+        self._add("contribution", schema.CONTRIBUTION, rows.contribution_rows(contributions))
+        self._change(_SET_HOLD, [(*rows.hold_row(hold)[4:], id_) for id_, hold in holds.items()])
+        self._change(_ADD_TALLY, [(*_tally_key(key), *sums) for key, sums in tallies.items()])
+        self._add("mint", schema.MINT, mints)
+        for broker, some in entries.items():
+            outbox = self._outbox_id(broker)
+            self._add("entry", schema.ENTRY, rows.entry_rows(outbox, some))
         for broker in {m.broker: None for m in messages if isinstance(m, Post)}:
             if broker in self._outbox_ids:
                 applied = self.state.applied[broker]
                 row = schema.sealed((self._outbox_ids[broker], broker, applied))
-                self.db.execute(
-                    "UPDATE outbox SET applied = ?, crc = ? WHERE id = ? AND applied <> ?",
-                    (applied, row[3], row[0], applied),
-                )
+                self.db.execute(_SET_OUTBOX, (applied, row[3], row[0], applied))
+
+    def _add(self, table: str, columns: str, flat: rows.Flat) -> None:
+        if flat:
+            rows.insert_all(self.db, table, columns, flat)
+
+    def _change(self, statement: str, values: list[rows.Row]) -> None:
+        if values:
+            self.db.executemany(statement, values)
 
     def _outbox_id(self, broker: str) -> int:
         id_ = self._outbox_ids.get(broker)
@@ -313,8 +310,17 @@ class Book:
         return format_bytes(sizes)
 
 
-# ---------------------------------------------------------------- rows
+# ---------------------------------------------------------------- statements
 
+_SET_ACCOUNT = (
+    "UPDATE account SET debits = ?, credits = ?, debits_pending = ?, credits_pending = ?,"
+    " crc = ? WHERE id = ?"
+)
+_SET_HOLD = (
+    "UPDATE hold SET spent = ?, closed_ms = ?, subtasks = ?, failed = ?, cpu_us = ?,"
+    " wall_us = ?, toll = ?, crc = ? WHERE id = ?"
+)
+_SET_OUTBOX = "UPDATE outbox SET applied = ?, crc = ? WHERE id = ? AND applied <> ?"
 _ADD_TALLY = (
     f"INSERT INTO tally({schema.TALLY}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT DO UPDATE SET subtasks = subtasks + excluded.subtasks,"
@@ -324,97 +330,8 @@ _ADD_TALLY = (
 )
 
 
-def _account_row(account: Account) -> tuple[Any, ...]:
-    return schema.sealed(
-        (
-            account.id,
-            account.name,
-            int(account.may_overdraw),
-            account.debits,
-            account.credits,
-            account.debits_pending,
-            account.credits_pending,
-        )
-    )
-
-
-def _transfer_row(effect: fx.AddTransfer) -> tuple[Any, ...]:
-    return (
-        effect.id,
-        int(effect.kind),
-        effect.debit,
-        effect.credit,
-        effect.amount,
-        effect.pending,
-        effect.at_ms,
-    )
-
-
-def _as_opened(hold: Hold) -> Hold:
-    return Hold(hold.id, hold.ref, hold.tenant, hold.amount)
-
-
-def _hold_row(hold: Hold) -> tuple[Any, ...]:
-    return schema.sealed(
-        (
-            hold.id,
-            hold.ref,
-            hold.tenant,
-            hold.amount,
-            hold.spent,
-            hold.closed_ms,
-            hold.subtasks,
-            hold.failed,
-            hold.cpu_us,
-            hold.wall_us,
-            hold.toll,
-        )
-    )
-
-
-def _contribution_row(effect: fx.AddContribution) -> tuple[Any, ...]:
-    entry = effect.entry
-    # u64 on the wire, signed 64 bits in SQLite
-    lease_id = entry.lease_id - (1 << 64) if entry.lease_id >= 1 << 63 else entry.lease_id
-    return (
-        effect.hold.id,
-        entry.replica,
-        entry.attempt,
-        entry.first,
-        entry.count,
-        effect.sequence,
-        entry.node,
-        lease_id,
-        entry.subtasks,
-        entry.failed,
-        entry.wall_us,
-        entry.cpu_us,
-        entry.peak_kib,
-        entry.metering,
-        int(entry.is_estimated),
-        entry.amount_ucredits,
-        entry.toll_ucredits,
-        entry.ended_ms,
-        entry.signature,
-        effect.node_transfer,
-        effect.toll_transfer,
-    )
-
-
-def _add_to_tally(tallies: dict[tuple[str, str, int], list[int]], entry: Contribution) -> None:
-    sums = tallies.setdefault(
-        (entry.tenant, entry.node, entry.ended_ms // _DAY_MS), [0, 0, 0, 0, 0, 0]
-    )
-    sums[0] += entry.subtasks
-    sums[1] += entry.failed
-    sums[2] += entry.cpu_us
-    sums[3] += entry.wall_us
-    sums[4] += entry.amount_ucredits
-    sums[5] += entry.toll_ucredits
-
-
 def _tally_key(key: tuple[str, str, int]) -> tuple[str, str, str]:
-    return key[0], key[1], format_day(key[2] * _DAY_MS)
+    return key[0], key[1], format_day(key[2] * rows.DAY_MS)
 
 
 def format_day(ms: int) -> str:

@@ -23,6 +23,17 @@ class Coverage:
             return max(first, self.starts[at]), min(end, self.ends[at])
         return None
 
+    def take(self, first: int, end: int) -> tuple[int, int] | None:
+        """Add ``[first, end)`` if nothing of it is here yet, else give the overlap."""
+        ends = self.ends
+        if ends and ends[-1] == first < end:  # the usual case: right behind the last run
+            ends[-1] = end
+            return None
+        overlap = self.overlap(first, end)
+        if overlap is None:
+            self.add(first, end)
+        return overlap
+
     def add(self, first: int, end: int) -> None:
         """Add ``[first, end)``, which must overlap nothing here (see ``overlap``)."""
         assert first < end and self.overlap(first, end) is None

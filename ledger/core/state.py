@@ -5,6 +5,8 @@ Accounts are ``world`` (where credits come from; the only one that may be negati
 other side of every open hold, so that pending amounts sum to zero like posted ones.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from gristmill.ledger.core.coverage import Coverage
@@ -82,7 +84,7 @@ class LedgerState:
         self.applied: dict[str, int] = {}
         self.transfers = 0
 
-    def forget_closed(self, refs: list[str]) -> None:
+    def forget_closed(self, refs: Iterable[str]) -> None:
         """Drop those of these holds that are closed; a later event brings them again."""
         for ref in refs:
             hold = self.holds.get(ref)

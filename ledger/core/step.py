@@ -56,8 +56,14 @@ from gristmill.wire.units import format_credits
 REF_CHARS_MAX = NAME_CHARS_MAX + 24
 ENDED_MS_MAX = 253_402_300_799_999  #: the last moment that has a day to be billed on
 _INT_MAX = (1 << 62) - 1
+_NUMBERS = (
+    "first", "count", "attempt", "replica", "wall_us", "cpu_us", "peak_kib", "ended_ms",
+)  # fmt: skip
 _YES = ("", "")
+_PENDING, _POST, _VOID = Kind.PENDING, Kind.POST, Kind.VOID  # an enum's attributes are not cheap
 _encode = msgspec.msgpack.Encoder().encode
+_astuple = msgspec.structs.astuple
+_sha256 = hashlib.sha256
 Refusal = tuple[str, str]  #: (code, message); both empty for yes
 
 
@@ -77,12 +83,14 @@ def digest_of_entry(entry: HoldEntry | Release | Contribution) -> bytes:
     Trailing fields at their default are left out, so that a release which adds a field knows the
     entries of the one before.
     """
-    values = msgspec.structs.astuple(entry)
+    values = _astuple(entry)
     defaults = entry.__struct_defaults__
-    size, spare = len(values), len(defaults)
-    while spare and values[size - 1] == defaults[spare - 1]:
-        size, spare = size - 1, spare - 1
-    return hashlib.sha256(_encode((type(entry).__name__, *values[:size]))).digest()[:16]
+    if defaults and values[-1] == defaults[-1]:
+        size, spare = len(values), len(defaults)
+        while spare and values[size - 1] == defaults[spare - 1]:
+            size, spare = size - 1, spare - 1
+        values = values[:size]
+    return _sha256(_encode((type(entry).__name__, *values))).digest()[:16]
 
 
 # ---------------------------------------------------------------- the outbox
@@ -103,15 +111,13 @@ def on_outbox_received(
         for sequence, entry in enumerate(event.entries, event.first):
             digest = digest_of_entry(entry)
             if sequence <= applied:
-                verdict = _repeat(event, sequence, entry, digest, effects)
+                code, message = _repeat(event, sequence, entry, digest, effects)
             else:
-                verdict = _new(state, event.broker, sequence, entry, now_ms, effects)
-                effects.append(
-                    AddEntry(event.broker, sequence, digest, verdict.code, verdict.message)
-                )
+                code, message = _new(state, event.broker, sequence, entry, now_ms, effects)
+                effects.append(AddEntry(event.broker, sequence, digest, code, message))
                 applied = sequence
-            if verdict.code or isinstance(entry, HoldEntry):
-                verdicts.append(verdict)
+            if code or isinstance(entry, HoldEntry):
+                verdicts.append(Verdict(sequence, entry.ref, code, message))
         state.applied[event.broker] = applied
     effects.append(Acknowledge(event.broker, applied, verdicts))
 
@@ -122,16 +128,16 @@ def _repeat(
     entry: HoldEntry | Release | Contribution,
     digest: bytes,
     effects: list[AnyEffect],
-) -> Verdict:
+) -> Refusal:
     before = event.applied[sequence]
     if before.digest == digest:
-        return Verdict(sequence, entry.ref, before.code, before.message)
+        return before.code, before.message
     message = (
         f"entry {sequence} of {event.broker} came before with another content; now it is "
         f"{entry!r:.300}"
     )
     effects.append(RaiseAlarm(event.broker, sequence, "LEDGER_CONFLICT", message))
-    return Verdict(sequence, entry.ref, "LEDGER_CONFLICT", message)
+    return "LEDGER_CONFLICT", message
 
 
 def _new(
@@ -141,7 +147,7 @@ def _new(
     entry: HoldEntry | Release | Contribution,
     now_ms: int,
     effects: list[AnyEffect],
-) -> Verdict:
+) -> Refusal:
     if isinstance(entry, Contribution):
         code, message = _contribute(state, broker, sequence, entry, now_ms, effects)
     elif isinstance(entry, HoldEntry):
@@ -151,7 +157,7 @@ def _new(
     if code and code != "INSUFFICIENT_CREDITS":
         message = f"entry {sequence} of {broker}: {message}"
         effects.append(RaiseAlarm(broker, sequence, code, message))
-    return Verdict(sequence, entry.ref, code, message)
+    return code, message
 
 
 def _check_ref(broker: str, ref: str) -> Refusal:
@@ -257,23 +263,22 @@ def _contribute(
     billed = hold.billed.get((entry.replica, entry.attempt))
     if billed is None:
         billed = hold.billed[entry.replica, entry.attempt] = Coverage()
-    overlap = billed.overlap(entry.first, end)
+    overlap = billed.take(entry.first, end)
     if overlap is not None:
         return "LEDGER_CONFLICT", (
             f"subtasks {entry.first} to {end - 1} of {entry.ref}, attempt {entry.attempt}: "
             f"{overlap[0]} to {overlap[1] - 1} are billed already"
         )
-    billed.add(entry.first, end)
     share = entry.amount_ucredits - entry.toll_ucredits
     tenant = state.accounts[f"tenant:{hold.tenant}"]
     node_transfer = toll_transfer = 0
     if share:
         node = _account(state, f"node:{entry.node}", effects)
-        node_transfer = _transfer(state, Kind.POST, tenant, node, share, hold.id, now_ms, effects)
+        node_transfer = _transfer(state, _POST, tenant, node, share, hold.id, now_ms, effects)
     if entry.toll_ucredits:
         toll = _account(state, TOLL, effects)
         toll_transfer = _transfer(
-            state, Kind.POST, tenant, toll, entry.toll_ucredits, hold.id, now_ms, effects
+            state, _POST, tenant, toll, entry.toll_ucredits, hold.id, now_ms, effects
         )
     hold.spent += entry.amount_ucredits
     hold.subtasks += entry.subtasks
@@ -307,18 +312,14 @@ def _against_hold(hold: Hold | None, entry: Contribution) -> Refusal:
 
 def _wrong_field(entry: Contribution) -> str:
     """What is wrong with a contribution in itself, or nothing."""
-    for name in (
-        "first",
-        "count",
-        "attempt",
-        "replica",
-        "wall_us",
-        "cpu_us",
-        "peak_kib",
-        "ended_ms",
-    ):
-        if not 0 <= getattr(entry, name) <= _INT_MAX:
-            return f"{name} is {getattr(entry, name)}; it must be 0 to {_INT_MAX}"
+    numbers = (
+        entry.first, entry.count, entry.attempt, entry.replica, entry.wall_us, entry.cpu_us,
+        entry.peak_kib, entry.ended_ms,
+    )  # fmt: skip
+    if min(numbers) < 0 or max(numbers) > _INT_MAX:
+        for name, number in zip(_NUMBERS, numbers, strict=True):
+            if not 0 <= number <= _INT_MAX:
+                return f"{name} is {number}; it must be 0 to {_INT_MAX}"
     if entry.ended_ms > ENDED_MS_MAX:
         return f"ended_ms is {entry.ended_ms}, which is after the year 9999"
     if entry.count < 1 or entry.first + entry.count > _INT_MAX:
@@ -405,14 +406,14 @@ def _transfer(
     effects: list[AnyEffect],
 ) -> int:
     """Move the balances by one transfer and write it; gives its id."""
-    if kind is Kind.PENDING:
+    if kind is _PENDING:
         debit.debits_pending += amount
         credit.credits_pending += amount
     else:
-        if kind in (Kind.POST, Kind.VOID):
+        if kind is _POST or kind is _VOID:
             debit.debits_pending -= amount
             state.accounts[ESCROW].credits_pending -= amount
-        if kind is not Kind.VOID:
+        if kind is not _VOID:
             debit.debits += amount
             credit.credits += amount
     state.transfers += 1

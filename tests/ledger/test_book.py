@@ -9,7 +9,7 @@ from typing import Any
 import apsw
 import pytest
 
-from gristmill.ledger import audit, bills, schema
+from gristmill.ledger import audit, bills, rows, schema
 from gristmill.ledger.book import Book
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core import invariants
@@ -102,6 +102,43 @@ def test_a_released_hold_is_known_from_the_file(book: Book, entries: Any) -> Non
     assert [one.code for one in acknowledge.verdicts] == ["LEDGER_CONFLICT"] * 3
     assert all("released" in one.message for one in acknowledge.verdicts)
     assert "b/2" not in book.state.holds
+
+
+@pytest.mark.parametrize("count", [1, rows.ROWS_A_STATEMENT, 2 * rows.ROWS_A_STATEMENT + 5])
+def test_many_rows_a_statement_are_the_rows_of_one_each(
+    book: Book, entries: Any, tmp_path: pathlib.Path, count: int
+) -> None:
+    opening = [Fund(1, "ann", 9_000_000, "f"), Post("b", 1, [Hold("b/1", "ann", 9_000_000)])]
+    billed = [
+        entries.contribution(10 * at, node=f"mill{at % 3}", lease_id=(1 << 64) - 1 - at)
+        for at in range(count)
+    ]
+    if count > 2:
+        billed[count // 2] = entries.contribution(0, 5)  # refused: billed already
+    single = Book(tmp_path / "single")
+    single.load()
+    book.apply([*opening, Post("b", 2, billed)], NOW)
+    for message in [*opening, *(Post("b", 2 + at, [bill]) for at, bill in enumerate(billed))]:
+        single.apply([message], NOW)
+    for table in (*TABLES, "tally"):
+        query = f"SELECT * FROM {table} ORDER BY 1, 2, 3, 4"
+        assert list(book.db.execute(query)) == list(single.db.execute(query)), table
+    assert shape(book.state) == shape(single.state)
+    assert audit.audit(book.db) == []
+    single.close()
+
+
+def test_one_bad_row_among_many_undoes_all(book: Book, entries: Any) -> None:
+    fill(book, entries)
+    before = shape(book.state)
+    book.state.holds["b/1"].billed.clear()  # a core that has forgotten what it billed
+    count = 2 * rows.ROWS_A_STATEMENT
+    billed = [entries.contribution(1_000 + 10 * at, amount=10) for at in range(count)]
+    billed[count // 2] = entries.contribution(25, 1, amount=10)
+    with pytest.raises(apsw.ConstraintError, match="overlaps what is billed"):
+        book.apply([Post("b", 9, billed)], NOW)
+    assert shape(book.state) == before
+    assert audit.audit(book.db) == []
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -208,6 +208,11 @@ def test_holds_that_are_refused(entry: Any, code: str) -> None:
         ({"count": -3}, "MALFORMED"),
         ({"first": -1}, "MALFORMED"),
         ({"first": 1 << 63}, "MALFORMED"),
+        *[
+            ({name: number}, "MALFORMED")
+            for name in ("attempt", "replica", "wall_us", "cpu_us", "peak_kib", "ended_ms")
+            for number in (-1, 1 << 62)
+        ],
         ({"subtasks": 11}, "MALFORMED"),
         ({"failed": 11}, "MALFORMED"),
         ({"amount": -1}, "MALFORMED"),
@@ -303,10 +308,10 @@ def test_coverage_is_a_set_of_indices(runs: list[tuple[int, int]]) -> None:
     coverage, model = Coverage(), set[int]()
     for first, count in runs:
         asked = set(range(first, first + count))
-        overlap = coverage.overlap(first, first + count)
+        overlap = coverage.take(first, first + count)
         assert (overlap is None) == model.isdisjoint(asked)
         if overlap is None:
-            coverage.add(first, first + count)
+            assert coverage.overlap(first, first + count) == (first, first + count)
             model |= asked
         else:
             assert set(range(*overlap)) <= model & asked

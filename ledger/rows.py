@@ -1,0 +1,161 @@
+"""Rows of the ledger's tables from what the core decided, and how very many of them are written.
+
+A statement of many rows costs SQLite and its binding about two thirds of as many statements of one;
+triggers, references and checks see each row all the same.
+"""
+
+import functools
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import apsw
+import msgspec
+
+from gristmill.ledger import schema
+from gristmill.ledger.core import effects as fx
+from gristmill.ledger.core.state import Account, Hold
+from gristmill.wire.ledger import Contribution
+
+ROWS_A_STATEMENT = 32  #: of 22 columns at most, far below the values that a statement may have
+
+Row = tuple[Any, ...]
+Flat = list[Any]  #: sealed rows one behind the other
+_astuple = msgspec.structs.astuple
+_encode = msgspec.msgpack.Encoder().encode
+_crc32 = zlib.crc32
+_TRANSFER_WIDTH = schema.TRANSFER.count(",") + 2
+
+
+@functools.cache
+def _statement(table: str, columns: str, rows: int) -> tuple[str, int]:
+    """(insert of so many sealed rows, values of one)."""
+    head, _, marks = schema.insert(table, columns).partition("VALUES")
+    return f"{head}VALUES{', '.join([marks] * rows)}", marks.count("?")
+
+
+def insert_all(db: apsw.Connection, table: str, columns: str, flat: Flat) -> None:
+    """Inserts rows in their order; the caller's transaction undoes all of them when one is bad."""
+    done = 0
+    for rows in (ROWS_A_STATEMENT, 1):
+        statement, width = _statement(table, columns, rows)
+        size = width * rows
+        upto = len(flat) - (len(flat) - done) % size
+        if upto > done:
+            db.executemany(statement, [flat[at : at + size] for at in range(done, upto, size)])
+            done = upto
+    assert done == len(flat), (table, done, len(flat))
+
+
+def account_row(account: Account) -> Row:
+    """The row of ``account``; as all of these, sealed."""
+    return schema.sealed(
+        (
+            account.id,
+            account.name,
+            int(account.may_overdraw),
+            account.debits,
+            account.credits,
+            account.debits_pending,
+            account.credits_pending,
+        )
+    )
+
+
+def transfer_rows(effects: Iterable[fx.AddTransfer]) -> Flat:
+    """Rows of ``transfer``: the effect has its columns in their order."""
+    flat: Flat = []
+    for row in map(_astuple, effects):
+        flat += row
+        flat.append(_crc32(_encode(row)))
+    return flat
+
+
+def accounts_of(transfers: Flat) -> dict[int, None]:
+    """The accounts that these rows of ``transfer`` debit or credit."""
+    return dict.fromkeys(transfers[2::_TRANSFER_WIDTH]) | dict.fromkeys(
+        transfers[3::_TRANSFER_WIDTH]
+    )
+
+
+def is_any_pending(transfers: Flat) -> bool:
+    """Whether one of these rows of ``transfer`` is of a hold."""
+    return any(transfers[5::_TRANSFER_WIDTH])
+
+
+def hold_row(hold: Hold) -> Row:
+    """The row of ``hold``."""
+    return schema.sealed(
+        (
+            hold.id,
+            hold.ref,
+            hold.tenant,
+            hold.amount,
+            hold.spent,
+            hold.closed_ms,
+            hold.subtasks,
+            hold.failed,
+            hold.cpu_us,
+            hold.wall_us,
+            hold.toll,
+        )
+    )
+
+
+def opened_row(hold: Hold) -> Row:
+    """The row of ``hold`` before anything was posted out of it."""
+    return hold_row(Hold(hold.id, hold.ref, hold.tenant, hold.amount))
+
+
+def contribution_rows(effects: Iterable[fx.AddContribution]) -> Flat:
+    """Rows of ``contribution``."""
+    flat: Flat = []
+    for effect in effects:
+        (
+            _, _, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us,
+            peak_kib, metering, is_estimated, amount, toll, ended_ms, replica, signature,
+        ) = _astuple(effect.entry)  # fmt: skip
+        if lease_id >> 63:  # u64 on the wire, signed 64 bits in SQLite
+            lease_id -= 1 << 64
+        row = (
+            effect.hold.id, replica, attempt, first, count, effect.sequence, node, lease_id,
+            subtasks, failed, wall_us, cpu_us, peak_kib, metering, int(is_estimated), amount, toll,
+            ended_ms, signature, effect.node_transfer, effect.toll_transfer,
+        )  # fmt: skip
+        flat += row
+        flat.append(_crc32(_encode(row)))
+    return flat
+
+
+def entry_rows(outbox: int, effects: Iterable[fx.AddEntry]) -> Flat:
+    """Rows of ``entry``; ``outbox``: the number of their broker's."""
+    flat: Flat = []
+    for effect in effects:
+        row = (outbox, effect.sequence, effect.digest, effect.code, effect.message)
+        flat += row
+        flat.append(_crc32(_encode(row)))
+    return flat
+
+
+def mint_row(effect: fx.AddMint) -> Row:
+    """The row of ``mint``."""
+    return schema.sealed((effect.ref, effect.tenant, effect.amount, effect.transfer))
+
+
+#: (tenant, node, day since the epoch) -> subtasks, failed, cpu, wall, amount, toll
+Tallies = dict[tuple[str, str, int], list[int]]
+DAY_MS = 86_400_000
+
+
+def add_to_tally(tallies: Tallies, entry: Contribution) -> None:
+    """Sums for bills by node and by day."""
+    key = entry.tenant, entry.node, entry.ended_ms // DAY_MS
+    sums = tallies.get(key)
+    if sums is None:
+        sums = tallies[key] = [0] * 6
+    sums[0] += entry.subtasks
+    sums[1] += entry.failed
+    sums[2] += entry.cpu_us
+    sums[3] += entry.wall_us
+    sums[4] += entry.amount_ucredits
+    sums[5] += entry.toll_ucredits
