@@ -6,12 +6,14 @@ our modules with RUNTIME first, and user code then finds RUNTIME last again. A s
 (KIND ``command``) runs nothing of the job's here: it goes without what takes long to import.
 """
 
+import gc
 import os
 import sys
 
 
 def main() -> None:
     """Import our modules from RUNTIME and serve."""
+    gc.disable()  # what is imported stays: to look through it again and again takes a tenth
     runtime = sys.argv[3]
     os.environ.pop("LD_BIND_NOW", None)  # it was for the start of this very process (starter.py)
     sys.path[:] = [entry for entry in sys.path if entry and not entry.endswith("/worker/runners")]
@@ -38,6 +40,8 @@ def main() -> None:
 
     if runtime:
         sys.path.append(sys.path.pop(0))
+    gc.freeze()
+    gc.enable()
     serve(int(sys.argv[1]), int(sys.argv[2]))
 
 

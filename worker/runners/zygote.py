@@ -125,7 +125,7 @@ class Zygote:
         if setting.mode == "fork":
             self._page.hide_from_children()
             self._runner = Forker(setting, self._outbox, self._page)
-            gc.collect()
+            gc.collect()  # of what the function brought: our own was frozen before
             gc.freeze()  # children share these pages for longer
         else:
             self._outbox.outputs = (os.dup(1), os.dup(2))
