@@ -266,6 +266,8 @@ class Broker:
         self.delivery.resume()
         self.execution.tell_credit()
         self._desk.send_answers()
+        if self.journal.bodies.has_freed:
+            self.reader.ask(lambda _: self.journal.bodies.release(), _no_news, _no_news)
         self.ledger.tick(now_ms)
         if now_ms < self._next_second_ms:
             return
@@ -531,6 +533,10 @@ class Broker:
             "connections_waiting": self._descriptors.waiting,
             **self.metrics.export(),
         }
+
+
+def _no_news(_: object) -> None:
+    pass
 
 
 def _monotonic_ms() -> int:

@@ -22,7 +22,7 @@ Piece = tuple[int, int, int, int]  #: (first, count, outcome, attempt) of subtas
 
 #: what a result means: as it is delivered, then the columns beside that
 FACT_COLUMNS = (
-    "job, sequence, r.crc, header, payload, meter, failures, logs,"
+    "job, sequence, r.crc, header, whole(payload), meter, failures, logs,"
     f" {records.HEAD_COLUMNS.removeprefix('job, sequence, ')}"
 )
 

@@ -21,13 +21,13 @@ import queue
 import shutil
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
 import apsw
 
-from gristmill.broker import catalog, indexes, salvage, schema
+from gristmill.broker import bodies, catalog, indexes, salvage, schema
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.process import own_folder
@@ -107,6 +107,8 @@ class Journal:
                 " emptied, or cannot be read. Restore it from a backup to get its jobs back",
                 self.path,
             )  # fmt: skip
+        self.bodies = bodies.Bodies(folder)
+        self.bodies.load(self._connection)
         self.committed = 0
         self.is_full = False
         self.failure: Exception | None = None
@@ -167,6 +169,7 @@ class Journal:
         self._mark.forget()
         self._connection = _open_salvaged(self.path, self.vfs)
         self._connection.set_wal_hook(self._on_commit)
+        self.bodies.load(self._connection)
 
     def hurry(self) -> None:
         """Somebody waits for what was recorded so far."""
@@ -250,6 +253,7 @@ class Journal:
         self._thread.join(max(0.1, deadline - time.monotonic()))
         if not self.is_idle:
             raise OSError(f"the journal {self.path} could not be completed: {self.failure!r}")
+        self.bodies.close()
         self._mark.close()
         self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self._connection.close()
@@ -314,21 +318,29 @@ class Journal:
         """Whether the group is on disk; False when the disk was full and nothing was changed."""
         cursor = self._connection.cursor()
         try:
+            self.bodies.place(group.tables, self._connection)
+            change, gone = self.bodies.added(group.tables), self.bodies.forgotten()
             cursor.execute("BEGIN IMMEDIATE")
             for table, rows in group.tables.items():
                 if table == "chore":
                     continue
                 for statement, run in itertools.groupby(rows, key=_STATEMENT):
                     cursor.executemany(statement, [row for _, row in run])
+            cursor.executemany(schema.SET_META, self.bodies.rows(change))
+            cursor.executemany(schema.DROP_META, [(f"{bodies.KEY}{number}",) for number in gone])
             cursor.execute("COMMIT")
-        except (apsw.FullError, apsw.IOError) as error:
-            is_full = isinstance(error, apsw.FullError)
+        except (apsw.FullError, apsw.IOError, OSError) as error:
+            if isinstance(error, OSError):
+                is_full = bodies.is_full(error)
+            else:
+                is_full = isinstance(error, apsw.FullError)
             if not is_full and free_bytes(self.path.parent) >= 1 << 20:
                 raise
             # SQLite has often rolled back by itself, so a savepoint would fail here.
             if self._connection.in_transaction:
                 cursor.execute("ROLLBACK")
         else:
+            self.bodies.committed(change)
             self.is_full = False
             return True
         if not self.is_full:
@@ -345,11 +357,20 @@ class Journal:
             statement, row = self._chores.popleft()
         except IndexError:
             return
+        cursor = self._connection.cursor()
         try:
-            self._connection.execute(statement, row)
+            cursor.execute("BEGIN IMMEDIATE")
+            freed = bodies.freed_by(cursor.execute(statement, row).fetchall())
             is_over = self._connection.changes() == 0
+            change = Counter(segment for segment, _, _ in freed)
+            change = Counter({segment: -count for segment, count in change.items()})
+            cursor.executemany(schema.SET_META, self.bodies.rows(change))
+            cursor.execute("COMMIT")
+            self.bodies.committed(change, freed)
         except apsw.FullError:
             is_over = False
+            if self._connection.in_transaction:
+                cursor.execute("ROLLBACK")
         if not is_over:
             self._chores.appendleft((statement, row))
 
@@ -437,7 +458,8 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
             version = schema.SCHEMA_VERSION  # what both said when it was written here
         if not said:
             connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
-        if version in (1, 2, 3):
+        if version in (1, 2, 3, 4):
+            connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
             if version == 1:
                 connection.execute(schema.LIST_OPEN)
             if not connection.execute(schema.HAS_EVENT_CRC).fetchall():

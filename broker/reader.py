@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from gristmill.broker import salvage
+from gristmill.broker import bodies, salvage
 from gristmill.broker.indexes import IndexDamagedError
 
 log = logging.getLogger("gristmill.broker.reader")
@@ -33,6 +33,7 @@ class Reader:
         self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
         self._connection.set_busy_timeout(10_000)
         self._connection.execute("PRAGMA query_only=1")
+        bodies.register(self._connection, path.parent)
         self._path = path
         self._wake = wake
         self._questions: queue.SimpleQueue[tuple[Any, Any, Any] | None] = queue.SimpleQueue()

@@ -175,7 +175,7 @@ def parcel_row(job: int, first: int, count: int, codec: str, body: bytes) -> Row
 
 
 #: all that a start reads of a parcel; and where it is
-PARCEL_HEAD = "job, first, count, codec, length(body), crc, r.rowid"
+PARCEL_HEAD = "job, first, count, codec, size_of(body), crc, r.rowid"
 
 
 def is_parcel_placed(row: Row) -> bool:
@@ -184,7 +184,7 @@ def is_parcel_placed(row: Row) -> bool:
     return _fits(tuple(columns), crc)
 
 
-PARCEL_COLUMNS = "job, first, count, codec, crc, body"
+PARCEL_COLUMNS = "job, first, count, codec, crc, whole(body)"
 
 
 def read_parcel(row: Row) -> bytes:
@@ -251,7 +251,7 @@ def is_result_head_whole(columns: Row, crc: Any) -> bool:
     return _fits(columns, crc)
 
 
-RESULT_COLUMNS = "job, sequence, crc, header, payload, meter, failures, logs"
+RESULT_COLUMNS = "job, sequence, crc, header, whole(payload), meter, failures, logs"
 
 
 def read_result(row: Row) -> list[bytes]:

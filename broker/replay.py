@@ -16,7 +16,7 @@ from typing import Any
 
 import apsw
 
-from gristmill.broker import catalog, checkpoints, records, salvage, schema
+from gristmill.broker import bodies, catalog, checkpoints, records, salvage, schema
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.effects import AnyEffect
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
@@ -114,7 +114,7 @@ def _recover(
         replay.finish_deletions(state)
         nodes = dict(replay.rows("nodes", "SELECT name, node FROM nodes"))
         for key in meta:
-            if key not in _META and not key.startswith(SHARE):
+            if key not in _META and not key.startswith((SHARE, bodies.KEY)):
                 replay.quarantine(records.DamagedError("meta", key, "no key of ours"))
         acked, last = replay.outbox(meta.get("outbox_acked"))
         state.job_counter = max(
@@ -204,6 +204,7 @@ class _Replay:
             str(journal.path), flags=apsw.SQLITE_OPEN_READONLY, vfs=journal.vfs
         )
         self._connection.set_busy_timeout(10_000)
+        bodies.register(self._connection, journal.path.parent)
         self._records: list[records.JobRecord] = []
         self._functions_bytes = 0
         self._upto: dict[int, int] = {}

@@ -10,8 +10,9 @@ no result (broker/lines.py); a start does not read it. ``tombstones`` are what i
 were pruned.
 """
 
-#: From 4 on the ``crc`` of parcels and results covers their columns, too: see ``records``.
-SCHEMA_VERSION = 4
+#: From 4 on the ``crc`` of parcels and results covers their columns, too: see ``records``. From 5
+#: on their large bodies may be references: see ``bodies``.
+SCHEMA_VERSION = 5
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -163,6 +164,7 @@ TRIM_LINES = (
 )
 SETTLE_LINES = "DELETE FROM lines WHERE job = ? AND idx = ? AND lease_id = ?"
 SET_META = "INSERT OR REPLACE INTO meta VALUES(?,?)"
+DROP_META = "DELETE FROM meta WHERE key = ?"
 AMEND_CARD = "UPDATE job_states SET status = ?, crc = ? WHERE job = ?"
 CLEAR_EXPIRY = "UPDATE job_states SET expires_ms = 0 WHERE job = ?"
 
@@ -170,15 +172,18 @@ ADD_TOMBSTONE = "INSERT OR IGNORE INTO tombstones VALUES(?,?,?,?,?,?)"
 DROP_JOB = "DELETE FROM jobs WHERE job = ?"
 DROP_STATE = "DELETE FROM job_states WHERE job = ?"
 
-# Chores: each runs by one chunk at a time until it changes nothing.
+# Chores: each runs by one chunk at a time until it changes nothing. What they return are
+# references of the deleted rows: see ``bodies``.
 CHUNK_ROWS = 128
 DROP_PARCELS = (
     "DELETE FROM parcels WHERE rowid IN"
     f" (SELECT rowid FROM parcels WHERE job = ? LIMIT {CHUNK_ROWS})"
+    " RETURNING iif(length(body) < 64, body, NULL)"
 )
 DROP_RESULTS = (
     "DELETE FROM results WHERE rowid IN (SELECT rowid FROM results"
     f" WHERE job = ? AND sequence <= ? LIMIT {CHUNK_ROWS})"
+    " RETURNING iif(length(payload) < 64, payload, NULL)"
 )
 
 DROP_LINES = (

@@ -61,9 +61,11 @@ def judge(state: pathlib.Path, promises: Sequence[Promise], *, is_over: bool) ->
     # The lists first, the files after them: what is in a list by now must be on the disk.
     accepted = [promise for promise in promises if promise.job]
     acked = {promise.job: set(promise.values) for promise in accepted}
+    from gristmill.broker import bodies
     from gristmill.ledger.audit import open_for_reading
 
     journal = open_for_reading(state / "broker" / "journal.db")
+    bodies.register(journal, state / "broker")
     ledger = open_for_reading(state / "ledger" / "ledger.db")
     try:
         amounts = _judge_journal(journal, accepted, acked, is_over, verdict)

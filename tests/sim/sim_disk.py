@@ -91,6 +91,7 @@ class Handle:
         self.executemany = disk.connection.executemany
         self.cursor = disk.connection.cursor
         self.changes = disk.connection.changes
+        self.create_scalar_function = disk.connection.create_scalar_function
 
     def execute(self, statement: str, *values: Any) -> Any:
         """One connection serves reader and writer: it must not become read-only."""

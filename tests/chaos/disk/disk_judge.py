@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import msgspec
 from disk_client import Order, digest_of_frames
 
+from gristmill.broker import bodies, records
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ledger import Contribution, Entry, Hold
@@ -84,6 +85,8 @@ FAULT_KINDS = (
 def opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
     """A file at rest, for reading: its log is applied by whoever opens it."""
     connection = sqlite3.connect(path, isolation_level=None)
+    for name, function in bodies.functions(path.parent).items():
+        connection.create_function(name, 1, function)
     try:
         yield connection
     finally:
@@ -145,7 +148,8 @@ def _judge_results_of(db: sqlite3.Connection, order: Order, verdict: Verdict) ->
     rows = {
         row[0]: row[1:]
         for row in db.execute(
-            "SELECT sequence, header, payload, meter, failures, logs FROM results WHERE job = ?",
+            "SELECT sequence, header, whole(payload), meter, failures, logs FROM results"
+            " WHERE job = ?",
             (order.job,),
         )
     }
@@ -169,7 +173,7 @@ def _judge_results_of(db: sqlite3.Connection, order: Order, verdict: Verdict) ->
             kept.attempt,
             kept.node,
             [tuple(run) for run in kept.not_final],
-        ) or kept.digest != digest_of_frames(list(row[1:])):
+        ) or kept.digest != digest_of_frames([frame or b"" for frame in row[1:]]):
             verdict.fault("lost_results", f"result {kept.sequence} of j{order.job} has changed")
 
 
@@ -177,11 +181,18 @@ def _judge_card_of(db: sqlite3.Connection, order: Order, is_over: bool, verdict:
     end = order.committed
     if order.final is None and end:  # parcels of jobs that are over may go
         rows = db.execute(
-            "SELECT first, count FROM parcels WHERE job = ? ORDER BY first", (order.job,)
+            f"SELECT {records.PARCEL_COLUMNS} FROM parcels WHERE job = ? ORDER BY first",
+            (order.job,),
         ).fetchall()
         state = db.execute("SELECT is_final FROM job_states WHERE job = ?", (order.job,)).fetchone()
         reached = 0
-        for first, count in rows:
+        for row in rows:
+            first, count = row[1:3]
+            try:
+                records.read_parcel(row)
+            except records.DamagedError as error:
+                if not (state and state[0]):
+                    verdict.fault("lost_parcels", str(error))
             reached = first + count if first == reached else reached
         if reached < end and not (state and state[0]):
             verdict.fault("lost_parcels", f"j{order.job}: {end} were taken, {reached} are there")

@@ -24,7 +24,7 @@ import msgspec
 import zmq
 from disk_client import KINDS, Customer, Order
 
-from gristmill.broker import journal, reader
+from gristmill.broker import bodies, journal, reader
 from gristmill.broker.app import Broker
 from gristmill.broker.settings import read_settings
 from gristmill.ledger import app as ledger_app
@@ -35,6 +35,8 @@ from gristmill.wire import ledger as wl
 
 #: pages of the log between two checkpoints: many of them in a short run
 CHECKPOINT_PAGES = 40
+#: bodies of this many bytes lie beside the journal; so many are in each segment: again many
+LARGE_BYTES, SEGMENT_BYTES = 24, 40 << 10
 RUN_S = 60.0
 
 
@@ -138,8 +140,17 @@ def _hasty_ledger() -> None:
     ledger_app.Book.__init__ = weaker  # type: ignore[method-assign]
 
 
+_unsynced: list[str] = []  #: folders whose syncs are not made
+
+
+def _bodies_unsynced() -> None:
+    """Rows are committed before the bodies that they refer to are safe."""
+    _unsynced.append(f"/{bodies.FOLDER}/")
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "none": lambda: None,
+    "bodies-unsynced": _bodies_unsynced,
     "broker-off": lambda: _with_synchronous("OFF"),
     "broker-normal": lambda: _with_synchronous("NORMAL"),
     "broker-acks-first": _ack_before_commit,
@@ -151,12 +162,13 @@ FAULTS: dict[str, Callable[[], None]] = {
 
 
 def _note_marks(recorder: Recorder) -> None:
-    """The marks of the lock files are written past SQLite, and synced when a log is closed."""
-    write, sync = os.pwrite, os.fdatasync
+    """What is written past SQLite: marks in the lock files, and bodies beside the journal."""
+    write, sync, unlink, punch = os.pwrite, os.fdatasync, os.unlink, bodies._punch
 
     def lock_of(file: int) -> str:
         path = os.readlink(f"/proc/self/fd/{file}")
-        return os.path.relpath(path, recorder.folder) if path.endswith(".lock") else ""
+        is_ours = path.endswith(".lock") or f"/{bodies.FOLDER}/" in path
+        return os.path.relpath(path, recorder.folder) if is_ours else ""
 
     def written(file: int, body: bytes, at: int) -> int:
         if name := lock_of(file):
@@ -164,11 +176,23 @@ def _note_marks(recorder: Recorder) -> None:
         return write(file, body, at)
 
     def synced(file: int) -> None:
+        if any(part in os.readlink(f"/proc/self/fd/{file}") for part in _unsynced):
+            return
         sync(file)
         if name := lock_of(file):
             recorder.log.append(Op("s", name))
 
-    os.pwrite, os.fdatasync = written, synced
+    def unlinked(path: Any, *given: Any, **more: Any) -> None:
+        unlink(path, *given, **more)
+        if f"/{bodies.FOLDER}/" in os.fspath(path):
+            recorder.log.append(Op("d", os.path.relpath(path, recorder.folder)))
+
+    def punched(file: int, offset: int, size: int) -> bool:
+        is_done = punch(file, offset, size)
+        recorder.log.append(Op("w", lock_of(file), offset, bytes(size)))
+        return is_done
+
+    os.pwrite, os.fdatasync, os.unlink, bodies._punch = written, synced, unlinked, punched
 
 
 def _close_for_reading() -> None:
@@ -276,6 +300,7 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     FAULTS[fault]()
     _close_for_reading()
+    bodies.LARGE_BYTES, bodies.SEGMENT_BYTES = LARGE_BYTES, SEGMENT_BYTES
     journal._CHECKPOINT_PAGES = book.CHECKPOINT_PAGES = CHECKPOINT_PAGES
     with tempfile.TemporaryDirectory(prefix="gm-") as folder:
         run = Run(pathlib.Path(folder), seed)

@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import pytest
 
-from gristmill.broker import records, schema
+from gristmill.broker import bodies, records, schema
 from gristmill.broker.delivery import read_results
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
@@ -277,6 +277,7 @@ def test_a_log_that_lost_commits_is_named_and_kept(tmp_path: pathlib.Path, caplo
 
 def test_a_result_that_is_gone_from_between_others_is_told() -> None:
     db = apsw.Connection(":memory:")
+    bodies.register(db, pathlib.Path("nowhere"))
     db.execute(schema.SCHEMA)
     for sequence in (3, 4, 6):  # 1 and 2 were freed, 5 is gone
         head = ResultHead(sequence, 2, 1, sequence, 1, "q", 9, 8, 7, "proc")

@@ -8,8 +8,8 @@ from typing import Any
 import apsw
 import pytest
 
+from gristmill.broker import bodies, past_logs, records, schema
 from gristmill.broker import lines as lines_module
-from gristmill.broker import past_logs, records, schema
 from gristmill.broker.core.effects import KeepResult
 from gristmill.broker.core.events import HoldAnswered, JobSubmitted, ParcelArrived, WorkerJoined
 from gristmill.broker.core.state import Config, State
@@ -59,7 +59,9 @@ class Desk:
             self.journal.pump()
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        return apsw.Connection(str(self.journal.path), flags=apsw.SQLITE_OPEN_READONLY)
+        db = apsw.Connection(str(self.journal.path), flags=apsw.SQLITE_OPEN_READONLY)
+        bodies.register(db, self.journal.path.parent)
+        return db
 
     def rows(self, is_out: bool = True) -> list[LogRow]:
         current = frozenset([self.lease.number] if is_out else [])

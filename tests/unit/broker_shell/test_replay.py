@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gristmill.broker import checkpoints, records, replay, schema
+from gristmill.broker import bodies, checkpoints, records, replay, schema
 from gristmill.broker.core.invariants import check
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
 from gristmill.broker.core.state import Config, State
@@ -36,6 +36,7 @@ class File:
         self.folder = folder
         Journal(folder, lambda: None, Metrics()).close()
         self.db = apsw.Connection(str(folder / "journal.db"))
+        bodies.register(self.db, folder)
 
     def job(self, job: int, state: str = "running", is_listed: bool | None = None) -> None:
         record = records.JobRecord(job, "t", b"s%d" % job, UTC, SPEC, Tariff(), b"f")
