@@ -1,9 +1,10 @@
 """Jails that are started before they are needed: interpreter and environment, no job.
 
-A jail takes some 100 ms to be up, nearly all of it the interpreter's imports; a spare of the right
+A jail takes some 60 ms to be up, most of it the interpreter's imports; a spare of the right
 limits and Python is there at once. Spares follow what was asked for last; before anything was,
 they have the limits of a job that asks for nothing. A spare becomes the jail of one job, and dies
-with it.
+with it. A slot made for a function can run a command as well, so jobs of either kind share spares;
+only where each subtask takes one (tier ``strict``) are they made for commands, which is cheaper.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ class Spares:
         if self._host is None or interpreter is None or spec.tier == "trusted" or inputs:
             return None
         key = _key_of(spec, interpreter)
-        self._wanted = key, spec
+        self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
         for at, (has, port) in enumerate(self._ready):
             if has == key:
                 del self._ready[at]
@@ -60,7 +61,8 @@ class Spares:
     def want(self, spec: JobSpec, interpreter: Interpreter) -> None:
         """What to keep before anything was asked for."""
         if self._wanted is None:
-            self._wanted = _key_of(spec, interpreter), spec
+            key = _key_of(spec, interpreter)
+            self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
 
     def _fitting(self) -> list[Port]:
         assert self._wanted is not None
@@ -96,4 +98,5 @@ class Spares:
 
 def _key_of(spec: JobSpec, interpreter: Interpreter) -> _Key:
     """Time limits are the agent's to keep: jails that differ in them only are alike."""
-    return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter, spec.kind
+    kind = spec.kind if spec.tier == "strict" else "function"
+    return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter, kind

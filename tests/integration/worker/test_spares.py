@@ -3,6 +3,7 @@
 from typing import Any
 
 from gristmill.sandbox.interpreter import find_interpreter
+from gristmill.wire.spec import Command
 
 
 def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(start: Any) -> None:
@@ -42,6 +43,42 @@ def test_spares_end_with_their_worker(start: Any) -> None:
     pair.peer.pump(lambda: pair.worker.poll() is not None)
     assert pair.worker.returncode == 0
     pair.peer.pump(lambda: not _slots(left))
+
+
+def test_spares_fit_both_kinds_of_jobs_and_are_made_for_commands_where_each_takes_one(
+    start: Any,
+) -> None:
+    from sys import modules
+
+    pair = start("--spares", "1").greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+
+    def is_another(kind: bytes, spare: dict[int, bytes]) -> bool:
+        now = _kinds(below(pair.worker.pid))
+        return list(now.values()) == [kind] and not spare.keys() & now.keys()
+
+    for tier, kind in (("job", b"function"), ("strict", b"command"), ("job", b"function")):
+        pair.pump(lambda: len(_kinds(below(pair.worker.pid))) == 1)
+        spare = _kinds(below(pair.worker.pid))
+        pair.peer.forget()
+        pair.run_command(Command(["/bin/echo", "{}"]), ["x"], tier=tier)
+        assert pair.peer.values()[0]["stdout"] == b"x\n"
+        pair.peer.order(close=[pair.job])
+        pair.pump(lambda kind=kind, spare=spare: is_another(kind, spare))
+
+
+def _kinds(pids: list[int]) -> dict[int, bytes]:
+    """Slots, without the nsjail around each: what they were made for."""
+    found = {}
+    for pid in _slots(pids):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        if len(words) > 1 and b"--" not in words:  # it may have ended since
+            found[pid] = words[-2]
+    return found
 
 
 def _slots(pids: list[int]) -> list[int]:
