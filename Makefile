@@ -1,6 +1,6 @@
 # Every target runs from a fresh clone, as root or as a plain user: `make demo` is a good first one.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench bench-setup bench-peers flows docs sim chaos release-check release-disk release-rest clean
+.PHONY: help setup demo test lint bench bench-endless bench-setup bench-peers flows docs sim chaos release-check release-disk release-rest clean
 
 # More options for the test runner: make test PYTEST="-x -k lease"
 PYTEST =
@@ -8,7 +8,7 @@ WORKERS = 2
 # Options of bench-peers.
 PEERS =
 # What to measure, and with what options: make bench QUESTIONS=bench/latency.py BENCH="--n 100"
-QUESTIONS = $(sort $(wildcard bench/*.py))
+QUESTIONS = $(sort $(filter-out bench/endless.py,$(wildcard bench/*.py)))
 BENCH =
 # Seeds of the simulator, FIRST:END; empty is what `make test` runs.
 SEEDS =
@@ -45,6 +45,10 @@ bench: .venv/.stamp ## each question of bench/ in turn, then docs/performance.md
 		.venv/bin/python "$$question" $(BENCH) || exit 1; \
 		echo "== $$question took $$(( $$(date +%s) - began )) s"; \
 	done
+	.venv/bin/python bench/harness/report.py
+
+bench-endless: .venv/.stamp ## memory of a map that goes on for ten minutes, then of 10 million subtasks
+	.venv/bin/python bench/endless.py $(BENCH)
 	.venv/bin/python bench/harness/report.py
 
 bench-setup: .venv/.stamp ## install the peers of bench/peers, each in a virtual environment of its own

@@ -12,6 +12,7 @@ sys.path.insert(0, sys.argv[1])
 
 import backlog
 import blobs
+import endless
 import jails
 import latency
 import mixed
@@ -43,6 +44,7 @@ def with_a_worker(grid: Grid, client: Client, runs: Runs) -> None:
     throughput.peer("tuples", 2_000, runs)
     throughput.ours(client, "tuples", 2_000, "batch", runs)
     throughput.ours_streamed(grid, client, "ints", 20_000, runs)
+    assert endless.endless(grid, client, 5_000, 0.3, runs, "real")["subtasks"] > 0
     throughput.futures_alone(100, runs)
     throughput.futures_of_pool(100, runs)
     throughput.futures_of_ours(client, 100, runs)

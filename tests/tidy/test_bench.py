@@ -39,13 +39,13 @@ def test_each_question_loads_and_has_options(root: pathlib.Path) -> None:
     asked = run(root, "-c", ASK_ALL, str(root / "bench")).split()
     assert set(asked) >= {
         "throughput", "latency", "backlog", "payload", "fanout", "mixed", "jails", "ledger",
-        "recovery", "overhead", "blobs",
+        "recovery", "overhead", "blobs", "endless",
     }  # fmt: skip
 
 
 def test_questions_run_at_a_tiny_size(root: pathlib.Path) -> None:
     said = run(root, str(root / "tests" / "tidy" / "bench_tiny.py"), str(root / "bench"))
-    assert '"contenders": 19' in said, said
+    assert '"contenders": 20' in said, said
 
 
 def test_the_page_is_made_from_the_results(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
