@@ -9,6 +9,7 @@ from typing import Any
 from harness.measure import FORMAT
 
 Line = dict[str, Any]
+Section = tuple[list[str], dict[str, str]]  #: Markdown, and plots (SVG by name)
 ROOT = pathlib.Path(__file__).parents[2]
 
 #: what each process does for a subtask, for the sentences about what limits us
@@ -92,6 +93,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
         *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows),
         "",
     ]
+
+
+def picture(name: str, words: str) -> str:
+    """A plot on the page."""
+    return f"![{words}](plots/{name}.svg)\n"
 
 
 def cpu_words(parts: Mapping[str, float], unit: str = "subtask") -> str:

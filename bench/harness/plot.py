@@ -124,17 +124,19 @@ def lines(
     y_label: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
     *,
+    is_log_x: bool = True,
     is_log_y: bool = True,
     goal: tuple[str, float] | None = None,
     x_name: Callable[[float], str] = short,
 ) -> str:
-    """Lines with marks over a logarithmic x axis.
+    """Lines with marks.
 
     Args:
         title: what is shown.
         x_label: with its unit.
         y_label: with its unit.
         series: points by name, in the order of their colours.
+        is_log_x: the x axis is logarithmic, with a name at every point.
         is_log_y: the y axis is logarithmic.
         goal: a name and a figure for a dashed line across.
         x_name: how a figure of the x axis is written.
@@ -143,7 +145,7 @@ def lines(
     top, height = TOP + room - 6, TOP + room - 6 + 290 + BOTTOM
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points] + ([goal[1]] if goal else [])
-    across = Scale(xs, LEFT + 14, WIDTH - RIGHT - 14, True, False)
+    across = Scale(xs, LEFT + 14, WIDTH - RIGHT - 14, is_log_x, False)
     up = Scale(ys, height - BOTTOM - 8, top + 8, is_log_y, False)
     parts = legend
     for tick in up.ticks():
@@ -153,7 +155,7 @@ def lines(
             f'<text class="soft" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">'
             f"{short(tick)}</text>"
         )
-    for tick in sorted(set(xs)):
+    for tick in sorted(set(xs)) if is_log_x else across.ticks():
         x = across.at(tick)
         parts.append(
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - BOTTOM}"/>'

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from harness import plot
 from harness.lines import (
     Line,
+    Section,
     contenders,
     cpu_words,
     figures,
@@ -17,18 +18,14 @@ from harness.lines import (
     median,
     middle,
     number,
+    picture,
     provenance,
     split,
     table,
 )
+from harness.memory import backlog, endless
 
-Section = tuple[list[str], dict[str, str]]
 LISTED_MAX = 1_000_000
-
-
-def picture(name: str, words: str) -> str:
-    """A plot on the page."""
-    return f"![{words}](plots/{name}.svg)\n"
 
 
 def split_table(line: Line, wanted: dict[str, dict[str, float]]) -> list[str]:
@@ -189,32 +186,6 @@ def latency(line: Line) -> Section:
             "job's alone, so a slot has to change jails for each call."
         )
     return [*text, words + "\n"], {"latency": svg}
-
-
-# ---------------------------------------------------------------- backlog
-
-
-def backlog(line: Line) -> Section:
-    """What a queue costs."""
-    told, what = line["summary"], "gristmill queue"
-    rows = [
-        ("queued, k/s", middle(line, what, "rate", 1e-3)),
-        ("CPU us each", middle(line, what, "cpu_us")),
-        ("payload in the journal, bytes each", number(told["payload_bytes"])),
-        ("of it in the broker's memory, bytes each", number(told["cached_bytes"])),
-        ("broker's memory beyond that, bytes each", middle(line, what, "broker_beyond_bytes")),
-        ("client's memory, bytes each", middle(line, what, "client_beyond_bytes")),
-        ("first input read to first lease, ms", middle(line, "first dispatch", "ms")),
-    ]
-    text = ["## A queue with no worker\n", provenance(line), *table(("", "median (range)"), rows)]
-    words = f"**What limits us now.** {cpu_words(split(line, what), 'queued subtask')}"
-    first = figures(line, what, "broker_beyond_bytes")
-    if len(first) > 1 and first[0] > 2 * statistics.median(first[1:]):
-        words += (
-            " The first queue costs the broker more memory than the next ones: most of it is "
-            "taken once, not for each subtask."
-        )
-    return [*text, words + "\n"], {}
 
 
 # ---------------------------------------------------------------- payload
@@ -565,6 +536,7 @@ SECTIONS: dict[str, Callable[[Line], Section]] = {
     "throughput": throughput,
     "latency": latency,
     "backlog": backlog,
+    "endless": endless,
     "payload": payload,
     "fanout": fanout,
     "mixed": mixed,
