@@ -92,6 +92,7 @@ class Back:
                 token = message.session
                 raise RemoteError("REJOIN")
             session.seen_ms = now_ms
+            self._workers.touch(session, now_ms)
             session.seen_utc_ms = self._execution.inbox.utc_ms
             if isinstance(message, say.Report):
                 self._on_report(session, message, frames)

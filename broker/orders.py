@@ -108,6 +108,11 @@ class OrderDesk:
             if draft.answers:
                 self._dirty[draft.session.number] = draft
 
+    def probe(self, session: WorkerSession) -> None:
+        """Orders with nothing in them: whoever is gone cannot be sent even that."""
+        if not session.peer.is_lost:
+            self._emit(self._draft(session), Batch(), 0)
+
     def take_stops(self, session: WorkerSession) -> list[int]:
         """The leases that a draft would stop, taken out of it: WELCOME names them."""
         draft = self._drafts.get(session.number)

@@ -4,7 +4,9 @@ A token is good for one generation of a session: a new HELLO makes a new token a
 answered with ``REJOIN`` from that moment on.
 """
 
+import itertools
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from gristmill.broker.mailbox import Peer
@@ -66,7 +68,7 @@ class WorkerSession:
 
     __slots__ = (
         "generation", "hello", "is_draining", "number", "open_jobs", "openings", "peer", "reading",
-        "report_ms", "seen_ms", "seen_utc_ms", "token", "ttl_ms",
+        "report_ms", "seen_ms", "seen_utc_ms", "token", "touched_ms", "ttl_ms",
     )  # fmt: skip
 
     def __init__(self, number: int, hello: WorkerHello, report_ms: int, ttl_ms: int) -> None:
@@ -79,6 +81,7 @@ class WorkerSession:
         self.peer = Peer(b"")
         self.seen_ms = 0
         self.seen_utc_ms = 0
+        self.touched_ms = 0
         self.is_draining = False
         self.reading: HostReading | None = None
         self.open_jobs: dict[int, int] = {}
@@ -154,9 +157,13 @@ class Clients:
 
 
 class Workers:
-    """The sessions of workers, by token, by number and by name."""
+    """The sessions of workers, by token, by number and by name.
+
+    A session is *touched* when its worker is heard, or when its connection is tried.
+    """
 
     def __init__(self) -> None:
+        self._by_touch: OrderedDict[int, WorkerSession] = OrderedDict()
         self._by_token: dict[bytes, WorkerSession] = {}
         self._by_number: dict[int, WorkerSession] = {}
         self._by_name: dict[str, WorkerSession] = {}
@@ -182,7 +189,19 @@ class Workers:
         self._by_token[session.token] = session
         self._by_number[session.number] = session
         self._by_name[hello.name] = session
+        self._by_touch[session.number] = session
+        session.touched_ms = now_ms
         return session
+
+    def touch(self, session: WorkerSession, now_ms: int) -> None:
+        """It was heard now, or is about to be tried."""
+        session.touched_ms = now_ms
+        self._by_touch.move_to_end(session.number)
+
+    def untouched(self, since_ms: int, count_max: int) -> list[WorkerSession]:
+        """Those that were not touched after this time, the longest ago first."""
+        found = itertools.takewhile(lambda s: s.touched_ms <= since_ms, self._by_touch.values())
+        return list(itertools.islice(found, count_max))
 
     def find(self, token: bytes) -> WorkerSession | None:
         """The session of a token, if it is live."""
@@ -200,5 +219,6 @@ class Workers:
         """The session is over."""
         self._by_token.pop(session.token, None)
         self._by_number.pop(session.number, None)
+        self._by_touch.pop(session.number, None)
         if self._by_name.get(session.hello.name) is session:
             del self._by_name[session.hello.name]

@@ -38,6 +38,18 @@ def account(grid: Grid, client: Client, job: Job, count: int) -> Any:
     return status
 
 
+def test_a_worker_that_was_killed_is_missed_long_before_its_ttl(
+    grid_of: Callable[..., Grid],
+) -> None:
+    grid = grid_of(workers=2, slots=1, ttl_ms=600_000, report_ms=500)
+    with Client(grid.address) as client:
+        job = post(client, time.sleep, [1.5, 1.5], tier="job")
+        until("both run", lambda: job.status().leased == 2)
+        grid.kill("worker-1")
+        assert values(job, 60) == [None, None]
+        assert job.status().lost == 1
+
+
 def restart(grid: Grid, name: str) -> float:
     """SIGTERM, the end, a new process of the same name; seconds that the end took."""
     pid, began = grid.pid(name), time.monotonic()
