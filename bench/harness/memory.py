@@ -56,7 +56,7 @@ def endless(line: Line) -> Section:
     ]  # fmt: skip
     text = ["## Memory of a map that does not end\n", provenance(line)]
     text += table(("MiB", "at the end", "grown over the second half"), rows)
-    samples: list[dict[str, Any]] = run["samples"][:: max(1, len(run["samples"]) // POINTS)]
+    samples: list[dict[str, Any]] = line["samples"][:: max(1, len(line["samples"]) // POINTS)]
     series = {name: [(one["at_s"], one[name]) for one in samples] for name in SHOWN}
     picture_of = plot.lines(
         f"Memory over {run['n'] / 1e6:.3g} M subtasks", "seconds", "MiB", series,

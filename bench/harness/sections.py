@@ -532,6 +532,29 @@ def overhead(line: Line) -> Section:
     return [*text, words + "\n"], plots
 
 
+# ---------------------------------------------------------------- losses
+
+
+def losses(line: Line) -> Section:
+    """What an outage costs."""
+    rows = [
+        (what, middle(line, what, "again"), middle(line, what, "first_again_s"),
+         middle(line, what, "last_again_s"), middle(line, what, "silence_s"))
+        for what in contenders(line, "silence_s")
+    ]  # fmt: skip
+    head = ("", "ran again", "first began after s", "last began after s",
+            "client's longest wait for a result, s")  # fmt: skip
+    slots = line["settings"]["slots"]
+    words = (
+        f"**What limits us now.** A worker of {slots} slots had {slots} subtasks running: those "
+        "ran again, and nothing else. A killed one is missed when the next message for it finds "
+        "no connection, after 0.4 s of silence at the latest; one that is cut off, when its time "
+        "to live is over. A killed broker was started again at once; the client's wait is its "
+        "start, its workers' way back and the next subtasks.\n"
+    )
+    return ["## Outages\n", provenance(line), *table(head, rows), words], {}
+
+
 SECTIONS: dict[str, Callable[[Line], Section]] = {
     "throughput": throughput,
     "latency": latency,
@@ -544,5 +567,6 @@ SECTIONS: dict[str, Callable[[Line], Section]] = {
     "ledger": ledger,
     "blobs": blobs,
     "recovery": recovery,
+    "losses": losses,
     "overhead": overhead,
 }

@@ -39,7 +39,7 @@ def test_each_question_loads_and_has_options(root: pathlib.Path) -> None:
     asked = run(root, "-c", ASK_ALL, str(root / "bench")).split()
     assert set(asked) >= {
         "throughput", "latency", "backlog", "payload", "fanout", "mixed", "jails", "ledger",
-        "recovery", "overhead", "blobs", "endless",
+        "recovery", "overhead", "blobs", "endless", "losses",
     }  # fmt: skip
 
 
