@@ -77,10 +77,10 @@ def endless(
     told: dict[str, float] = {"subtasks": done, "rate": done / passed}
     late = [sample for sample in samples if sample["at_s"] > seconds / 2]
     for name in (*PROCESSES, "disk"):
-        third = max(1, len(late) // 3)
+        few = max(1, len(late) // 20)
         first, last = (
             statistics.median(sample[name] for sample in part)
-            for part in (late[:third], late[-third:])
+            for part in (late[:few], late[-few:])
         )
         told[f"{name}_mib"] = last
         told[f"{name}_grown_mib"] = last - first
