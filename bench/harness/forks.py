@@ -48,6 +48,8 @@ def main() -> None:
     count = int(sys.argv[1])
     if len(sys.argv) > 2:
         sys.path.insert(0, sys.argv[2])
+    import cloudpickle  # noqa: F401  (what boot.py gives a slot of functions)
+
     import gristmill.worker.runners.zygote  # noqa: F401  (what a slot's process holds)
 
     gc.collect()
