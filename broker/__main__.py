@@ -15,7 +15,12 @@ from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_
 from gristmill.broker.tokens import make_token
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
-from gristmill.wire.process import announce_ready, die_with_parent, raise_descriptor_limit
+from gristmill.wire.process import (
+    announce_ready,
+    die_with_parent,
+    keep_freed_memory,
+    raise_descriptor_limit,
+)
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.broker")
@@ -95,6 +100,7 @@ def _serve(given: argparse.Namespace) -> int:
     names = ("state", "front", "back", "ledger", "store")
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()
+    keep_freed_memory()
     limit = settings.memory_bytes or default_limit()
     limit_private_bytes(limit)
     try:

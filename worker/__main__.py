@@ -19,6 +19,7 @@ from gristmill.sandbox.probe import probe_host
 from gristmill.wire.errors import EXIT_CANNOT_JAIL, RemoteError
 from gristmill.wire.keys import WORKER_KEY, load_key
 from gristmill.wire.limits import PROTOCOL
+from gristmill.wire.process import keep_freed_memory
 from gristmill.wire.worker import Hello
 from gristmill.worker.agent import Agent, say, tell_ready
 from gristmill.worker.settings import WorkerSettings, read_settings
@@ -36,6 +37,7 @@ def main() -> int:
             return 1
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a slot has six descriptors
+    keep_freed_memory()
     given = {name: value for name, value in vars(args).items() if value is not None}
     ready_fd = given.pop("ready_fd", None)
     del given["die_with_parent"]
