@@ -17,6 +17,7 @@ from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
 from gristmill.wire.process import (
     announce_ready,
+    begin_logging,
     die_with_parent,
     keep_freed_memory,
     raise_descriptor_limit,
@@ -29,10 +30,7 @@ log = logging.getLogger("gristmill.broker")
 def main(arguments: list[str]) -> int:
     """Runs the broker until SIGTERM or SIGINT; returns an exit code."""
     given = _parser().parse_args(arguments)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )  # fmt: skip
+    begin_logging("%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         if given.print_key:
             return _print_key(given.state)

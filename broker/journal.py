@@ -311,7 +311,8 @@ class Journal:
 
     def _finish(self) -> None:
         self._finished = True
-        self._done.set()
+        if self._stopping.is_set():  # nobody else waits by it
+            self._done.set()
         self._wake()
 
     def _write(self, group: Group) -> bool:

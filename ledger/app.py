@@ -40,7 +40,12 @@ from gristmill.wire.ledger import (
     Verdict,
     decode_to_ledger,
 )
-from gristmill.wire.process import announce_ready, die_with_parent, raise_descriptor_limit
+from gristmill.wire.process import (
+    announce_ready,
+    begin_logging,
+    die_with_parent,
+    raise_descriptor_limit,
+)
 from gristmill.wire.units import format_credits
 
 log = logging.getLogger("gristmill.ledger")
@@ -332,11 +337,7 @@ def _monotonic_ms() -> int:
 def serve(settings: Settings) -> int:
     """The process's life; an exit code of wire/errors.py."""
     os.umask(0o077)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-    )
+    begin_logging("%(asctime)s %(name)s %(levelname)s %(message)s")
     raise_descriptor_limit()
     stop, wake = socket.socketpair()
     wake.setblocking(False)

@@ -16,7 +16,7 @@ from gristmill.store.local import LocalStore
 from gristmill.store.server import StoreServer
 from gristmill.store.settings import Settings
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
-from gristmill.wire.process import announce_ready, die_with_parent
+from gristmill.wire.process import announce_ready, begin_logging, die_with_parent
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.store")
@@ -112,11 +112,7 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
 def serve(settings: Settings) -> int:
     """The process's life; an exit code of wire/errors.py."""
     os.umask(0o077)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-    )
+    begin_logging("%(asctime)s %(name)s %(levelname)s %(message)s")
     if settings.is_dying_with_parent:
         die_with_parent()
     try:

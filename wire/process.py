@@ -8,11 +8,13 @@ sleep.
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import pathlib
 import resource
 import signal
 import sys
+import time
 
 from gristmill.wire.errors import RemoteError
 
@@ -20,6 +22,35 @@ _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 FREE_BYTES_KEPT = 16 << 20  #: at the end of a heap
 OWN_PAGES_BYTES = 1 << 20  #: what is larger has pages of its own; frames are smaller
+
+
+class _Lines(logging.Formatter):
+    """Puts each second into words once: there are many lines in one."""
+
+    _second, _words = -1, ""
+
+    def formatTime(  # noqa: N802 the base class calls it so
+        self, record: logging.LogRecord, datefmt: str | None = None
+    ) -> str:
+        """``2026-11-22 17:45:01,042``, as the base class does it."""
+        second = int(record.created)
+        if second != self._second:
+            self._second = second
+            self._words = time.strftime(self.default_time_format, self.converter(second))
+        return f"{self._words},{int(record.msecs):03d}"
+
+
+def begin_logging(form: str) -> None:
+    """Log to stderr from level INFO on. ``form``: of a line; it shows no caller, thread or process.
+
+    What is not shown is not looked up (as the standard library's guide to logging says): a line
+    takes a quarter of the time, and a broker writes four for each job.
+    """
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(form))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
 def announce_ready(what: str, address: str, ready_fd: int | None) -> None:

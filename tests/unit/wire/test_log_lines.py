@@ -1,0 +1,34 @@
+"""Log lines of a process: what they say is what the standard formatter says, for less."""
+
+import subprocess
+import sys
+
+FORM = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+def test_each_line_has_its_own_time() -> None:
+    script = f"""
+import logging
+from gristmill.wire.process import begin_logging
+begin_logging({FORM!r})
+handler = logging.getLogger().handlers[0]
+plain = logging.Formatter({FORM!r})
+for created in (1_790_000_000.0, 1_790_000_000.9997, 1_790_000_001.25, 1_790_000_000.5, 0.001):
+    record = logging.makeLogRecord(
+        dict(name="gristmill.x", levelname="INFO", levelno=20, msg="job=%d %s", args=(7, "done"))
+    )
+    record.created, record.msecs = created, created % 1 * 1000
+    assert handler.format(record) == plain.format(record), handler.format(record)
+log = logging.getLogger("gristmill.x")
+log.debug("not said")
+log.warning("said %d", 1)
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.critical("failed", exc_info=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, *rest = ran.stderr.splitlines()
+    assert first.split(" ", 2)[2] == "WARNING gristmill.x said 1"
+    assert rest[0].endswith("CRITICAL gristmill.x failed")
+    assert rest[-1] == "ZeroDivisionError: division by zero"
