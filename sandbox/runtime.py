@@ -7,6 +7,7 @@ instead of one for each package, too.
 
 import contextlib
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from gristmill.sandbox.interpreter import (
 from gristmill.sandbox.spec import Bind
 
 OUR_HOOK = "__editable__.gristmill-*.pth"
-_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyi", "py.typed")
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyi", "py.typed", "*.so")
 _lock = threading.Lock()
 
 
@@ -31,6 +32,8 @@ def compiled_runtime(
     folder: Path, interpreter: Interpreter, modules: Iterable[str]
 ) -> tuple[Bind, ...]:
     """What ``runtime_binds`` finds, copied below ``folder`` and compiled; made once.
+
+    Shared libraries are mounted from where they are.
 
     The first call for an interpreter takes some 150 ms; any thread may make it.
 
@@ -46,11 +49,17 @@ def compiled_runtime(
 def _compiled(folder: Path, interpreter: Interpreter, modules: tuple[str, ...]) -> tuple[Bind, ...]:
     root = folder / f"{len(list(folder.glob('*')))}"
     root.mkdir(parents=True)
+    libraries = []
     for bind in runtime_binds(interpreter, modules):
         source, target = Path(bind.source), root / Path(bind.target).relative_to(RUNTIME_AT)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=_IGNORED, dirs_exist_ok=True)
+            for library in source.rglob("*.so"):  # the folder's disk may be mounted noexec
+                place = target / library.relative_to(source)
+                place.touch()
+                shown = f"{bind.target}/{library.relative_to(source)}"
+                libraries.append(Bind(os.path.realpath(library), shown))
         else:
             shutil.copyfile(source, target)
     # Folders of ours without __init__.py would be namespace packages: searched for at each import.
@@ -60,7 +69,7 @@ def _compiled(folder: Path, interpreter: Interpreter, modules: tuple[str, ...]) 
     (root / "empty").touch()
     for path in (root, *root.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)  # whoever a jail is, and whatever the umask
-    return (Bind(str(root), RUNTIME_AT), *_hidden(root / "empty", interpreter))
+    return (Bind(str(root), RUNTIME_AT), *libraries, *_hidden(root / "empty", interpreter))
 
 
 def _hidden(empty: Path, interpreter: Interpreter) -> list[Bind]:

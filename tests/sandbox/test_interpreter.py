@@ -259,6 +259,7 @@ def test_no_jail_compiles_our_code_again(best_host, python, tmp_path):
         env={"PYTHONPATH": RUNTIME_AT},
     )
     result = run(best_host, spec)
+    assert all(path.stat().st_size == 0 for path in tmp_path.rglob("*.so")), "noexec disks"
     assert result.stdout.decode() == f"[] {RUNTIME_AT}/gristmill/wire/units.py\n", result
 
 
