@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 import pytest
 
-from gristmill.broker import bodies, records, schema
+from gristmill.broker import bodies, records, salvage, schema
 from gristmill.broker.core.state import Config
 from gristmill.broker.delivery import read_results
 from gristmill.broker.journal import Journal
@@ -236,8 +236,6 @@ def test_a_disk_that_is_full_or_fails(
 
     monkeypatch.setattr(os, call, bad)
     monkeypatch.setattr("gristmill.broker.journal.RETRY_S", 0.01)
-    if number == errno.ENOSPC:
-        monkeypatch.setattr("gristmill.broker.journal.free_bytes", lambda folder: 0)
     body = os.urandom(LARGE)
     disk.parcel(0, body)
     if number == errno.EIO:
@@ -263,3 +261,40 @@ def test_without_holes_bodies_stay_in_their_rows(
     assert disk.db.execute("SELECT DISTINCT length(body) FROM parcels").fetchall() == [(LARGE,)]
     disk.again()
     assert not disk.segments and read_frames(disk.db, [(1, 10)]) == {(1, 10): body}
+
+
+def test_a_salvaged_journal_has_its_bodies(disk: Disk) -> None:
+    body = os.urandom(LARGE)
+    disk.parcel(0, body)
+    disk.result(1, body)
+    disk.settle()
+    salvage.suspect_mark(disk.journal.path).touch()
+    disk.again()
+    assert disk.metrics.journal_salvaged == 1
+    assert read_frames(disk.db, [(1, 0)]) == {(1, 0): body}
+    disk.drop(schema.DROP_PARCELS, 1)
+    assert list(disk.segments) == ["0000000001"], "the result is still there"
+    disk.drop(schema.DROP_RESULTS, 1, 1)
+    assert not disk.segments
+
+
+def test_a_journal_from_before_bodies_is_read(
+    disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = os.urandom(LARGE)
+    monkeypatch.setattr(bodies, "LARGE_BYTES", 1 << 30)
+    disk.parcel(0, body)
+    disk.settle()
+    disk.close()
+    db = apsw.Connection(str(disk.folder / "journal.db"))
+    db.execute(schema.SET_META, ("schema_version", 4))
+    db.execute("PRAGMA user_version = 4")
+    db.close()
+    monkeypatch.undo()
+    disk.open()
+    disk.parcel(10, body)
+    disk.settle()
+    disk.again()
+    assert read_frames(disk.db, [(1, 0), (1, 10)]) == {(1, 0): body, (1, 10): body}
+    assert disk.db.execute("PRAGMA user_version").fetchall() == [(schema.SCHEMA_VERSION,)]
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
