@@ -368,9 +368,13 @@ class Grid:
     def _worker_crash(self) -> None:
         worker = self._pick(self.workers)
         if worker.is_up and self.world.chance(0.15):
-            self.world.saw("worker gone for good")
             worker.is_wanted = False
-            worker.crash()
+            if self.world.now % 2:
+                self.world.saw("worker gone for good")
+                worker.crash()
+            else:  # its loop, not its connection: nothing but the silence tells
+                self.world.saw("worker hung for good")
+                worker.pause()
         elif worker.is_wanted:
             self._crash(worker, (10, 1_000, 6_000))
 
@@ -488,8 +492,8 @@ class Grid:
         extra.tiers = ["strict", "job", "batch"]
         self.workers.append(extra)
         for process in self._processes():
-            process.resume()
             if getattr(process, "is_wanted", True):
+                process.resume()
                 world.at(1, process.start)
         world.at(1_000, self._look_after)
 

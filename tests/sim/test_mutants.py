@@ -41,7 +41,7 @@ FOUND_AT: dict[str, int] = {
     "freed_room_is_not_offered": 10,
     "rescued_runs_are_forgotten": 0,
     "results_leave_before_their_commit": 51,
-    "silence_expires_nothing": 450,
+    "silence_expires_nothing": 32,
     "the_end_is_told_before_the_last_result": 2,
     "the_fence_is_open": 6,
     "the_ledger_acks_before_its_commit": 123,

@@ -23,7 +23,7 @@ message lost, message repeated, message reordered
 process stopped, agent stopped, node stopped, clock jump
 subtask kills its jail, jail killed: lapse, jail killed: retire, jail dies at start, job unready
 worker drains, worker drained by operator, worker exits 0
-job cancelled, runs cancelled, job paused, job resumed, worker gone for good
+job cancelled, runs cancelled, job paused, job resumed, worker gone for good, worker hung for good
 broker crash after an ack
 outbox_resends, rejoins, results_read_back, superseded, peers_unreachable, journal_full
 lease.rescued, lease.returned, result.refused, worker.lost, worker.draining, worker.joined
