@@ -39,8 +39,9 @@ FILES_MAX = 1_000  #: files in or out of one subtask
 LEASE_RUNS_MAX = 64  #: runs in one lease
 LEASE_PARCEL_BYTES_MAX = 1 << 20  #: parcel frames sent with one lease
 LEASE_TARGET_US = 20_000  #: work of a slot that a lease aims at
+LEASE_FLOOR_US = 1_000  #: less work than this is not worth a lease of its own
 LEASES_PER_SLOT = 2  #: hides the round trip
-LEASE_ITEMS_MAX = 4_096
+LEASE_ITEMS_MAX = 16_384
 OPEN_JOBS_TOLD_MAX = 512  #: in one report
 RESULT_FLUSH_MS = 20  #: a slot hands over what it has at least this often
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gristmill.wire.limits import LEASE_ITEMS_MAX, LEASE_TARGET_US
+from gristmill.wire.limits import LEASE_FLOOR_US, LEASE_ITEMS_MAX, LEASE_TARGET_US
 from gristmill.wire.worker import Run
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ def lease_items(job: Job, serving: int, concurrency_left: int) -> int:
 
     1, 2, 4, ... until the measured wall time per subtask puts a lease at ``LEASE_TARGET_US`` of
     work; guided shrinking towards the end: half of an even share of what remains for each of
-    ``serving`` slots. While inputs are still coming the even share itself, since more will come.
+    ``serving`` slots, but no less than ``LEASE_FLOOR_US`` of work. While inputs are still coming
+    the even share itself, since more will come.
     Until the first subtask is done, leases do not grow beyond what ``failures_max`` allows to fail.
     """
+    floor = 1
     if job.est_us:
+        floor = int(LEASE_FLOOR_US / job.est_us)
         size = min(job.ramp, max(1, int(LEASE_TARGET_US / job.est_us)), LEASE_ITEMS_MAX)
     else:
         size = 1
@@ -88,4 +91,10 @@ def lease_items(job: Job, serving: int, concurrency_left: int) -> int:
         remaining += job.count - job.uploaded
     remaining = min(remaining, concurrency_left)
     shares = 2 * serving if job.is_closed else serving
-    return max(1, min(size, -(-remaining // shares)))
+    return max(1, min(size, max(-(-remaining // shares), min(floor, remaining))))
+
+
+def next_ramp(lease: Lease) -> int:
+    """What a lease may hold after this one, which went well: eight times as much if it was tiny."""
+    times = 2 if lease.job.est_us * lease.size >= LEASE_FLOOR_US else 8
+    return max(lease.job.ramp, min(times * lease.size, LEASE_ITEMS_MAX))

@@ -25,7 +25,7 @@ from gristmill.broker.core.effects import (
 )
 from gristmill.broker.core.events import ResultArrived
 from gristmill.broker.core.jobs import Job
-from gristmill.broker.core.leases import Lease
+from gristmill.broker.core.leases import Lease, next_ramp
 from gristmill.broker.core.pricing import bill, billed_subtasks, clamp_cpu, least_ucredits
 from gristmill.broker.core.runs import cut, find, intersect
 from gristmill.broker.core.state import State
@@ -246,7 +246,7 @@ def _after(
         job.ready.add_first(not_final, lease.attempt + 1)
     state.enlist(job)  # also when only its concurrency has room again
     if not lease.items:
-        job.ramp = max(job.ramp, min(2 * lease.size, LEASE_ITEMS_MAX))
+        job.ramp = next_ramp(lease)
         endings.close_lease(state, lease, now_ms)
     elif job.cancelling:
         endings.stop_unwanted_rest(lease, now_ms, effects)

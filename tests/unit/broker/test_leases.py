@@ -66,9 +66,11 @@ def test_golden_lease_sizes_on_one_slot(
 
 
 def test_tiny_subtasks_reach_the_largest_lease(core: Core) -> None:
-    found = play(core, 1, 60_000, slots=2)
+    found = play(core, 1, 600_000, slots=2)
     assert max(found) == limits.LEASE_ITEMS_MAX
-    assert found[:8] == [1, 1, 1, 1, 2, 2, 2, 2] and found[-1] == 1
+    assert found[:12] == [1] * 4 + [8] * 4 + [64] * 4, "a lease of microseconds tells enough"
+    assert found[12:17] == [512] * 4 + [4096]
+    assert min(found[16:-1]) >= limits.LEASE_FLOOR_US, "nor is one worth its price at the end"
 
 
 def test_nothing_is_stacked_behind_a_long_subtask(core: Core) -> None:
