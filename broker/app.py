@@ -121,8 +121,9 @@ class Broker:
             settings.parcel_cache_bytes, self.reader, lambda: self.journal.committed, metrics
         )
         self.delivery = Delivery(
-            self._front_box, self.reader, settings.result_cache_bytes, self._free_results, metrics
-        )
+            self._front_box, self.reader, settings.result_cache_bytes, self._free_results, metrics,
+            self._quota.is_over,
+        )  # fmt: skip
         self._desk = OrderDesk(self._back_box, self._frames, metrics)
         grants = Grants(key, settings.store, metrics)
         self.outbox = Outbox(

@@ -80,6 +80,7 @@ class Delivery:
         reader: of the journal.
         cache_bytes: results kept in memory for subscribers to come.
         free: called with (job, sequence) when results up to it may leave the disk.
+        is_full: whether a tenant's disk is: then they leave at once, not ``READ_ROWS`` at a time.
     """
 
     def __init__(
@@ -89,11 +90,13 @@ class Delivery:
         cache_bytes: int,
         free: Callable[[int, int], None],
         metrics: Metrics,
+        is_full: Callable[[str], bool] = lambda tenant: False,
     ) -> None:
         self._mailbox = mailbox
         self._reader = reader
         self._cache_bytes = cache_bytes
         self._free = free
+        self._is_full = is_full
         self._metrics = metrics
         self._flows: dict[int, Flow] = {}
         self._cache: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
@@ -216,7 +219,8 @@ class Delivery:
             return
         flow.acked = acked
         is_over = flow.is_final and acked >= flow.recorded
-        if not flow.is_kept and (is_over or acked >= flow.freed + READ_ROWS):
+        is_due = is_over or acked >= flow.freed + READ_ROWS or self._is_full(flow.tenant)
+        if is_due and not flow.is_kept:
             upto = min(acked, flow.on_disk)
             flow.freed = upto
             self._free(flow.job, upto)

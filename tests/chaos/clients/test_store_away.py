@@ -10,7 +10,7 @@ AWAY_S = 1.5
 
 def test_values_wait_for_a_store_that_is_away() -> None:
     def large(number: int) -> bytes:
-        return bytes([number]) * 100_000  # travels through the store
+        return bytes([number]) * 300_000  # travels through the store
 
     with Grid.temporary(workers=1, slots=2) as grid, Client(grid.address) as client:
         assert list(client.map(large, [1], tier="batch")) == [large(1)]

@@ -174,9 +174,9 @@ def test_what_is_freed_is_given_back(disk: Disk, monkeypatch: pytest.MonkeyPatch
     before = disk.segments
     disk.drop(schema.DROP_PARCELS, 1)
     after = disk.segments
-    assert {name: before[name] - after[name] for name in before} == {
-        name: (7 if name == min(before) else 5) * LARGE for name in before
-    }  # fmt: skip
+    for name in before:  # a file system may need a block to remember many holes
+        freed = (7 if name == min(before) else 5) * LARGE
+        assert freed - bodies.BLOCK_BYTES <= before[name] - after[name] <= freed
     assert [frames is not None for _, frames in read_results(disk.db, 1, 0, 3)] == [True] * 3
     disk.drop(schema.DROP_RESULTS, 1, 2)
     assert list(disk.segments) == [max(before)], "the first has no row any more"
