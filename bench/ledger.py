@@ -36,6 +36,7 @@ from gristmill.wire.ledger import (
 BROKER, REF, TENANT = "bench", "bench/1", "local"
 AMOUNT, TOLL = 1_000, 30
 WINDOW = 4  #: posts on the way to the ledger's process
+POSTS_MAX = 256  #: of any size: each has an answer, and 1,000 of those wait for a peer at most
 ANSWER_MS = 60_000
 #: kept in this order: a row refers to those of the tables before it
 TABLES = {
@@ -153,12 +154,17 @@ def process(folder: pathlib.Path, count: int, batch: int) -> dict[str, float]:
     socket.connect(address)
     try:
         acked = _post(socket, [opening(count)])
-        posts = batches(count, min(batch, BATCH_ENTRIES))
+        size = min(batch, BATCH_ENTRIES)
+        posts = batches(count, size)
         messages = [encode(post) for post in posts]
         cpu, began = process_cpu_us(ledger.pid), time.perf_counter()
         sent = 0
         while acked < count + 1:
-            while sent < len(posts) and posts[sent].first < acked + 1 + WINDOW * BATCH_ENTRIES:
+            while (
+                sent < len(posts)
+                and posts[sent].first < acked + 1 + WINDOW * BATCH_ENTRIES
+                and sent - (acked - 1) // size < POSTS_MAX
+            ):
                 socket.send(messages[sent])
                 sent += 1
             acked = _acked(socket)
