@@ -1,5 +1,6 @@
 """What a slot sends: results of contiguous ranges, split until they fit, and output files."""
 
+import _thread
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ NO_EXTRAS = Extras()
 
 
 class Outbox:
-    """Sends frames on the slot's socket; waits for the agent to take them.
+    """Sends frames on the slot's socket; waits for the agent to take them. Any thread may send.
 
     Attributes:
         outputs: descriptors of the pipes of stdout and stderr that user code has no name for.
@@ -112,18 +113,23 @@ class Outbox:
         self.is_safe = is_safe
         self.outputs: tuple[int, ...] = ()
         self._held: list[bytes] | None = None
+        self._lock = _thread.allocate_lock()
 
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self._socket.fileno()
 
     def send(self, header: msgspec.Struct, *body: bytes | bytearray | memoryview) -> None:
-        """One frame."""
+        """One frame, whole: that of another thread comes before or after it."""
+        with self._lock:
+            self._send(header, *body)
+
+    def _send(self, header: msgspec.Struct, *body: bytes | bytearray | memoryview) -> None:
         size = sum(map(len, body))
         if self._held is not None and size <= HELD_BYTES_MAX:
             self._held.append(protocol.pack_frame(header, *body))
             return
-        self.release()
+        self._release()
         if size < JOINED_BYTES_MAX:
             self._socket.sendall(protocol.pack_frame(header, *body))
             return
@@ -133,10 +139,15 @@ class Outbox:
 
     def hold(self) -> None:
         """What is sent from now on goes in one piece at ``release``: the agent wakes once."""
-        self._held = []
+        with self._lock:
+            self._held = []
 
     def release(self) -> None:
         """See ``hold``."""
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
         held, self._held = self._held, None
         if held:
             self._socket.sendall(b"".join(held))

@@ -327,6 +327,35 @@ def test_held_frames_leave_together_and_in_order(pipe: Any, size: int) -> None:
     assert [frame.lease_id for frame, _ in frames_of(sock)] == [1, 2, 2, 3]
 
 
+def test_frames_of_two_threads_are_whole() -> None:
+    """A slot's second thread sends early results while the first asks for a blob, say."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a frame takes many sends
+    outbox, count = Outbox(theirs), 40
+    body = bytes(300_000)
+
+    def send(lease_id: int) -> None:
+        for index in range(count):
+            outbox.send(protocol.FilePart(lease_id, index, "x"), body)
+
+    threads = [threading.Thread(target=send, args=(lease_id,)) for lease_id in (1, 2)]
+    for thread in threads:
+        thread.start()
+    frames, found = protocol.Frames(), []
+    ours.settimeout(60)
+    while len(found) < 2 * count:
+        frames.push(ours.recv(1 << 20))
+        found += [(protocol.decode_from_slot(header), len(body)) for header, body in frames]
+    for thread in threads:
+        thread.join(60)
+    assert {size for _, size in found} == {len(body)}
+    for lease_id in (1, 2):
+        sent = [part.index for part, _ in found if part.lease_id == lease_id]
+        assert sent == list(range(count))
+    ours.close()
+    theirs.close()
+
+
 def test_only_the_value_that_cannot_travel_fails(pipe: Any) -> None:
     sock, outbox = pipe
     outbox.send_range(Range(1, 0, [1] * 3, [1, socket.socket, (x for x in ())], []))
