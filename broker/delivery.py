@@ -90,7 +90,7 @@ class Delivery:
         cache_bytes: int,
         free: Callable[[int, int], None],
         metrics: Metrics,
-        is_full: Callable[[str], bool] = lambda tenant: False,
+        is_full: Callable[[str], bool],
     ) -> None:
         self._mailbox = mailbox
         self._reader = reader

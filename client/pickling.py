@@ -162,12 +162,12 @@ def captured(function: Any) -> list[tuple[str, Any]]:
 
 
 @functools.lru_cache(512)
-def _global_names(code: types.CodeType) -> list[str]:
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
     names = dict.fromkeys(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             names.update(dict.fromkeys(_global_names(constant)))
-    return list(names)
+    return tuple(names)
 
 
 def _blame(function: Any, error: BaseException, depth: int = _CAPTURE_DEPTH) -> str:

@@ -67,7 +67,9 @@ class Rig:
             cache,
             lambda job, upto: self.freed.append((job, upto)),
             Metrics(),
+            lambda tenant: self.is_full,
         )
+        self.is_full = False
         self.flow = Flow(1, "t", is_kept, is_durable, 0)
         self.delivery.open(self.flow)
         self.clients = Clients()
@@ -179,6 +181,18 @@ def test_only_results_that_nobody_keeps_are_freed(is_kept: bool) -> None:
     rig.delivery.allow(rig.session, 1, 99, 1 << 30)  # more than was sent counts as all
     assert rig.freed == ([] if is_kept else [(1, 2)])
     assert rig.delivery.find(1) is None
+
+
+def test_what_was_read_leaves_a_full_disk_at_once() -> None:
+    rig = Rig(is_kept=False)
+    rig.subscribe()
+    rig.add(1, 2, 3)
+    rig.delivery.settle(rig.flow, 3)
+    rig.delivery.allow(rig.session, 1, 1, 1 << 30)
+    assert rig.freed == [], "a few wait for company"
+    rig.is_full = True
+    rig.delivery.allow(rig.session, 1, 2, 1 << 30)
+    assert rig.freed == [(1, 2)], "an upload may wait for this room"
 
 
 def test_a_client_that_does_not_read_rests_and_goes_on() -> None:
