@@ -2,9 +2,9 @@
 
 Results are taken and compared as they come and are not kept (``keep=False``). Once a second: the
 anonymous memory of client, broker, ledger, store and agent, and the bytes of the broker's state on
-disk. Caches fill up first (64 MiB each for inputs and results, 64 MiB of SQLite pages); what is
-told is the second half of the time: how much each has grown, and that for a million subtasks. Then
-one map over ``--n`` inputs, streamed as fast as it goes. Run as ``make bench-endless``.
+disk. Caches fill up first (64 MiB each for inputs and results, and SQLite's pages); what is told is
+how much each has grown from the middle of the time to its end. Then one map over ``--n`` inputs,
+streamed as fast as it goes. Run as ``make bench-endless``.
 """
 
 import itertools
@@ -62,7 +62,7 @@ def look(grid: Grid, worker: str, began: float, done: int) -> dict[str, float]:
 def endless(
     grid: Grid, client: Client, rate: int, seconds: float, runs: Runs, worker: str = "worker-0"
 ) -> dict[str, float]:
-    """The map; growth in the second half."""
+    """The map; medians of a twentieth of the second half, at its end and its beginning."""
     bill, spent = Bill(client), Spent()
     began, next_look, samples = time.monotonic(), 0.0, []
     got = client.map(floor.no_op, source(rate, seconds), tier="batch", keep=False)

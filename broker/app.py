@@ -59,9 +59,7 @@ DAY_MS = 86_400_000
 LOOK_AFTER_MS = 5_000  #: after a start, when the first work is under way
 NEVER_MS = 1 << 62
 MISSED_JOBS = 5_000  #: looked at in one question
-#: a worker with leases that was silent for this long is sent something, to see whether it is there
-PROBE_MS = 400
-PROBES_PER_TICK = 10  #: at most: 500 a second, whatever the fleet
+PROBES_PER_TICK = 10  #: at most, whatever the fleet: 500 a second
 IDLE_MS = 200  #: longest wait for something to happen
 WAITING_PEER_MS = 2  #: a peer that did not read is tried again this soon
 LINES_SHARE = 4  #: past this part of the journal's backlog lines of running subtasks are dropped
@@ -360,7 +358,7 @@ class Broker:
 
     def _probe(self, now_ms: int) -> None:
         """A worker that runs something and says nothing: the socket knows whether it is there."""
-        for session in self.workers.untouched(now_ms - PROBE_MS, PROBES_PER_TICK):
+        for session in self.workers.untouched(now_ms - limits.PROBE_MS, PROBES_PER_TICK):
             self.workers.touch(session, now_ms)
             worker = self.state.workers.get(session.number)
             if worker is not None and worker.leases:

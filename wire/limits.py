@@ -48,6 +48,7 @@ RESULT_FLUSH_MS = 20  #: a slot hands over what it has at least this often
 # time
 REPORT_MS = 1_000  #: a worker reports at least this often; the broker says how often
 TTL_MS = 3_500  #: a slot not seen alive for this long loses its leases
+PROBE_MS = 400  #: a worker with leases that was silent for this long is sent something
 REPORTS_PER_SECOND_MAX = 500  #: of the whole fleet: interval and ttl grow beyond it
 CLIENT_PING_MS = 1_000
 CLIENT_TTL_MS = 15_000  #: a client silent for this long loses its session (its jobs go on)

@@ -1,10 +1,11 @@
 """Jails that are started before they are needed: interpreter and environment, no job.
 
-A jail takes some 60 ms to be up, most of it the interpreter's imports; a spare of the right
-limits and Python is there at once. Spares follow what was asked for last; before anything was,
-they have the limits of a job that asks for nothing. A spare becomes the jail of one job, and dies
-with it. A slot made for a function can run a command as well, so jobs of either kind share spares;
-only where each subtask takes one (tier ``strict``) are they made for commands, which is cheaper.
+A jail takes tens of milliseconds to be up, most of them the interpreter's imports; a spare of the
+right limits and Python is there at once. Spares follow what was asked for last; before anything
+was, they have the limits of a job that asks for nothing. A spare becomes the jail of one job, and
+dies with it. A slot made for a function can run a command as well, so jobs of either kind share
+spares; only where each subtask takes one (tier ``strict``) are they made for commands, which is
+cheaper.
 """
 
 import contextlib

@@ -7,6 +7,7 @@ limits follows from the figures: shares of CPU, ratios, the largest part.
 import statistics
 from collections.abc import Callable
 
+from gristmill.wire.limits import PROBE_MS
 from harness import plot
 from harness.lines import (
     Line,
@@ -331,9 +332,9 @@ def mixed(line: Line) -> Section:
     start = statistics.median(firsts) / statistics.median(spans)
     words = (
         f"**What limits us now.** The worst is {number(worst[0])} × the bound ({worst[1]}). A map "
-        f"is a new job with jails of its own: its first result comes after "
-        f"{number(statistics.median(firsts))} s in the median, {100 * start:.0f} % of a median "
-        "bound; the pools' processes were warm."
+        "is a new job with jails of its own: its first result comes after "
+        f"{number(statistics.median(firsts))} s in the median, {number(100 * start, 2)} % of a "
+        "median bound; the pools' processes were warm."
     )
     return [*text, words + "\n"], plots
 
@@ -544,13 +545,16 @@ def losses(line: Line) -> Section:
     ]  # fmt: skip
     head = ("", "ran again", "first began after s", "last began after s",
             "client's longest wait for a result, s")  # fmt: skip
-    slots = line["settings"]["slots"]
+    slots, told = line["settings"]["slots"], line["summary"]
     words = (
-        f"**What limits us now.** A worker of {slots} slots had {slots} subtasks running: those "
-        "ran again, and nothing else. A killed one is missed when the next message for it finds "
-        "no connection, after 0.4 s of silence at the latest; one that is cut off, when its time "
-        "to live is over. A killed broker was started again at once; the client's wait is its "
-        "start, its workers' way back and the next subtasks.\n"
+        f"**What limits us now.** A worker of {slots} slots had {slots} subtasks running; "
+        f"{told['worker_killed_again']:.0f} ran again when it was killed, "
+        f"{told['worker_cut_off_again']:.0f} when it was cut off, "
+        f"{told['broker_killed_again']:.0f} when the broker was killed (medians). A killed worker "
+        "is missed when the next message for it finds no connection, and is sent one after "
+        f"{PROBE_MS / 1000:g} s of silence; one that is cut off, when its time to live is over. A "
+        "killed broker was started again at once; the client's wait is its start, its workers' way "
+        "back and the next subtasks.\n"
     )
     return ["## Outages\n", provenance(line), *table(head, rows), words], {}
 
