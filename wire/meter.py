@@ -44,13 +44,11 @@ class Meter(msgspec.Struct, frozen=True):
 
 
 def _u32(values: Sequence[int]) -> bytes:
+    layout = f"<{len(values)}I"
     try:
-        column = array.array("I", values)
-    except OverflowError:
-        column = array.array("I", [min(max(value, 0), U32_MAX) for value in values])
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column.tobytes()
+        return struct.pack(layout, *values)
+    except struct.error:
+        return struct.pack(layout, *(min(max(value, 0), U32_MAX) for value in values))
 
 
 def pack_meter(

@@ -19,10 +19,10 @@ change (a tuple inside a list, say) are refused there rather than changed: see `
 """
 
 import array
+import gc
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -91,48 +91,37 @@ def _typed_decoder(description: str) -> Callable[[Any], list[Any]]:
 
 
 def _describe(values: Sequence[Any]) -> str | None:
-    """The DESC of values that are all flat tuples of one shape, or None.
+    """The DESC of values that are all tuples, if they are flat and of one shape, else None.
 
-    By column, and with nothing made for each value: ``zip(*values)`` is short, but its iterators
-    keep the garbage collector busy with whatever large lists the user has.
+    The collector lays all fields out in one call, at half the price of any iterator. It goes
+    through a tuple from its end (CPython 3.11 to 3.14): the first tuple shows which way it is.
     """
-    width = len(values[0])
-    if not 1 <= width <= _FIELDS_MAX or set(map(len, values)) != {width}:
+    width, count = len(values[0]), len(values)
+    if not 1 <= width <= _FIELDS_MAX or list(map(len, values)).count(width) != count:
         return None
-    letters = []
-    for field in range(width):
-        kinds = set(map(type, map(itemgetter(field), values)))
-        letter = _LETTERS.get(kinds.pop()) if len(kinds) == 1 else None
-        if letter is None:
-            return None
-        letters.append(letter)
-    return f"({''.join(letters)})"
-
-
-def _column(typecode: str, values: Sequence[Any]) -> bytes:
-    column = array.array(typecode, values)
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column.tobytes()
+    first = list(map(type, values[0]))
+    kinds = list(map(type, gc.get_referents(*values)))
+    if not (_LETTERS.keys() >= set(first) and kinds in (first[::-1] * count, first * count)):
+        return None
+    return f"({''.join(map(_LETTERS.__getitem__, first))})"
 
 
 def pack_plain(values: Sequence[Any]) -> tuple[str, bytes] | None:
     """(codec, frame) when the values travel exactly without pickle, else None.
 
     ``values`` is a list of at least one value; numbers alike become columns, tuples alike become
-    typed MessagePack. Costs about 0.1 us a value; types are compared exactly, so subclasses are
-    never flattened.
+    typed MessagePack. Costs about 0.03 us a number and 0.1 us a tuple; types are compared exactly,
+    so subclasses are never flattened.
     """
-    kinds = set(map(type, values))
-    if len(kinds) == 1:
-        kind = next(iter(kinds))
+    kinds, kind = list(map(type, values)), type(values[0])
+    if kinds.count(kind) == len(kinds):
         if kind is int:
             try:
-                return "q", _column("q", values)
-            except OverflowError:  # beyond 64 bits somewhere
+                return "q", struct.pack(f"<{len(kinds)}q", *values)
+            except struct.error:  # beyond 64 bits somewhere
                 pass
         if kind is float:
-            return "d", _column("d", values)
+            return "d", struct.pack(f"<{len(kinds)}d", *values)
         if kind is tuple:
             description = _describe(values)
             if description is None:
@@ -141,7 +130,7 @@ def pack_plain(values: Sequence[Any]) -> tuple[str, bytes] | None:
                 return f"t:{description}", _encode(values)
             except (OverflowError, UnicodeEncodeError):
                 return None
-    if kinds <= _SCALARS:
+    if _SCALARS.issuperset(kinds):
         try:
             return "m", _encode(values)
         except (OverflowError, UnicodeEncodeError):

@@ -5,7 +5,6 @@ ENCODING failures here; a frame that is too large is split, and a value too larg
 alone (the agent takes it to the store).
 """
 
-import array
 import pickle
 import struct
 from collections.abc import Sequence
@@ -132,11 +131,3 @@ def _rows(frame: bytes | memoryview, count: int) -> list[Any]:
     except (RemoteError, ValueError, TypeError) as error:
         raise CannotTravelError(f"numpy rows do not decode: {error}") from None
     return list(rows)
-
-
-def u32_us(nanoseconds: Sequence[int]) -> "array.array[int]":
-    """Whole microseconds, saturated, for a meter column."""
-    try:
-        return array.array("I", [ns // 1000 for ns in nanoseconds])
-    except OverflowError:
-        return array.array("I", [min(ns // 1000, 0xFFFFFFFF) for ns in nanoseconds])

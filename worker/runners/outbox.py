@@ -15,7 +15,6 @@ from gristmill.worker.runners.encode import (
     encode,
     is_sendable,
     is_small,
-    u32_us,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +87,11 @@ class Range(msgspec.Struct):
                 self.written,
             ),
         )
+
+
+def whole_us(nanoseconds: Sequence[int]) -> list[int]:
+    """For a meter column."""
+    return [ns // 1000 for ns in nanoseconds]
 
 
 class Extras(msgspec.Struct, frozen=True):
@@ -179,7 +183,7 @@ class Outbox:
         outcome = bytearray(count)
         for at, number, _, _ in done.troubles:
             outcome[at - done.first] = number
-        meter = pack_meter(count, outcome, u32_us(done.walls_ns), done.cpu_us, done.peak_kib)
+        meter = pack_meter(count, outcome, whole_us(done.walls_ns), done.cpu_us, done.peak_kib)
         header = protocol.Done(
             lease_id=done.lease_id,
             first=done.first,
@@ -205,7 +209,7 @@ class Outbox:
     def send_frame(self, done: Range, codec: str, frame: bytes) -> None:
         """The result of one subtask that ended OK and whose value is framed already."""
         logs = pack_logs(done.logs)
-        meter = pack_meter(1, Outcome.OK, u32_us(done.walls_ns), done.cpu_us, done.peak_kib)
+        meter = pack_meter(1, Outcome.OK, whole_us(done.walls_ns), done.cpu_us, done.peak_kib)
         header = protocol.Done(
             lease_id=done.lease_id,
             first=done.first,

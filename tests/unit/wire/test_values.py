@@ -50,6 +50,16 @@ def test_flat_tuples_of_one_shape_travel_exactly(data, width, height):
     assert same(values.unpack(*packed, height), items)
 
 
+FIELDS = st.lists(st.sampled_from([1, "a", True, None, (1,)]), max_size=3).map(tuple)
+
+
+@given(st.lists(FIELDS, min_size=1, max_size=4))
+def test_tuples_of_several_shapes_are_never_taken_for_one(items):
+    shapes = {tuple(map(type, item)) for item in items}
+    is_flat = shapes != {()} and not any(tuple in shape for shape in shapes)
+    assert (values.pack_plain(items) is not None) == (len(shapes) == 1 and is_flat)
+
+
 @pytest.mark.parametrize(
     ("items", "codec"),
     [
@@ -76,6 +86,7 @@ class Sub(int):
         [1 << 64],
         [(1, [2])],
         [(1, 2), (1, 2, 3)],
+        [(1, 2), (1,), (1, 2, 3)],
         [(1,), ("a",)],
         [Sub(3)],
         [{"a": 1}],
