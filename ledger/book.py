@@ -5,7 +5,9 @@ leave after COMMIT. The state in memory is a copy of the file: when a transactio
 thrown away and read again.
 """
 
+import collections
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
@@ -235,32 +237,18 @@ class Book:
         return done
 
     def _write(self, effects: Iterable[fx.AnyEffect], messages: Sequence[Post | Fund]) -> None:
-        accounts: dict[int, Account] = {}
-        transfers: list[fx.AddTransfer] = []
-        contributions: list[fx.AddContribution] = []
-        entries: dict[str, list[fx.AddEntry]] = {}
-        new_holds: rows.Flat = []
-        mints: rows.Flat = []
-        holds: dict[int, Hold] = {}
-        tallies: rows.Tallies = {}
+        of: dict[type[fx.AnyEffect], list[Any]] = collections.defaultdict(list)
         for effect in effects:
-            if isinstance(effect, fx.AddTransfer):
-                transfers.append(effect)
-            elif isinstance(effect, fx.AddContribution):
-                contributions.append(effect)
-                holds[effect.hold.id] = effect.hold
-                rows.add_to_tally(tallies, effect.entry)
-            elif isinstance(effect, fx.AddEntry):
-                entries.setdefault(effect.broker, []).append(effect)
-            elif isinstance(effect, fx.OpenAccount):
-                accounts[effect.account.id] = self._accounts[effect.account.id] = effect.account
-            elif isinstance(effect, fx.OpenHold):
-                new_holds += rows.opened_row(effect.hold)
-            elif isinstance(effect, fx.CloseHold):
-                holds[effect.hold.id] = effect.hold
-            elif isinstance(effect, fx.AddMint):
-                mints += rows.mint_row(effect)
-        moved = rows.transfer_rows(transfers)
+            of[type(effect)].append(effect)
+        accounts = {effect.account.id: effect.account for effect in of[fx.OpenAccount]}
+        self._accounts.update(accounts)
+        new_holds = [value for one in of[fx.OpenHold] for value in rows.opened_row(one.hold)]
+        mints = [value for one in of[fx.AddMint] for value in rows.mint_row(one)]
+        tallies: rows.Tallies = {}
+        contributions = rows.contribution_rows(of[fx.AddContribution], tallies)
+        drawn = {effect.hold.id: effect.hold for effect in of[fx.AddContribution]}
+        closed = {effect.hold.id: effect.hold for effect in of[fx.CloseHold]}
+        moved = rows.transfer_rows(of[fx.AddTransfer])
         touched = rows.accounts_of(moved)
         if rows.is_any_pending(moved):  # it lowers what is pending
             touched[self.state.accounts[ESCROW].id] = None
@@ -271,14 +259,22 @@ class Book:
         self._add("transfer", schema.TRANSFER, moved)
         # A hold that opens is inserted as it opened; contributions need an open one to refer to.
         self._add("hold", schema.HOLD, new_holds)
-        self._add("contribution", schema.CONTRIBUTION, rows.contribution_rows(contributions))
-        self._change(_SET_HOLD, [(*rows.hold_row(hold)[4:], id_) for id_, hold in holds.items()])
+        self._add("contribution", schema.CONTRIBUTION, contributions)
+        self._change(
+            _SPEND_HOLD,
+            [
+                (*row[4:5], *row[6:], row[0])
+                for row in map(rows.hold_row, drawn.values())
+                if row[0] not in closed
+            ],
+        )
+        self._change(_CLOSE_HOLD, [(*rows.hold_row(hold)[4:], id_) for id_, hold in closed.items()])
         self._change(_ADD_TALLY, [(*_tally_key(key), *sums) for key, sums in tallies.items()])
         self._add("mint", schema.MINT, mints)
-        for broker, some in entries.items():
-            outbox = self._outbox_id(broker)
-            self._add("entry", schema.ENTRY, rows.entry_rows(outbox, some))
         for broker in {m.broker: None for m in messages if isinstance(m, Post)}:
+            if some := [effect for effect in of[fx.AddEntry] if effect.broker == broker]:
+                outbox = self._outbox_id(broker)
+                self._add("entry", schema.ENTRY, rows.entry_rows(outbox, some))
             if broker in self._outbox_ids:
                 applied = self.state.applied[broker]
                 row = schema.sealed((self._outbox_ids[broker], broker, applied))
@@ -316,7 +312,11 @@ _SET_ACCOUNT = (
     "UPDATE account SET debits = ?, credits = ?, debits_pending = ?, credits_pending = ?,"
     " crc = ? WHERE id = ?"
 )
-_SET_HOLD = (
+_SPEND_HOLD = (  # without closed_ms, which has an index
+    "UPDATE hold SET spent = ?, subtasks = ?, failed = ?, cpu_us = ?, wall_us = ?, toll = ?,"
+    " crc = ? WHERE id = ?"
+)
+_CLOSE_HOLD = (
     "UPDATE hold SET spent = ?, closed_ms = ?, subtasks = ?, failed = ?, cpu_us = ?,"
     " wall_us = ?, toll = ?, crc = ? WHERE id = ?"
 )
@@ -331,7 +331,12 @@ _ADD_TALLY = (
 
 
 def _tally_key(key: tuple[str, str, int]) -> tuple[str, str, str]:
-    return key[0], key[1], format_day(key[2] * rows.DAY_MS)
+    return key[0], key[1], _day(key[2])
+
+
+@functools.lru_cache(maxsize=64)
+def _day(day: int) -> str:
+    return format_day(day * rows.DAY_MS)
 
 
 def format_day(ms: int) -> str:

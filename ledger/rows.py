@@ -15,12 +15,14 @@ import msgspec
 from gristmill.ledger import schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.state import Account, Hold
-from gristmill.wire.ledger import Contribution
 
 ROWS_A_STATEMENT = 32  #: of 22 columns at most, far below the values that a statement may have
 
 Row = tuple[Any, ...]
 Flat = list[Any]  #: sealed rows one behind the other
+#: (tenant, node, day since the epoch) -> subtasks, failed, cpu, wall, amount, toll: for bills
+Tallies = dict[tuple[str, str, int], list[int]]
+DAY_MS = 86_400_000
 _astuple = msgspec.structs.astuple
 _encode = msgspec.msgpack.Encoder().encode
 _crc32 = zlib.crc32
@@ -107,12 +109,14 @@ def opened_row(hold: Hold) -> Row:
     return hold_row(Hold(hold.id, hold.ref, hold.tenant, hold.amount))
 
 
-def contribution_rows(effects: Iterable[fx.AddContribution]) -> Flat:
-    """Rows of ``contribution``."""
+def contribution_rows(effects: Iterable[fx.AddContribution], tallies: Tallies) -> Flat:
+    """Rows of ``contribution``; their sums are added to ``tallies``."""
     flat: Flat = []
+    key: tuple[str, str, int] | None = None
+    sums: list[int] = []
     for effect in effects:
         (
-            _, _, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us,
+            _, tenant, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us,
             peak_kib, metering, is_estimated, amount, toll, ended_ms, replica, signature,
         ) = _astuple(effect.entry)  # fmt: skip
         if lease_id >> 63:  # u64 on the wire, signed 64 bits in SQLite
@@ -124,6 +128,15 @@ def contribution_rows(effects: Iterable[fx.AddContribution]) -> Flat:
         )  # fmt: skip
         flat += row
         flat.append(_crc32(_encode(row)))
+        if key != (its_key := (tenant, node, ended_ms // DAY_MS)):
+            key = its_key
+            sums = tallies.setdefault(key, [0] * 6)
+        sums[0] += subtasks
+        sums[1] += failed
+        sums[2] += cpu_us
+        sums[3] += wall_us
+        sums[4] += amount
+        sums[5] += toll
     return flat
 
 
@@ -140,22 +153,3 @@ def entry_rows(outbox: int, effects: Iterable[fx.AddEntry]) -> Flat:
 def mint_row(effect: fx.AddMint) -> Row:
     """The row of ``mint``."""
     return schema.sealed((effect.ref, effect.tenant, effect.amount, effect.transfer))
-
-
-#: (tenant, node, day since the epoch) -> subtasks, failed, cpu, wall, amount, toll
-Tallies = dict[tuple[str, str, int], list[int]]
-DAY_MS = 86_400_000
-
-
-def add_to_tally(tallies: Tallies, entry: Contribution) -> None:
-    """Sums for bills by node and by day."""
-    key = entry.tenant, entry.node, entry.ended_ms // DAY_MS
-    sums = tallies.get(key)
-    if sums is None:
-        sums = tallies[key] = [0] * 6
-    sums[0] += entry.subtasks
-    sums[1] += entry.failed
-    sums[2] += entry.cpu_us
-    sums[3] += entry.wall_us
-    sums[4] += entry.amount_ucredits
-    sums[5] += entry.toll_ucredits

@@ -18,6 +18,8 @@ Each entry is applied once for each (broker, sequence): a repeat is answered fro
 """
 
 import hashlib
+import itertools
+from typing import Any
 
 import msgspec
 
@@ -59,8 +61,9 @@ _INT_MAX = (1 << 62) - 1
 _NUMBERS = (
     "first", "count", "attempt", "replica", "wall_us", "cpu_us", "peak_kib", "ended_ms",
 )  # fmt: skip
+_SIGNATURE_SIZES = (0, 64)
 _YES = ("", "")
-_PENDING, _POST, _VOID = Kind.PENDING, Kind.POST, Kind.VOID  # an enum's attributes are not cheap
+_POST = Kind.POST  # an enum's attributes are not cheap
 _encode = msgspec.msgpack.Encoder().encode
 _astuple = msgspec.structs.astuple
 _sha256 = hashlib.sha256
@@ -80,10 +83,13 @@ def step(state: LedgerState, event: Event, now_ms: int) -> list[AnyEffect]:
 def digest_of_entry(entry: HoldEntry | Release | Contribution) -> bytes:
     """16 bytes that tell an entry's content from another.
 
-    Trailing fields at their default are left out, so that a release which adds a field knows the
+    Trailing fields at their default are left out, so that a release which adds fields knows the
     entries of the one before.
     """
-    values = _astuple(entry)
+    return _digest(entry, _astuple(entry))
+
+
+def _digest(entry: HoldEntry | Release | Contribution, values: tuple[Any, ...]) -> bytes:
     defaults = entry.__struct_defaults__
     if defaults and values[-1] == defaults[-1]:
         size, spare = len(values), len(defaults)
@@ -108,16 +114,23 @@ def on_outbox_received(
         message = f"a post of {event.broker:.80} begins with entry {event.first}; the first is 1"
         effects.append(RaiseAlarm(event.broker, event.first, "MALFORMED", message))
     elif event.first <= applied + 1:
-        for sequence, entry in enumerate(event.entries, event.first):
-            digest = digest_of_entry(entry)
+        entries, at = event.entries, 0
+        while at < len(entries):
+            entry, sequence = entries[at], event.first + at
             if sequence <= applied:
-                code, message = _repeat(event, sequence, entry, digest, effects)
+                code, message = _repeat(event, sequence, entry, effects)
+            elif isinstance(entry, Contribution):
+                at = _contribute(state, event, at, now_ms, effects, verdicts)
+                applied = event.first + at - 1
+                continue
             else:
                 code, message = _new(state, event.broker, sequence, entry, now_ms, effects)
+                digest = digest_of_entry(entry)
                 effects.append(AddEntry(event.broker, sequence, digest, code, message))
                 applied = sequence
             if code or isinstance(entry, HoldEntry):
                 verdicts.append(Verdict(sequence, entry.ref, code, message))
+            at += 1
         state.applied[event.broker] = applied
     effects.append(Acknowledge(event.broker, applied, verdicts))
 
@@ -126,11 +139,10 @@ def _repeat(
     event: OutboxReceived,
     sequence: int,
     entry: HoldEntry | Release | Contribution,
-    digest: bytes,
     effects: list[AnyEffect],
 ) -> Refusal:
     before = event.applied[sequence]
-    if before.digest == digest:
+    if before.digest == digest_of_entry(entry):
         return before.code, before.message
     message = (
         f"entry {sequence} of {event.broker} came before with another content; now it is "
@@ -144,16 +156,20 @@ def _new(
     state: LedgerState,
     broker: str,
     sequence: int,
-    entry: HoldEntry | Release | Contribution,
+    entry: HoldEntry | Release,
     now_ms: int,
     effects: list[AnyEffect],
 ) -> Refusal:
-    if isinstance(entry, Contribution):
-        code, message = _contribute(state, broker, sequence, entry, now_ms, effects)
-    elif isinstance(entry, HoldEntry):
-        code, message = _hold(state, broker, entry, now_ms, effects)
+    if isinstance(entry, HoldEntry):
+        refusal = _hold(state, broker, entry, now_ms, effects)
     else:
-        code, message = _release(state, broker, entry, now_ms, effects)
+        refusal = _release(state, broker, entry, now_ms, effects)
+    return _alarmed(broker, sequence, refusal, effects)
+
+
+def _alarmed(broker: str, sequence: int, refusal: Refusal, effects: list[AnyEffect]) -> Refusal:
+    """The refusal in the words of its verdict; an alarm unless a tenant has too little, only."""
+    code, message = refusal
     if code and code != "INSUFFICIENT_CREDITS":
         message = f"entry {sequence} of {broker}: {message}"
         effects.append(RaiseAlarm(broker, sequence, code, message))
@@ -242,52 +258,100 @@ def _release(
 
 def _contribute(
     state: LedgerState,
-    broker: str,
-    sequence: int,
-    entry: Contribution,
+    event: OutboxReceived,
+    at: int,
     now_ms: int,
     effects: list[AnyEffect],
-) -> Refusal:
-    refusal = _check_ref(broker, entry.ref)
-    if refusal[0]:
-        return refusal
-    wrong = _wrong_field(entry)
-    if wrong:
-        return "MALFORMED", wrong
-    hold = state.holds.get(entry.ref)
-    refusal = _against_hold(hold, entry)
-    if refusal[0]:
-        return refusal
-    assert hold is not None
-    end = entry.first + entry.count
-    billed = hold.billed.get((entry.replica, entry.attempt))
-    if billed is None:
-        billed = hold.billed[entry.replica, entry.attempt] = Coverage()
-    overlap = billed.take(entry.first, end)
-    if overlap is not None:
-        return "LEDGER_CONFLICT", (
-            f"subtasks {entry.first} to {end - 1} of {entry.ref}, attempt {entry.attempt}: "
-            f"{overlap[0]} to {overlap[1] - 1} are billed already"
-        )
-    share = entry.amount_ucredits - entry.toll_ucredits
-    tenant = state.accounts[f"tenant:{hold.tenant}"]
-    node_transfer = toll_transfer = 0
-    if share:
-        node = _account(state, f"node:{entry.node}", effects)
-        node_transfer = _transfer(state, _POST, tenant, node, share, hold.id, now_ms, effects)
-    if entry.toll_ucredits:
-        toll = _account(state, TOLL, effects)
-        toll_transfer = _transfer(
-            state, _POST, tenant, toll, entry.toll_ucredits, hold.id, now_ms, effects
-        )
-    hold.spent += entry.amount_ucredits
-    hold.subtasks += entry.subtasks
-    hold.failed += entry.failed
-    hold.cpu_us += entry.cpu_us
-    hold.wall_us += entry.wall_us
-    hold.toll += entry.toll_ucredits
-    effects.append(AddContribution(hold, sequence, entry, node_transfer, toll_transfer))
-    return _YES
+    verdicts: list[Verdict],
+) -> int:
+    """New contributions from place ``at`` up to an entry of another kind; gives that one's place.
+
+    Those of a job come one behind the other, so what is looked up for one serves the next.
+    """
+    broker, entries = event.broker, event.entries
+    add = effects.append
+    job: str | None = None
+    hold: Hold | None = None
+    wrong_ref, whose, billed = _YES, (-1, -1), Coverage()
+    for sequence, entry in enumerate(itertools.islice(entries, at, None), event.first + at):
+        if not isinstance(entry, Contribution):
+            break
+        at += 1
+        values = _astuple(entry)
+        (
+            ref, _, node_name, _, first, count, attempt, subtasks, failed, wall_us, cpu_us,
+            _, _, _, amount, toll, _, replica, _,
+        ) = values  # fmt: skip
+        if ref != job:
+            job, wrong_ref = ref, _check_ref(broker, ref)
+            hold = state.holds.get(ref)
+            whose = -1, -1
+        if wrong_ref[0]:
+            refusal = wrong_ref
+        elif wrong := _wrong_field(values):
+            refusal = "MALFORMED", wrong
+        else:
+            refusal = _against_hold(hold, entry)
+        if not refusal[0]:
+            assert hold is not None
+            if whose != (replica, attempt):
+                whose = replica, attempt
+                billed = hold.billed.setdefault(whose, Coverage())
+            overlap = billed.take(first, first + count)
+            if overlap is not None:
+                refusal = "LEDGER_CONFLICT", (
+                    f"subtasks {first} to {first + count - 1} of {ref}, attempt {attempt}: "
+                    f"{overlap[0]} to {overlap[1] - 1} are billed already"
+                )
+        if hold is None or refusal[0]:
+            refusal = _alarmed(broker, sequence, refusal, effects)
+            add(AddEntry(broker, sequence, _digest(entry, values), *refusal))
+            verdicts.append(Verdict(sequence, ref, *refusal))
+            continue
+        paid, kept = _share_out(state, hold, node_name, amount, toll, now_ms, effects)
+        hold.spent += amount
+        hold.subtasks += subtasks
+        hold.failed += failed
+        hold.cpu_us += cpu_us
+        hold.wall_us += wall_us
+        hold.toll += toll
+        add(AddContribution(hold, sequence, entry, paid, kept))
+        add(AddEntry(broker, sequence, _digest(entry, values), "", ""))
+    return at
+
+
+def _share_out(
+    state: LedgerState,
+    hold: Hold,
+    node_name: str,
+    amount: int,
+    toll: int,
+    now_ms: int,
+    effects: list[AnyEffect],
+) -> tuple[int, int]:
+    """Post ``amount`` out of what ``hold`` reserves, to the node and to the toll.
+
+    Gives the ids of their transfers, 0 for a share of nothing.
+    """
+    accounts, number = state.accounts, state.transfers
+    tenant = accounts[f"tenant:{hold.tenant}"]
+    tenant.debits_pending -= amount
+    accounts[ESCROW].credits_pending -= amount
+    tenant.debits += amount
+    paid = kept = 0
+    if share := amount - toll:
+        name = f"node:{node_name}"
+        to = accounts.get(name) or _account(state, name, effects)
+        to.credits += share
+        paid = number = number + 1
+        effects.append(AddTransfer(paid, _POST, tenant.id, to.id, share, hold.id, now_ms))
+    if toll:
+        to = accounts.get(TOLL) or _account(state, TOLL, effects)
+        to.credits += toll
+        kept = number = number + 1
+        effects.append(AddTransfer(kept, _POST, tenant.id, to.id, toll, hold.id, now_ms))
+    state.transfers = number
+    return paid, kept
 
 
 def _against_hold(hold: Hold | None, entry: Contribution) -> Refusal:
@@ -310,34 +374,32 @@ def _against_hold(hold: Hold | None, entry: Contribution) -> Refusal:
     return _YES
 
 
-def _wrong_field(entry: Contribution) -> str:
-    """What is wrong with a contribution in itself, or nothing."""
-    numbers = (
-        entry.first, entry.count, entry.attempt, entry.replica, entry.wall_us, entry.cpu_us,
-        entry.peak_kib, entry.ended_ms,
-    )  # fmt: skip
-    if min(numbers) < 0 or max(numbers) > _INT_MAX:
-        for name, number in zip(_NUMBERS, numbers, strict=True):
-            if not 0 <= number <= _INT_MAX:
-                return f"{name} is {number}; it must be 0 to {_INT_MAX}"
-    if entry.ended_ms > ENDED_MS_MAX:
-        return f"ended_ms is {entry.ended_ms}, which is after the year 9999"
-    if entry.count < 1 or entry.first + entry.count > _INT_MAX:
-        return f"a range of {entry.count} subtasks from {entry.first}"
-    if not (0 <= entry.subtasks <= entry.count and 0 <= entry.failed <= entry.count):
-        return f"{entry.subtasks} billed and {entry.failed} failed of {entry.count} subtasks"
-    if not 0 <= entry.amount_ucredits <= AMOUNT_MAX:
-        return f"an amount of {entry.amount_ucredits}; it must be 0 to {AMOUNT_MAX}"
-    if not 0 <= entry.toll_ucredits <= toll_of(entry.amount_ucredits):
+def _wrong_field(values: tuple[Any, ...]) -> str:
+    """What is wrong with a contribution in itself, or nothing; takes all its fields."""
+    (
+        _, _, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us, peak_kib,
+        metering, _, amount, toll, ended_ms, replica, signature,
+    ) = values  # fmt: skip
+    if (first | count | attempt | replica | wall_us | cpu_us | peak_kib | ended_ms) & ~_INT_MAX:
+        named = dict(zip(Contribution.__struct_fields__, values, strict=True))
+        for name in _NUMBERS:  # one is negative, or of more than 62 bits
+            if not 0 <= named[name] <= _INT_MAX:
+                return f"{name} is {named[name]}; it must be 0 to {_INT_MAX}"
+    if ended_ms > ENDED_MS_MAX:
+        return f"ended_ms is {ended_ms}, which is after the year 9999"
+    if count < 1 or first + count > _INT_MAX:
+        return f"a range of {count} subtasks from {first}"
+    if not (0 <= subtasks <= count and 0 <= failed <= count):
+        return f"{subtasks} billed and {failed} failed of {count} subtasks"
+    if not 0 <= amount <= AMOUNT_MAX:
+        return f"an amount of {amount}; it must be 0 to {AMOUNT_MAX}"
+    if not 0 <= toll <= toll_of(amount):
         # Gathered results have a toll rounded down each: the sum may be less, never more.
-        return (
-            f"a toll of {entry.toll_ucredits} of {entry.amount_ucredits}; the most is "
-            f"{toll_of(entry.amount_ucredits)}"
-        )
-    if not 0 < len(entry.node) <= NAME_CHARS_MAX or len(entry.metering) > NAME_CHARS_MAX:
-        return f"a node's name of {len(entry.node)} characters"
-    if not 0 <= entry.lease_id < 1 << 64 or len(entry.signature) not in (0, 64):
-        return f"lease {entry.lease_id} with a signature of {len(entry.signature)} bytes"
+        return f"a toll of {toll} of {amount}; the most is {toll_of(amount)}"
+    if not 0 < len(node) <= NAME_CHARS_MAX or len(metering) > NAME_CHARS_MAX:
+        return f"a node's name of {len(node)} characters"
+    if not 0 <= lease_id < 1 << 64 or len(signature) not in _SIGNATURE_SIZES:
+        return f"lease {lease_id} with a signature of {len(signature)} bytes"
     return ""
 
 
@@ -405,17 +467,16 @@ def _transfer(
     now_ms: int,
     effects: list[AnyEffect],
 ) -> int:
-    """Move the balances by one transfer and write it; gives its id."""
-    if kind is _PENDING:
+    """Move the balances by one transfer (no post) and write it; gives its id."""
+    if kind is Kind.PENDING:
         debit.debits_pending += amount
         credit.credits_pending += amount
+    elif kind is Kind.VOID:
+        debit.debits_pending -= amount
+        credit.credits_pending -= amount
     else:
-        if kind is _POST or kind is _VOID:
-            debit.debits_pending -= amount
-            state.accounts[ESCROW].credits_pending -= amount
-        if kind is not _VOID:
-            debit.debits += amount
-            credit.credits += amount
+        debit.debits += amount
+        credit.credits += amount
     state.transfers += 1
     effects.append(AddTransfer(state.transfers, kind, debit.id, credit.id, amount, pending, now_ms))
     return state.transfers

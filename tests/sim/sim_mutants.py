@@ -422,15 +422,15 @@ def the_ledger_applies_twice(patch: Patch) -> None:
 @mutant
 def the_ledger_posts_one_side_more(patch: Patch) -> None:
     """A posting is not balanced."""
-    real = ledger_step._transfer
+    real = ledger_step._share_out
 
-    def transfer(state: Any, kind: Any, debit: Any, credit: Any, amount: int, *rest: Any) -> int:
-        number = real(state, kind, debit, credit, amount, *rest)
-        if kind is ledger_step.Kind.POST and amount % 7 == 0:
-            credit.credits += 1
-        return number
+    def share_out(state: Any, hold: Any, node: str, amount: int, *rest: Any) -> Any:
+        transfers = real(state, hold, node, amount, *rest)
+        if amount % 7 == 0 and (account := state.accounts.get(f"node:{node}")):
+            account.credits += 1
+        return transfers
 
-    patch.setattr(ledger_step, "_transfer", transfer)
+    patch.setattr(ledger_step, "_share_out", share_out)
 
 
 @mutant
