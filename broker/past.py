@@ -4,7 +4,7 @@ Each function takes the read-only connection first. Rows that are damaged are le
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import apsw
@@ -236,19 +236,22 @@ def subtasks(
             continue
         if len(rows) >= limit and message_first > last_index:
             break
+        walls_us = meter.wall_us
         again = [range(start, start + length) for start, length in message.not_final]
         for index in range(max(head.first, first), head.first + head.count):
             offset = index - head.first
             if any(offset in run for run in again):
                 continue
-            entry = _subtask(message, meter, offset, texts)
+            entry = _subtask(message, meter, walls_us, offset, texts)
             if not wanted or entry.state == wanted:
                 rows[index] = entry
                 last_index = max(last_index, index)
     return [rows[index] for index in sorted(rows)][:limit]
 
 
-def _subtask(message: Results, meter: Meter, offset: int, texts: dict[int, str]) -> SubtaskRow:
+def _subtask(
+    message: Results, meter: Meter, walls_us: Sequence[int], offset: int, texts: dict[int, str]
+) -> SubtaskRow:
     head, outcome = message.head, meter.outcome_at(offset)
     state = "done"
     if outcome is not Outcome.OK:
@@ -260,7 +263,7 @@ def _subtask(message: Results, meter: Meter, offset: int, texts: dict[int, str])
         outcome.word,
         message.attempt,
         message.node,
-        meter.wall_us[offset] if len(meter.wall_us) else head.wall_us // head.count,
+        walls_us[offset] if len(walls_us) else head.wall_us // head.count,
         meter.cpu_us[offset] if len(meter.cpu_us) else head.cpu_us // head.count,
         meter.peak_kib[offset] if len(meter.peak_kib) else head.peak_kib,
         head.is_estimated or not len(meter.cpu_us),

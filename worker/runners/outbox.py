@@ -1,13 +1,14 @@
 """What a slot sends: results of contiguous ranges, split until they fit, and output files."""
 
 import _thread
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gristmill.wire.failure import Failure, LogEntry, pack_failures, pack_logs
-from gristmill.wire.meter import pack_meter
+from gristmill.wire.meter import PART_NS_MAX, pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.encode import (
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 ENCODING = int(Outcome.ENCODING)
 #: of failures, and of logs, in one result of several subtasks
 EXTRAS_BYTES_MAX = 48 << 10
+STAMPED_MIN = 8  #: subtasks in a result whose meter has stamps
 HELD_BYTES_MAX = 64 << 10  #: a frame above this is not copied to travel with others
 
 JOINED_BYTES_MAX = 1 << 20  #: a larger body is sent from where it lies
@@ -32,9 +34,11 @@ Trouble = tuple[int, int, Failure, protocol.Note | None]
 
 
 class Range(msgspec.Struct):
-    """Subtasks ``first .. first + len(walls_ns)`` of a lease, all ended.
+    """Subtasks ``first .. first + count`` of a lease, all ended.
 
     Attributes:
+        walls_ns: how long each took; empty where ``parts`` tell.
+        parts: readings of the clock, u64: as a part begins, then as each of its subtasks ends.
         values: of the OK ones, in order.
         troubles: of the others, in order.
         cpu_us, peak_kib: by subtask where they were measured, else empty.
@@ -51,10 +55,35 @@ class Range(msgspec.Struct):
     peak_kib: list[int] = []
     logs: list[LogEntry] = []
     written: tuple[int, int] | None = None
+    parts: list[bytes] = []
+
+    @property
+    def count(self) -> int:
+        """Subtasks."""
+        return len(self.walls_ns) or sum(map(len, self.parts)) // 8 - len(self.parts)
+
+    @property
+    def wall_ns(self) -> int:
+        """Of all subtasks."""
+        return sum(self.walls_ns) + sum(map(_part_ns, self.parts))
+
+    @property
+    def is_stamped(self) -> bool:
+        """Whether its meter has stamps; few microseconds are shorter than theirs."""
+        longest_ns = max(map(_part_ns, self.parts), default=PART_NS_MAX)
+        return self.count >= STAMPED_MIN and longest_ns < PART_NS_MAX
+
+    def walls_us(self) -> list[int]:
+        """Of each subtask."""
+        walls = list(self.walls_ns)
+        for part in self.parts:
+            readings = memoryview(part).cast("Q")
+            walls += map(operator.sub, readings[1:], readings)
+        return [ns // 1000 for ns in walls]
 
     def halves(self) -> "tuple[Range, Range]":
         """The same in two, each with at least one subtask."""
-        half = len(self.walls_ns) // 2
+        half = self.count // 2
         middle = self.first + half
         early = [trouble for trouble in self.troubles if trouble[0] < middle]
         late = [trouble for trouble in self.troubles if trouble[0] >= middle]
@@ -70,6 +99,7 @@ class Range(msgspec.Struct):
                 self.peak_kib[:half],
                 [log for log in self.logs if log.offset < half],
                 self.written,
+                _cut(self.parts, 0, half),
             ),
             Range(
                 self.lease_id,
@@ -85,13 +115,26 @@ class Range(msgspec.Struct):
                     if log.offset >= half
                 ],
                 self.written,
+                _cut(self.parts, half, self.count),
             ),
         )
 
 
-def whole_us(nanoseconds: Sequence[int]) -> list[int]:
-    """For a meter column."""
-    return [ns // 1000 for ns in nanoseconds]
+def _part_ns(part: bytes) -> int:
+    readings = memoryview(part).cast("Q")
+    return readings[-1] - readings[0]
+
+
+def _cut(parts: list[bytes], begin: int, end: int) -> list[bytes]:
+    """The parts of subtasks ``begin .. end``: two share the reading that is between them."""
+    found, first = [], 0
+    for part in parts:
+        size = len(part) // 8 - 1
+        low, high = max(begin - first, 0), min(end - first, size)
+        if low < high:
+            found.append(part[8 * low : 8 * (high + 1)])
+        first += size
+    return found
 
 
 class Extras(msgspec.Struct, frozen=True):
@@ -161,7 +204,7 @@ class Outbox:
 
         A value that cannot travel ends its subtask as ENCODING; the others are not touched.
         """
-        count = len(done.walls_ns)
+        count = done.count
         codec, frame = "", b""
         if done.values:
             try:
@@ -183,13 +226,16 @@ class Outbox:
         outcome = bytearray(count)
         for at, number, _, _ in done.troubles:
             outcome[at - done.first] = number
-        meter = pack_meter(count, outcome, whole_us(done.walls_ns), done.cpu_us, done.peak_kib)
+        if done.is_stamped:
+            meter = pack_meter(count, outcome, parts=done.parts)
+        else:
+            meter = pack_meter(count, outcome, done.walls_us(), done.cpu_us, done.peak_kib)
         header = protocol.Done(
             lease_id=done.lease_id,
             first=done.first,
             count=count,
             codec=codec,
-            wall_us=sum(done.walls_ns) // 1000,
+            wall_us=done.wall_ns // 1000,
             cpu_us=sum(done.cpu_us),
             peak_kib=max(done.peak_kib, default=0),
             sizes=(len(frame), len(meter), len(failures), len(logs)),
@@ -209,13 +255,13 @@ class Outbox:
     def send_frame(self, done: Range, codec: str, frame: bytes) -> None:
         """The result of one subtask that ended OK and whose value is framed already."""
         logs = pack_logs(done.logs)
-        meter = pack_meter(1, Outcome.OK, whole_us(done.walls_ns), done.cpu_us, done.peak_kib)
+        meter = pack_meter(1, Outcome.OK, done.walls_us(), done.cpu_us, done.peak_kib)
         header = protocol.Done(
             lease_id=done.lease_id,
             first=done.first,
             count=1,
             codec=codec,
-            wall_us=done.walls_ns[0] // 1000,
+            wall_us=done.wall_ns // 1000,
             cpu_us=sum(done.cpu_us),
             peak_kib=max(done.peak_kib, default=0),
             sizes=(len(frame), len(meter), 0, len(logs)),

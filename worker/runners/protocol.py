@@ -10,16 +10,31 @@ word    writer    meaning
 ======  ========  =====================================================================
 0       agent     STOP: twice the changes of the stop list; odd while it is written
 1       slot      LEASE: lease that runs
-2       slot      STARTED: index that runs, plus one; 0 between subtasks
+2       slot      STARTED: index that runs, plus one; 0 between subtasks; in a part: see below
 3       agent     length of the stop list
 4       agent     READS: odd while the agent reads output
 5, 6    agent     bytes that it has read of stdout, of stderr
 7..     agent     the stop list: leases of which no further subtask may start
 ======  ========  =====================================================================
 
-A slot reads STOP before each subtask, and the list only when STOP changed: 30 ns. Words 4 to 6 let
-a slot know how much it has written, whoever wrote it and however (a C library, a child): what was
-read, and what still is in the pipe. So output lands in the result of the subtasks that wrote it.
+A slot reads STOP before each subtask that it forks for, and the list only when STOP changed. Words
+4 to 6 let a slot know how much it has written, whoever wrote it and however (a C library, a child):
+what was read, and what still is in the pipe. So output lands in the result of the subtasks that
+wrote it.
+
+Subtasks that run in place come in *parts* of up to ``PART_MAX``. STARTED then has the first one's
+index, plus one, and above ``PART_SHIFT`` how many they are. The second page and those after it:
+
+========  ============  ===================================================================
+words     writer        meaning
+========  ============  ===================================================================
+stamps    slot          u64: the clock as the part begins, then as each of its subtasks ends
+permits   slot, agent   u16: number of each subtask in the part, from 1; 0: it may not start
+========  ============  ===================================================================
+
+So one store a subtask says what runs, and for how long each did; and a slot walks over permits
+where it would count. Whoever wants it to stop clears all permits: the agent, after it wrote the
+stop list, and the slot's second thread. A slot renews them before it looks at the list.
 """
 
 import fcntl
@@ -36,9 +51,15 @@ HEAD = struct.Struct("<II")
 HEADER_BYTES_MAX = 1 << 20
 BODY_BYTES_MAX = 1 << 30
 
-PAGE_BYTES = 4096
+PART_MAX = 2_000  #: subtasks in a part, as in most parcels
+PART_SHIFT = 40
+_STAMPS_AT = 4096
+_PERMITS_AT = _STAMPS_AT + 16_384
+PAGE_BYTES = _PERMITS_AT + 4096
+_ZEROS = bytes(8 * (PART_MAX + 1))
+_NUMBERS = struct.pack(f"{PART_MAX}H", *range(1, PART_MAX + 1))
 STOP, LEASE, STARTED, LISTED, READS, TAKEN, LIST = 0, 1, 2, 3, 4, 5, 7
-STOPS_MAX = PAGE_BYTES // 8 - LIST
+STOPS_MAX = _STAMPS_AT // 8 - LIST
 #: How long a slot looks for a moment in which the agent does not read its output: an agent that
 #: was set aside by a busy host, in the midst of reading, comes back to it.
 LOOK_S = 5.0
@@ -245,7 +266,12 @@ class Page:
 
     def __init__(self, fd: int) -> None:
         self.mapping = mmap.mmap(fd, PAGE_BYTES)
-        self.words = memoryview(self.mapping).cast("Q")
+        whole = memoryview(self.mapping)
+        self.words = whole[:_STAMPS_AT].cast("Q")
+        self._stamps = whole[_STAMPS_AT : _STAMPS_AT + 8 * (PART_MAX + 1)]
+        self._permits = whole[_PERMITS_AT : _PERMITS_AT + 2 * PART_MAX]
+        self.stamps = self._stamps.cast("Q")
+        self.permits = self._permits.cast("H")
 
     def hide_from_children(self) -> None:
         """Slot: a forked child has no such memory; to touch it there is a crash."""
@@ -256,8 +282,35 @@ class Page:
         words = self.words
         while True:
             lease, started = words[LEASE], words[STARTED]
-            if words[LEASE] == lease:
-                return lease, started - 1
+            count = min(started >> PART_SHIFT, PART_MAX)
+            ended = self.ended(count)
+            if words[LEASE] == lease and words[STARTED] == started:
+                first = (started & (1 << PART_SHIFT) - 1) - 1
+                return lease, -1 if count and ended == count else first + ended
+
+    def ended(self, count: int) -> int:
+        """How many subtasks of a part of this size have ended."""
+        told = bytes(self._stamps[8 : 8 * (count + 1)]).rstrip(b"\0")
+        return -(-len(told) // 8)
+
+    def readings(self, begin: int, end: int) -> bytes:
+        """The clock as subtask ``begin`` of a part began, and as those up to ``end`` ended."""
+        return bytes(self._stamps[8 * begin : 8 * (end + 1)])
+
+    def begin_part(self, first: int, count: int) -> None:
+        """Slot: these subtasks are next; look at the stop list before the first one starts."""
+        self.words[STARTED] = 0
+        self._stamps[: 8 * (count + 1)] = _ZEROS[: 8 * (count + 1)]
+        self._permits[: 2 * count] = _NUMBERS[: 2 * count]
+        self.words[STARTED] = count << PART_SHIFT | first + 1
+
+    def end_part(self) -> None:
+        """Slot: nothing runs."""
+        self.words[STARTED] = 0
+
+    def clear_permits(self) -> None:
+        """Nothing more of the part starts."""
+        self._permits[:] = _ZEROS[: len(self._permits)]
 
     def write_stops(self, leases: list[int]) -> None:
         """Agent: of these leases no further subtask may start."""
@@ -268,6 +321,7 @@ class Page:
             words[LIST + at] = lease
         words[LISTED] = len(listed)
         words[STOP] = words[STOP] + 1
+        self.clear_permits()
 
     def is_stopped(self, lease: int) -> bool:
         """Slot: whether this lease may start nothing more."""
@@ -313,7 +367,8 @@ class Page:
 
     def close(self) -> None:
         """Unmap."""
-        self.words.release()
+        for view in (self.words, self.stamps, self.permits, self._stamps, self._permits):
+            view.release()
         self.mapping.close()
 
 

@@ -320,6 +320,7 @@ def targets(folder: pathlib.Path) -> list[Target]:
         meter.pack_meter(3),
         meter.pack_meter(3, bytes((0, 1, 3)), [1, 2, 3], [1, 2, 3], [9, 9, 9]),
         meter.pack_meter(3, Outcome.ERROR, [1, 1 << 40, 3]),
+        meter.pack_meter(3, parts=[bytes(range(24)), bytes(range(16))]),
     )
     plain = tuple(packed[1] for one in _PLAIN if (packed := values.pack_plain(one)))
     counts = (3, 0, 1, -1, -3, 1 << 31)

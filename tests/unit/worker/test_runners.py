@@ -1,5 +1,6 @@
 """Parts of the slot side that need no process."""
 
+import copy
 import doctest
 import importlib
 import os
@@ -138,40 +139,94 @@ def test_the_loop_stops_where_the_page_says(page: protocol.Page, pipe: Any) -> N
 
 
 class Aside:
-    """The words of a page whose slot is set aside just before it says that it starts ``at``.
+    """What a slot writes to, where it is set aside just before it writes one thing.
 
     Meanwhile the agent stops its lease, and a turn later looks at what has started.
     """
 
-    def __init__(self, page: protocol.Page, at: int, lease: int) -> None:
-        self.page, self.words, self.at, self.lease = page, page.words, at, lease
-        self.looked = -1
+    def __init__(self, view: Any, at: int, value: int, agent: protocol.Page) -> None:
+        self.view, self.at, self.value, self.agent = view, at, value, agent
+        self.looked: list[int] = []
 
-    def __getitem__(self, word: int) -> int:
-        return self.words[word]
+    def __getitem__(self, at: int) -> int:
+        return self.view[at]
 
-    def __setitem__(self, word: int, value: int) -> None:
-        if word == protocol.STARTED and value == self.at + 1 and self.looked < 0:
-            stops = protocol.Page.write_stops
-            self.page.words = self.words
-            stops(self.page, [self.lease])
-            self.looked = self.words[protocol.STARTED] - 1
-            self.page.words = self  # type: ignore[assignment]
-        self.words[word] = value
+    def __setitem__(self, at: int, value: int) -> None:
+        if at == self.at and self.value in (value, -1) and not self.looked:
+            self.agent.write_stops([8])
+            self.looked.append(self.agent.started()[1])
+        self.view[at] = value
+
+    def release(self) -> None:
+        self.view.release()
 
 
+@pytest.mark.parametrize(
+    ("what", "at", "value", "looked", "ran"),
+    [
+        # parts are 10, then 11 to 14, then 15
+        ("words", protocol.STARTED, 4 << protocol.PART_SHIFT | 12, -1, [10]),
+        ("stamps", 0, -1, 10, []),
+        ("stamps", 2, -1, 12, [10, 11, 12]),
+        ("stamps", 4, -1, 14, [10, 11, 12, 13, 14]),
+    ],
+)
 def test_nothing_runs_that_was_given_back_while_the_slot_was_set_aside(
-    page: protocol.Page, pipe: Any
+    page: protocol.Page, pipe: Any, what: str, at: int, value: int, looked: int, ran: list[int]
 ) -> None:
     _, outbox = pipe
-    ran: list[int] = []
+    found: list[int] = []
     looper, feed = Looper(SETTING, outbox, page), protocol.Feed(8, 1, [], [])
-    words = page.words
-    page.words = aside = Aside(page, at=13, lease=8)  # type: ignore[assignment]
-    assert looper.run_inputs(ran.append, list(range(10, 16)), feed, 10) == 3
-    page.words = words
-    assert aside.looked == 12 and ran == [10, 11, 12], "13 was given back, and may run elsewhere"
-    assert words[protocol.STARTED] == 0
+    page.words[protocol.LEASE] = 8
+    agent = copy.copy(page)
+    aside = Aside(getattr(page, what), at, value, agent)
+    setattr(page, what, aside)
+    assert looper.run_inputs(found.append, list(range(10, 16)), feed, 10) == len(ran)
+    assert aside.looked == [looked] and found == ran, "what comes after it may run elsewhere"
+    assert agent.started() == (8, -1)
+    looper.flush()
+
+
+def test_the_page_tells_what_runs_of_a_part(page: protocol.Page) -> None:
+    page.words[protocol.LEASE] = 9
+    for count in (1, 3, protocol.PART_MAX):
+        page.begin_part(70, count)
+        for number in range(count):
+            assert page.started() == (9, 70 + number)
+            assert page.permits[number] == number + 1
+            page.stamps[number + 1] = 1 << 40 if number % 2 else 5
+        assert page.started() == (9, -1), "all have ended"
+        page.end_part()
+        assert page.started() == (9, -1)
+    page.words[protocol.STARTED] = (1 << 64) - 1  # whatever a slot writes
+    assert page.started()[0] == 9
+    page.write_stops([])
+    assert not any(page.permits), "who walks over them looks at the list"
+
+
+def test_a_part_that_takes_long_gives_way_to_a_flush(page: protocol.Page, pipe: Any) -> None:
+    """Output was printed, so nothing is sent early: only the end of the part lets results go."""
+    sock, outbox = pipe
+    looper, feed = Looper(SETTING, outbox, page), protocol.Feed(8, 1, [], [])
+    looper.run_inputs(abs, list(range(3_000)), feed, 0)
+    looper.flush()
+    frames_of(sock)
+    assert looper._part_max > 100
+    parts: list[int] = []
+
+    def work(x: int) -> int:
+        parts.append(page.words[protocol.STARTED])
+        if x == 5:  # such as nobody could foresee
+            until = time.monotonic() + 30
+            while any(page.permits) and time.monotonic() < until:
+                time.sleep(0.005)
+        return x
+
+    assert looper.run_inputs(work, list(range(50)), feed, 3_000) == 50
+    looper.flush()
+    assert len(set(parts[:6])) == 1 and parts[6] != parts[5], "a part ended behind the long one"
+    told = [(done.first, done.count) for done, _ in frames_of(sock)]
+    assert sum(count for _, count in told) == 50 and len(told) >= 2
 
 
 def test_the_loop_gathers_what_follows_and_fits(
