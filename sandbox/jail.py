@@ -184,7 +184,8 @@ class Jail:
         while self.poll() is None and time.monotonic() < deadline:
             ended.poll(50)
         for fd in (self._end_fd, self._log_fd, self.pidfd):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         self._end_fd = self._log_fd = self.pidfd = -1
         if self._group is not None:
             self._leave_group(self._group)
@@ -203,18 +204,26 @@ class Jail:
     def _finish(self) -> Ending:
         record = json.loads(self._record) if self._record.endswith(b"\n") else {}
         if self._group is not None:
-            self._group.kill()  # nothing is left, unless the spawner died half way
+            if not record:  # else nothing is left: the spawner died half way
+                self._group.kill()
             reading = self._group.reading()
         else:
             self._sampler.raise_to(record.get("cpu_us", 0), record.get("rss_bytes", 0))
             reading = self._sampler.reading()
-        text = os.pread(self._log_fd, LOG_BYTES_MAX, 0).decode(errors="replace")
         return Ending(
             wait_status=record.get("status"),
             reading=reading,
-            log=parse_log(text),
+            log=self._facts(record.get("status")),
             wall_ms=(time.monotonic() - self.started_at) * 1000,
             read_bytes=record.get("read_bytes", 0),
             written_bytes=record.get("written_bytes", 0),
-            is_lapsed=record.get("is_lapsed", False),
+            is_lapsed=record.get("is_lapsed", False) or (not record and self._has_lapsed()),
         )
+
+    def _has_lapsed(self) -> bool:
+        """Where nothing was told of the end: whether our right to run was over then."""
+        return False
+
+    def _facts(self, _: int | None) -> LogFacts:
+        """What is known of the end; the argument is the wait status."""
+        return parse_log(os.pread(self._log_fd, LOG_BYTES_MAX, 0).decode(errors="replace"))

@@ -44,6 +44,9 @@ class JailSpec:
         hostname: what uname shows.
         nice: scheduling niceness inside the jail.
         has_proc: mount a read-only /proc.
+        is_mother: it makes warm jails of its children (warm.py): it may call mount, unshare and
+            clone with new namespaces, which gives it no right outside of them, and its /proc is
+            writable. Never for a tenant's code.
     """
 
     argv: tuple[str, ...]
@@ -60,6 +63,7 @@ class JailSpec:
     hostname: str = "jail"
     nice: int = 0
     has_proc: bool = True
+    is_mother: bool = False
 
 
 #: What every jailed command has in its environment unless the job says otherwise. One BLAS

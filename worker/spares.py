@@ -43,13 +43,21 @@ class Spares:
         return bool(self._leaving) or len(self._fitting()) < self._count
 
     def take(
-        self, spec: JobSpec, interpreter: Interpreter | None, inputs: pathlib.Path | None
+        self,
+        spec: JobSpec,
+        interpreter: Interpreter | None,
+        inputs: pathlib.Path | None,
+        is_once: bool = False,
     ) -> Port | None:
-        """A spare that fits the job, no longer ours; and know what to keep from now on."""
+        """A spare that fits the job, no longer ours; and know what to keep from now on.
+
+        ``is_once``: the next jail of such a job comes from elsewhere (mothers.py).
+        """
         if self._host is None or interpreter is None or spec.tier == "trusted" or inputs:
             return None
         key = _key_of(spec, interpreter)
-        self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
+        if not is_once:
+            self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
         for at, (has, port) in enumerate(self._ready):
             if has == key:
                 del self._ready[at]

@@ -1,17 +1,24 @@
 """Starts slot processes: a jail with the job's interpreter and our runners, or (trusted) none."""
 
+import binascii
 import dataclasses
+import functools
+import json
 import os
 import pathlib
 import socket
 import sys
 
+from gristmill.sandbox.argv import policy_text, scratch_options
+from gristmill.sandbox.errors import SandboxError
+from gristmill.sandbox.filter import compile_policy
 from gristmill.sandbox.host import Host
 from gristmill.sandbox.interpreter import RUNTIME_AT, Interpreter, find_interpreter
 from gristmill.sandbox.limits import Limits
 from gristmill.sandbox.page import make_shared_page
 from gristmill.sandbox.runtime import compiled_runtime
 from gristmill.sandbox.spec import BASE_ENV, Bind, JailSpec
+from gristmill.sandbox.warm import Mother
 from gristmill.wire.spec import JobSpec
 from gristmill.worker import runners
 from gristmill.worker.port import Port
@@ -37,6 +44,8 @@ SOCKET_BYTES = 1 << 20
 START_ENV = {"LD_BIND_NOW": "1"}
 #: A jail has no cpu or wall limit of its own: they are the subtask's, and the agent's to hold.
 ENDLESS_MS = 1 << 40
+#: A mother's own: her interpreter, and children that have not yet entered a cgroup of their own.
+MOTHER_BYTES, MOTHER_PIDS = 256 << 20, 64
 
 
 def jail_limits(spec: JobSpec, has_cpu_quota: bool) -> Limits:
@@ -78,8 +87,11 @@ def start_slot(
     inputs: pathlib.Path | None,
     host: Host | None,
     work_dir: pathlib.Path,
+    mother: Mother | None = None,
 ) -> Port:
     """Start the process of a slot. Call it from the main thread.
+
+    ``mother``: of this job (``start_mother``), who makes the jail; None: a cold one.
 
     Raises:
         SandboxError: the jail cannot be built, or there is nothing that starts jails any more.
@@ -98,6 +110,11 @@ def start_slot(
             process = _start_open(
                 theirs.fileno(), page_fd, out_end, err_end, interpreter, work_dir, spec.kind
             )
+        elif mother is not None:
+            assert host is not None
+            limits = jail_limits(spec, host.place.has_cpu_quota)
+            fds = theirs.fileno(), page_fd, out_end, err_end
+            process = JailedProcess(host.start_warm(mother, limits, *fds))
         else:
             assert host is not None and interpreter is not None
             process = _start_jailed(
@@ -142,6 +159,43 @@ def ready_python(executable: str, host: Host | None) -> Interpreter:
     return interpreter
 
 
+def start_mother(
+    spec: JobSpec,
+    interpreter: Interpreter,
+    inputs: pathlib.Path | None,
+    host: Host,
+    output: int,
+) -> Mother:
+    """Start a mother for jobs like this one. ``output``: a pipe for what goes wrong in her.
+
+    Raises:
+        SandboxError: there can be none here.
+    """
+    limits = jail_limits(spec, False)
+    tmp, shm = scratch_options(limits)
+    walls = json.dumps({"tmp": tmp, "shm": shm, "program": seccomp_program()})
+    jail = _jail_spec(spec, interpreter, inputs, host, walls)
+    mine = dataclasses.replace(limits, memory_bytes=MOTHER_BYTES, pids_max=MOTHER_PIDS)
+    jail = dataclasses.replace(
+        jail, limits=mine, cwd="/", is_mother=True, stdout=output, stderr=output
+    )
+    return host.start_mother(jail, SLOT_FD)
+
+
+@functools.cache
+def seccomp_program() -> str:
+    """The filter of all jails, for a mother's children.
+
+    Raises:
+        SandboxError: there is none for this machine.
+    """
+    try:
+        program = compile_policy(policy_text())
+    except ValueError as error:
+        raise SandboxError(f"the seccomp policy of warm jails: {error}") from None
+    return binascii.b2a_base64(program, newline=False).decode()
+
+
 def _start_jailed(
     spec: JobSpec,
     interpreter: Interpreter,
@@ -150,25 +204,32 @@ def _start_jailed(
     fds: dict[int, int],
     outputs: tuple[int, int],
 ) -> SlotProcess:
+    jail = _jail_spec(spec, interpreter, inputs, host)
+    return JailedProcess(
+        host.start(dataclasses.replace(jail, fds=fds, stdout=outputs[0], stderr=outputs[1]))
+    )
+
+
+def _jail_spec(
+    spec: JobSpec,
+    interpreter: Interpreter,
+    inputs: pathlib.Path | None,
+    host: Host,
+    *more: str,
+) -> JailSpec:
     runtime = compiled_runtime(runtime_folder(host), interpreter, MODULES)  # there by now
     binds = [*interpreter.binds, *runtime]
     if inputs is not None:
         binds.append(Bind(str(inputs), INPUTS_AT))
-    jail = host.start(
-        JailSpec(
-            argv=(
-                *(interpreter.executable, *_start_flags(spec, runtime[0]), f"{RUNTIME_AT}/{BOOT}"),
-                *(str(SLOT_FD), str(PAGE_FD), RUNTIME_AT, spec.kind),
-            ),
-            limits=jail_limits(spec, host.place.has_cpu_quota),
-            binds=tuple(binds),
-            env=START_ENV,
-            fds=fds,
-            stdout=outputs[0],
-            stderr=outputs[1],
-        )
+    return JailSpec(
+        argv=(
+            *(interpreter.executable, *_start_flags(spec, runtime[0]), f"{RUNTIME_AT}/{BOOT}"),
+            *(str(SLOT_FD), str(PAGE_FD), RUNTIME_AT, spec.kind, *more),
+        ),
+        limits=jail_limits(spec, host.place.has_cpu_quota),
+        binds=tuple(binds),
+        env=START_ENV,
     )
-    return JailedProcess(jail)
 
 
 def _start_flags(spec: JobSpec, runtime: Bind) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from gristmill.worker.core import events as on
 from gristmill.worker.endings import ending_of, never_started
 from gristmill.worker.jobs import JobRoom, Unready
 from gristmill.worker.live import SHOW_MS, LiveLogs
+from gristmill.worker.mothers import Mothers
 from gristmill.worker.parked import Parked
 from gristmill.worker.port import Port
 from gristmill.worker.runners import protocol
@@ -121,6 +122,7 @@ class Yard:
         self.is_look_due = False
         self._spool = state_dir / "spool"
         self._spares = Spares(host, spares, state_dir / "open")
+        self._mothers = Mothers(host, parked, spares, state_dir / "open")
         self._parked = Parked(parked)
         for folder in (self._spool, state_dir / "jobs", state_dir / "open"):
             _empty(folder)
@@ -145,7 +147,7 @@ class Yard:
     @property
     def is_empty(self) -> bool:
         """No process is left."""
-        return not self._occupants and not self._parked
+        return not self._occupants and not self._parked and not self._mothers
 
     # ------------------------------------------------------------ effects
 
@@ -165,6 +167,7 @@ class Yard:
         room = self._rooms.pop(effect.job, None)
         if room is not None:
             self._parked.drop_job(effect.job)
+            self._mothers.drop_job(effect.job)
             room.close()
 
     def start(self, effect: do.StartJail) -> None:
@@ -222,6 +225,7 @@ class Yard:
         if effect.cause == "lapse":
             self._spares.drop()  # cut off, a worker runs no jail at all
             self._parked.drop()
+            self._mothers.drop()
         if self._pending.pop(effect.jail, None) is not None:
             self._events.append(never_started(effect))
             return
@@ -245,6 +249,7 @@ class Yard:
         """Pages and meters of all running processes."""
         self.is_look_due = False
         self._parked.sweep(self._clock_ms())
+        self._mothers.sweep()
         looks, shipping = [], []
         for occupant in self._occupants.values():
             port = occupant.port
@@ -284,16 +289,18 @@ class Yard:
     @property
     def is_short_of_spares(self) -> bool:
         """Whether ``refill`` has something to do."""
-        return self._spares.is_short
+        return self._spares.is_short or self._mothers.is_short
 
     def refill(self) -> None:
-        """Start a spare jail."""
+        """Start a spare jail, or a mother of some."""
         self._spares.refill()
+        self._mothers.refill()
 
     def close(self) -> None:
         """End everything at once."""
         self._spares.close()
         self._parked.close()
+        self._mothers.close()
         for occupant in list(self._occupants.values()):
             self._forget(occupant)
         for room in self._rooms.values():
@@ -311,7 +318,7 @@ class Yard:
         work_dir = self._state_dir / "open" / str(slot)
         try:
             known = self._parked.take(effect.job)
-            port = known or self._spares.take(room.spec, room.interpreter, room.inputs)
+            port = known or self._take_ready(effect.job, room)
             host = self._host
             if port is None and host is not None and (host.is_stopped or not host.is_alive):
                 host.replace_spawner()
@@ -335,7 +342,16 @@ class Yard:
             port.send(room.setting(work_dir), room.function)
         self._update_watch(occupant)
         if room.spec.tier == "strict":  # the next subtask needs one, while this one runs
-            self._spares.refill()
+            if self._mothers.is_able:
+                self._mothers.refill(effect.job)
+            else:
+                self._spares.refill()
+
+    def _take_ready(self, job: int, room: JobRoom) -> Port | None:
+        spec, interpreter, inputs = room.spec, room.interpreter, room.inputs
+        is_warm = spec.tier == "strict" and self._mothers.is_able
+        port = self._mothers.take(job, spec, interpreter, inputs) if is_warm else None
+        return port or self._spares.take(spec, interpreter, inputs, is_once=is_warm)
 
     def _park(self, occupant: _Occupant) -> bool:
         """Whether the jail could leave its slot without an end."""

@@ -9,9 +9,10 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from warm_rig import WarmHost
 
 from gristmill.sandbox.host import Host, prepare_host
 from gristmill.sandbox.interpreter import Interpreter, find_interpreter
@@ -160,12 +161,23 @@ def attack_spec(python: Interpreter, mark: str) -> Callable[..., JailSpec]:
     return make
 
 
+@pytest.fixture(scope="session")
+def warm(able: None, scratch: Path) -> Iterator[WarmHost]:
+    """Jails that mothers make."""
+    with prepare_host(scratch / "warm") as host:
+        if host.place.version == 0:
+            pytest.skip(f"no cgroups: {host.place.reason}")
+        made = WarmHost(host)
+        yield made
+        made.close()
+
+
 @pytest.fixture
 def attack(attack_spec: Callable[..., JailSpec]) -> Callable[..., Attacked]:
     """Run one attack in a jail of its own."""
 
-    def start(host: Host, name: str, *arguments: str, **changes: Any) -> Attacked:
-        result = run(host, attack_spec(name, *arguments, **changes))
+    def start(host: Host | WarmHost, name: str, *arguments: str, **changes: Any) -> Attacked:
+        result = run(cast(Host, host), attack_spec(name, *arguments, **changes))
         lines = [json.loads(line) for line in result.stdout.splitlines() if line[:1] == b"{"]
         return Attacked(result, lines)
 

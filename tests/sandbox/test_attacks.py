@@ -1,6 +1,7 @@
 """Every attack ends with the right outcome, nothing of it is left, and a neighbour goes on.
 
 ``attack`` leaves a mark in the environment of its jail; after each test no process may carry it.
+It tries each of them in a cold jail and in a warm one: that must make no difference.
 """
 
 import dataclasses
@@ -10,6 +11,8 @@ import pty
 import signal
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,15 @@ from gristmill.sandbox.limits import MEBIBYTE, Limits
 from gristmill.sandbox.spec import INSIDE_ID, Bind
 from gristmill.sandbox.verdict import outcome_of_errno
 from gristmill.wire.outcome import Outcome
+
+
+@pytest.fixture(params=["cold", "warm"])
+def attack(request, attack):
+    """In a jail that nsjail starts, and in one that a mother makes."""
+    if request.param == "cold":
+        return attack
+    warm = request.getfixturevalue("warm")
+    return lambda host, *words, **changes: attack(warm, *words, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -148,8 +160,7 @@ def test_nothing_outside_scratch_can_be_written(best_host, attack):
 
 
 def test_links_fifos_and_the_like_are_not_collected(best_host, attack, scratch):
-    out = scratch / "traps"
-    out.mkdir()
+    out = Path(tempfile.mkdtemp(dir=scratch))
     os.chown(out, best_host.jail_uid, best_host.jail_gid)
     attack(
         best_host,

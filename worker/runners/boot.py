@@ -1,6 +1,7 @@
 """First code of a slot: finds our code, then hands over to zygote.py.
 
-Run as ``python -I -B boot.py SLOT_FD PAGE_FD RUNTIME KIND``. The job's own packages win over ours
+Run as ``python -I -B boot.py SLOT_FD PAGE_FD RUNTIME KIND``; a mother (mother.py) has WALLS as one
+more argument and her control socket as SLOT_FD. The job's own packages win over ours
 for everything but ``gristmill`` itself: msgspec and cloudpickle are looked up with RUNTIME last,
 our modules with RUNTIME first, and user code then finds RUNTIME last again. A slot of commands
 (KIND ``command``) runs nothing of the job's here: it goes without what takes long to import.
@@ -37,12 +38,18 @@ def main() -> None:
 
     if is_command:
         from gristmill.worker.runners import commands  # noqa: F401
+    is_mother = len(sys.argv) > 5
+    if is_mother:
+        from gristmill.worker.runners.mother import bear
 
     if runtime:
         sys.path.append(sys.path.pop(0))
+    slot_fd, page_fd = int(sys.argv[1]), int(sys.argv[2])
     gc.freeze()
+    if is_mother:
+        slot_fd, page_fd = bear(slot_fd, sys.argv[5])
     gc.enable()
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    serve(slot_fd, page_fd)
 
 
 main()

@@ -1,5 +1,6 @@
 """Spare jails: taken by a job of their limits, made again, gone with the worker."""
 
+import contextlib
 from typing import Any
 
 from gristmill.sandbox.interpreter import find_interpreter
@@ -35,6 +36,10 @@ def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(start: Any) -> 
 def test_spares_end_with_their_worker(start: Any) -> None:
     from sys import modules
 
+    def is_warm(x: int) -> bool:  # process 1 of a mother's child has one argument more
+        with open("/proc/1/cmdline", "rb") as file:
+            return b"program" in file.read()
+
     pair = start("--spares", "2", "--slots", "2").greet()
     below = modules["gristmill_tests_worker_peer"].descendants
     pair.pump(lambda: len(_slots(below(pair.worker.pid))) >= 4)  # nsjail and Python of each
@@ -45,30 +50,114 @@ def test_spares_end_with_their_worker(start: Any) -> None:
     pair.peer.pump(lambda: not _slots(left))
 
 
-def test_spares_fit_both_kinds_of_jobs_and_are_made_for_commands_where_each_takes_one(
-    start: Any,
-) -> None:
+def test_spares_fit_both_kinds_of_jobs(start: Any) -> None:
     from sys import modules
 
     pair = start("--spares", "1").greet()
     below = modules["gristmill_tests_worker_peer"].descendants
 
-    def is_another(kind: bytes, spare: dict[int, bytes]) -> bool:
+    def is_another(spare: dict[int, bytes]) -> bool:
         now = _kinds(below(pair.worker.pid))
-        return list(now.values()) == [kind] and not spare.keys() & now.keys()
+        return list(now.values()) == [b"function"] and not spare.keys() & now.keys()
 
-    for tier, kind in (("job", b"function"), ("strict", b"command"), ("job", b"function")):
+    for _ in range(2):
         pair.pump(lambda: len(_kinds(below(pair.worker.pid))) == 1)
         spare = _kinds(below(pair.worker.pid))
         pair.peer.forget()
-        pair.run_command(Command(["/bin/echo", "{}"]), ["x"], tier=tier)
+        pair.run_command(Command(["/bin/echo", "{}"]), ["x"], tier="job")
         assert pair.peer.values()[0]["stdout"] == b"x\n"
         pair.peer.order(close=[pair.job])
-        pair.pump(lambda kind=kind, spare=spare: is_another(kind, spare))
+        pair.pump(lambda spare=spare: is_another(spare))
 
 
-def _kinds(pids: list[int]) -> dict[int, bytes]:
-    """Slots, without the nsjail around each: what they were made for."""
+def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_ready(
+    start: Any,
+) -> None:
+    from sys import modules
+
+    def is_warm(x: int) -> bool:  # process 1 of a mother's child has one argument more
+        with open("/proc/1/cmdline", "rb") as file:
+            return b"program" in file.read()
+
+    pair = start("--spares", "2", "--slots", "2").greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+
+    def mothers() -> dict[int, bytes]:
+        """Those that are not a child of another one."""
+        found = _kinds(below(pair.worker.pid), is_mother=True)
+        return {pid: kind for pid, kind in found.items() if _parent(pid) not in found}
+
+    job = pair.next_job()
+    pair.peer.open_function(job, is_warm, tier="strict")
+    warm: list[bool] = []
+    for _ in range(100):
+        pair.peer.forget()
+        pair.peer.lease(job, [1, 2])
+        pair.all_told(2)
+        warm = list(pair.peer.values().values())
+        if all(warm):
+            break
+    assert warm == [True, True]
+    first = mothers()
+    pair.pump(lambda: len(mothers()) == 2)  # the job's, and one for the next job
+    pair.peer.order(close=[job])
+    pair.pump(lambda: len(mothers()) == 1)
+    (spare,) = mothers()
+
+    pair.peer.forget()
+    job = pair.next_job()
+    pair.pump(lambda: len(_kinds(below(pair.worker.pid), is_mother=True)) == 1)
+    pair.peer.open_function(job, is_warm, tier="strict")
+    pair.peer.lease(job, list(range(20)))
+    pair.all_told(20)
+    assert sum(pair.peer.values().values()) >= 10, "the mother was there before the job"
+    pair.pump(lambda: len(mothers()) == 2)
+    assert spare in mothers() and first.keys() != mothers().keys()
+
+    pair.worker.terminate()
+    left = below(pair.worker.pid)
+    pair.peer.pump(lambda: pair.worker.poll() is not None)
+    assert pair.worker.returncode == 0
+    pair.peer.pump(lambda: not _slots(left))
+
+
+def test_a_strict_job_goes_on_when_its_mother_is_killed(start: Any) -> None:
+    import os
+    from sys import modules
+
+    pair = start("--spares", "1").greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+    job = pair.next_job()
+    pair.peer.open_function(job, lambda x: x, tier="strict")
+    killed = 0
+    for _ in range(4):
+        left = list(range(8))
+        for _ in range(10):  # what was lost with a jail is given out again, as a broker does
+            pair.peer.forget()
+            pair.peer.lease(job, left)
+            pair.all_told(len(left))
+            assert {word.name for word in pair.peer.outcomes().values()} <= {"OK", "LOST"}
+            left = left[len(pair.peer.values()) :]
+            if not left:
+                break
+        assert not left
+        for pid in _kinds(below(pair.worker.pid), is_mother=True):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+                killed += 1
+    assert killed
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _kinds(pids: list[int], is_mother: bool = False) -> dict[int, bytes]:
+    """Slots, without the nsjail around each: what they were made for. Or mothers."""
     found = {}
     for pid in _slots(pids):
         try:
@@ -77,7 +166,8 @@ def _kinds(pids: list[int]) -> dict[int, bytes]:
         except OSError:
             continue
         if len(words) > 1 and b"--" not in words:  # it may have ended since
-            found[pid] = words[-2]
+            if is_mother == words[-2].startswith(b"{"):
+                found[pid] = words[-2 - is_mother]
     return found
 
 
