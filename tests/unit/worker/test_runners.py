@@ -187,6 +187,23 @@ def test_nothing_runs_that_was_given_back_while_the_slot_was_set_aside(
     looper.flush()
 
 
+def test_a_stop_just_after_the_list_was_read_is_heard(
+    page: protocol.Page, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, outbox = pipe
+    looper, ran = Looper(SETTING, outbox, page), list[int]()
+    read = page.is_stopped
+
+    def read_then_stop(lease: int) -> bool:
+        is_stopped = read(lease)
+        page.write_stops([lease])
+        return is_stopped
+
+    monkeypatch.setattr(page, "is_stopped", read_then_stop)
+    assert looper.run_inputs(ran.append, [1, 2], protocol.Feed(8, 1, [], []), 10) == 0
+    assert not ran
+
+
 def test_the_page_tells_what_runs_of_a_part(page: protocol.Page) -> None:
     page.words[protocol.LEASE] = 9
     for count in (1, 3, protocol.PART_MAX):
