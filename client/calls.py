@@ -139,7 +139,7 @@ class CoalescedJob(Sink):
                 if not self._waiting:
                     self._is_scheduled = False
                     break
-                count = min(len(self._waiting), limits.PARCEL_ITEMS_TARGET)
+                count = min(len(self._waiting), limits.PARCEL_OBJECTS_TARGET)
                 calls = [self._waiting.popleft() for _ in range(count)]
             self._pack(calls)
         if self.is_closed:

@@ -453,7 +453,7 @@ class Client(Questions):
         items_max = chunk
         if window is not None:
             # Several parcels to a window: one comes back while the next is on its way.
-            items_max = max(1, min(chunk or limits.PARCEL_ITEMS_TARGET, window // 4 or 1))
+            items_max = max(1, min(chunk or limits.PARCEL_OBJECTS_TARGET, window // 4 or 1))
         parcels = Parcels(source, items_max, self.store_blob)
         if key is not None:
             parcels = kept = KeptParcels(source, self.store_blob)

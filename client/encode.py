@@ -51,7 +51,8 @@ class Parcels:
 
     Args:
         source: a range, list, tuple, numpy array (its rows) or any iterable.
-        items_max: inputs in one parcel at most; by default about ``PARCEL_ITEMS_TARGET``.
+        items_max: inputs in one parcel at most; by default ``PARCEL_ITEMS_TARGET``, or
+            ``PARCEL_OBJECTS_TARGET`` once some are not numbers or tuples.
         store: puts the frame of one large input away and returns its reference.
     """
 
@@ -62,6 +63,7 @@ class Parcels:
         self._items_max = max(
             1, min(items_max or limits.PARCEL_ITEMS_TARGET, limits.PARCEL_ITEMS_MAX)
         )
+        self._is_asked = items_max is not None
         self._items = min(FIRST_ITEMS, self._items_max)
         self._at = 0
         self._ready: list[Packed] = []
@@ -145,6 +147,8 @@ class Parcels:
             self._split(values, size)
             return
         codec, frame = self._encode(values)
+        if codec in ("m", "p") and not self._is_asked:
+            self._items_max = min(self._items_max, limits.PARCEL_OBJECTS_TARGET)
         if fits(len(frame), count):
             self._ready.append(Packed(len(values), codec, frame))
         elif len(values) == 1:

@@ -20,7 +20,7 @@ from gristmill.client.link import Link, Sink
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
 
-PARCELS_IN_FLIGHT = 64
+PARCELS_IN_FLIGHT = 32
 INPUT_BYTES_IN_FLIGHT = 8 << 20
 RESULT_BYTES_IN_FLIGHT = 64 << 20  #: expected size of all results on the way
 ITEMS_IN_FLIGHT = 1_000_000

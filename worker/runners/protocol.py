@@ -51,11 +51,11 @@ HEAD = struct.Struct("<II")
 HEADER_BYTES_MAX = 1 << 20
 BODY_BYTES_MAX = 1 << 30
 
-PART_MAX = 2_000  #: subtasks in a part, as in most parcels
+PART_MAX = 4_000  #: subtasks in a part, as in most parcels
 PART_SHIFT = 40
 _STAMPS_AT = 4096
-_PERMITS_AT = _STAMPS_AT + 16_384
-PAGE_BYTES = _PERMITS_AT + 4096
+_PERMITS_AT = _STAMPS_AT + 32_768
+PAGE_BYTES = _PERMITS_AT + 8192
 _ZEROS = bytes(8 * (PART_MAX + 1))
 _NUMBERS = struct.pack(f"{PART_MAX}H", *range(1, PART_MAX + 1))
 STOP, LEASE, STARTED, LISTED, READS, TAKEN, LIST = 0, 1, 2, 3, 4, 5, 7

@@ -24,13 +24,13 @@ def test_a_map_keeps_its_budgets(figures: Callable[..., None]) -> None:
     spent = {name: after[name] - before[name] for name in after if name in COUNTED}
     figures(**spent, collections=collected)
     parcels, leases, results = (spent[n] for n in ("parcels_kept", "leases", "results_kept"))
-    assert parcels <= COUNT // 2_000 + 4, "parcels of 2,000, and a few small ones first"
-    assert spent["front_messages"] <= parcels + 40, "a parcel is one message; credit is rare"
+    assert parcels <= COUNT // 4_000 + 4, "parcels of 4,000, and a few small ones first"
+    assert spent["front_messages"] <= parcels + 20, "a parcel is one message; credit is rare"
     assert results <= leases + parcels, "what of a lease is contiguous is one result"
     assert spent["outbox_added"] <= results + 4, "a result is one line on the bill"
     assert spent["reports"] <= 2 * results + 100, "results of one turn travel in one report"
-    assert spent["rows_committed"] <= parcels + 3 * results + 400, "and cards, as time goes by"
-    assert spent["parcel_bytes"] <= 11 * COUNT and spent["result_bytes"] <= 16 * COUNT
+    assert spent["rows_committed"] <= parcels + 3 * results + 250, "and cards, as time goes by"
+    assert spent["parcel_bytes"] <= 9 * COUNT and spent["result_bytes"] <= 13 * COUNT
     # Each value that comes back is one tuple more; the collector looks after 700 of them.
     assert collected <= 1.2 * COUNT / 700 + 20, "nothing else is made for each value"
 

@@ -172,3 +172,17 @@ def test_objects_that_are_no_arrays_come_back() -> None:
 def test_refs_compare_by_what_they_stand_for() -> None:
     one, same, other = Ref("ab" * 32, 5), Ref("ab" * 32, 5), Ref("cd" * 32, 5)
     assert one == same and hash(one) == hash(same) and one != other and bool(one)
+
+
+@pytest.mark.parametrize(
+    ("value", "most"), [((1, "a"), 4_000), (7, 4_000), ("a", 2_000), ({"a": 1}, 2_000)]
+)
+@pytest.mark.parametrize("asked", [None, 3_000])
+def test_what_each_lease_decodes_anew_shares_a_parcel_with_fewer(
+    value: Any, most: int, asked: int | None
+) -> None:
+    parcels = Parcels([value] * 20_000, asked, lambda frame: BlobRef("", 0))
+    counts = []
+    while (packed := parcels.take(100_000)) is not None:
+        counts.append(packed.items)
+    assert sum(counts) == 20_000 and max(counts) == (asked or most)
