@@ -19,7 +19,14 @@ import zmq
 from gristmill.broker import past, schema
 from gristmill.broker.answers import Answers
 from gristmill.broker.back import Back
-from gristmill.broker.checkpoints import Checkpoint, checkpoint_row, find_leftovers, fold_job
+from gristmill.broker.checkpoints import (
+    Checkpoint,
+    checkpoint_row,
+    ended_before,
+    find_freed,
+    find_leftovers,
+    fold_job,
+)
 from gristmill.broker.core import events as on
 from gristmill.broker.core.invariants import check
 from gristmill.broker.core.state import Config
@@ -120,7 +127,7 @@ class Broker:
         )
         self.delivery = Delivery(
             self._front_box, self.reader, settings.result_cache_bytes, self._free_results, metrics,
-            self._quota.is_over,
+            self._is_full,
         )  # fmt: skip
         self._desk = OrderDesk(self._back_box, self._frames, metrics)
         grants = Grants(key, settings.store, metrics)
@@ -166,7 +173,9 @@ class Broker:
         self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
         self._count_results(found.last_row)
         self.reader.ask(
-            lambda db: (find_leftovers(db), find_kept(db)), self._look_back, lambda _: None
+            lambda db: (find_leftovers(db), find_freed(db), find_kept(db)),
+            self._look_back,
+            lambda _: None,
         )
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
@@ -413,6 +422,11 @@ class Broker:
             f"free space on the disk of {self.settings.state}, then send it again",
         )
 
+    def _is_full(self, tenant: str) -> bool:
+        """Whether somebody waits for what a tenant's results, or their inputs, take of the disk."""
+        known = self.state.tenants.get(tenant)
+        return self._quota.is_over(tenant) or (known is not None and bool(known.stalled))
+
     def _free_results(self, job: int, upto: int) -> None:
         """Results of a job leave the disk; what they mean to a restart stays in a checkpoint."""
 
@@ -426,6 +440,7 @@ class Broker:
             self.execution.when_durable(
                 lambda: self.journal.add_chore(schema.DROP_RESULTS, (job, checkpoint.upto))
             )
+            self._apply(on.InputsEnded(job, ended_before(checkpoint)))
 
         is_open = job in self.state.jobs
         self.reader.ask(lambda db: fold_job(db, job, upto, is_open), folded, lambda _: None)
@@ -458,11 +473,15 @@ class Broker:
             self._next_indexes_ms = now_ms + DAY_MS
             look_beside(self.reader, self.metrics, looked)
 
-    def _look_back(self, found: tuple[list[tuple[int, int]], list[KeptLines]]) -> None:
+    def _look_back(
+        self, found: tuple[list[tuple[int, int]], list[tuple[int, int]], list[KeptLines]]
+    ) -> None:
         """What the last incarnation did not finish, and a start has no time for."""
-        leftovers, kept = found
+        leftovers, freed, kept = found
         for row in leftovers:
             self.journal.add_chore(schema.DROP_RESULTS, row)
+        for row in freed:
+            self.journal.add_chore(schema.DROP_PARCELS_BEFORE, row)
         self._lines.note(kept)
 
     def _count_results(self, last_row: int, after: int = 0) -> None:

@@ -143,6 +143,16 @@ def fold(before: Checkpoint, facts: Iterable[ResultFact]) -> Checkpoint:
     return Checkpoint(upto, _merged(ended), _merged(again), amount, wall_us, cpu_us, peak_kib)
 
 
+def ended_before(checkpoint: Checkpoint) -> int:
+    """The first subtask that the checkpoint does not say has ended."""
+    upto = 0
+    for first, count, _, _ in checkpoint.ended:
+        if first > upto:
+            break
+        upto = max(upto, first + count)
+    return upto
+
+
 def _merged(pieces: list[Piece]) -> list[Piece]:
     merged: list[Piece] = []
     for first, count, outcome, attempt in pieces:
@@ -211,5 +221,17 @@ def find_leftovers(connection: apsw.Connection) -> list[tuple[int, int]]:
         connection.execute(
             "SELECT job, upto FROM checkpoints c WHERE EXISTS"
             " (SELECT 1 FROM results r WHERE r.job = c.job AND r.sequence <= c.upto)"
+        )
+    )
+
+
+def find_freed(connection: apsw.Connection) -> list[tuple[int, int]]:
+    """(job, upto) of parcels that a crash kept from leaving the disk, for the reader's thread."""
+    return list(
+        connection.execute(
+            "SELECT p.job, p.count FROM open_jobs o JOIN parcels p ON p.job = o.job AND p.first = ?"
+            " WHERE EXISTS (SELECT 1 FROM parcels q"
+            " WHERE q.job = p.job AND q.first >= 0 AND q.first < p.count)",
+            (records.FREED_AT,),
         )
     )

@@ -129,6 +129,7 @@ class Execution:
             do.RecordState: self._record_state,
             do.AmendCard: self._amend_card,
             do.AddToOutbox: self._add_to_outbox,
+            do.FreeParcels: self._free_parcels,
             do.FreeJob: self._free_job,
             do.AcceptJob: self._accept_job,
             do.AnswerDryRun: self._answer_dry_run,
@@ -283,6 +284,14 @@ class Execution:
 
     def _add_to_outbox(self, effect: do.AddToOutbox) -> None:
         self._outbox.add(effect.entry)
+
+    def _free_parcels(self, effect: do.FreeParcels) -> None:
+        job, upto = effect.job, effect.upto
+        row = records.freed_row(job, upto, effect.body_bytes)
+        self._journal.record("parcels", schema.SET_FREED, row, 64)
+        self.when_durable(
+            lambda: self._journal.add_chore(schema.DROP_PARCELS_BEFORE, (job, upto)), True
+        )
 
     def _free_job(self, effect: do.FreeJob) -> None:
         if (credit := self._credit.pop(effect.job, None)) is not None:

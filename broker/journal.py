@@ -459,7 +459,7 @@ def _begin_incarnation(connection: apsw.Connection) -> tuple[str, int]:
             version = schema.SCHEMA_VERSION  # what both said when it was written here
         if not said:
             connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
-        if version in (1, 2, 3, 4):
+        if version in (1, 2, 3, 4, 5):
             connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
             if version == 1:
                 connection.execute(schema.LIST_OPEN)

@@ -174,6 +174,21 @@ def parcel_row(job: int, first: int, count: int, codec: str, body: bytes) -> Row
     return job, first, count, codec, crc, body
 
 
+#: where the row of the parcels that have left stands: before the first that is there
+FREED_AT = -1
+_FREED = "freed "
+
+
+def freed_row(job: int, upto: int, body_bytes: int) -> Row:
+    """The row of ``parcels`` for those before ``upto``, which have left; and of how many bytes."""
+    return parcel_row(job, FREED_AT, upto, f"{_FREED}{body_bytes}", b"")
+
+
+def freed_bytes(codec: str) -> int:
+    """How many bytes have left, from the codec of a ``freed_row``."""
+    return int(codec.removeprefix(_FREED))
+
+
 #: all that a start reads of a parcel; and where it is
 PARCEL_HEAD = "job, first, count, codec, size_of(body), crc, r.rowid"
 

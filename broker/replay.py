@@ -25,6 +25,7 @@ from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
 from gristmill.wire.frames import encode
+from gristmill.wire.limits import PARCEL_BYTES_MAX
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.worker import ResultHead
@@ -209,6 +210,8 @@ class _Replay:
         self._functions_bytes = 0
         self._upto: dict[int, int] = {}
         self._freed: dict[int, int] = {}
+        self._checkpoints: dict[int, checkpoints.Checkpoint] = {}  # until its results are read
+        self._gone: dict[int, int] = {}  # job to the end of its parcels that have left
         self.read = 0
 
     def close(self) -> None:
@@ -301,6 +304,7 @@ class _Replay:
             self._journal.record("open_jobs", schema.DROP_OPEN, (job,), 16)
             return fact
         self._functions_bytes += len(record.function)
+        self._read_checkpoint(job)
         is_kept = self._functions_bytes <= FUNCTIONS_BYTES
         self._records.append(record if is_kept else record._replace(function=b""))
         return dataclasses.replace(
@@ -344,20 +348,44 @@ class _Replay:
         return found | {"cancelled_runs": runs, "losses": losses}
 
     def _parcels(self, job: int, status: JobStatus | None) -> Iterator[ParcelFact]:
-        expected = 0
+        expected, ended = 0, self._ended_before(job)
         for row in self._parcel_rows.take(job):
             _, first, count, codec, size, *_ = row
             if not self._is_placed(row):
                 continue
+            if first == records.FREED_AT:
+                expected = self._gone[job] = count
+                yield ParcelFact(0, count, "", records.freed_bytes(codec), True)
+                continue
+            if first < expected:
+                continue  # on its way out when the broker ended
+            if not expected and 0 < first <= ended:
+                expected = first
+                yield self._gone_unsaid(job, first)
             if first != expected:
                 log.error("journal job=%d has no parcel at %d: the client sends it again",
                           job, expected)  # fmt: skip
                 return
             expected = first + count
             yield ParcelFact(first, count, codec, size)
+        if not expected and ended:
+            expected = ended
+            yield self._gone_unsaid(job, ended)
         if status is not None and expected < status.uploaded:
             log.error("journal damaged job=%d has parcels up to %d of %d: the client sends the rest"
                       " again", job, expected, status.uploaded)  # fmt: skip
+
+    def _ended_before(self, job: int) -> int:
+        """The first subtask that the job's checkpoint does not say has ended; 0 without one."""
+        checkpoint = self._checkpoints.get(job)
+        return 0 if checkpoint is None else checkpoints.ended_before(checkpoint)
+
+    def _gone_unsaid(self, job: int, upto: int) -> ParcelFact:
+        """Parcels that have left, although the row that said so is damaged: as many bytes as may
+        have been, so that their client is not kept waiting for credit.
+        """
+        self._gone[job] = upto
+        return ParcelFact(0, upto, "", upto * PARCEL_BYTES_MAX, True)
 
     def _is_placed(self, row: records.Row) -> bool:
         """Whether a parcel is one of its job's; if not, it makes room for the right one."""
@@ -379,17 +407,23 @@ class _Replay:
 
     # ------------------------------------------------------------ results
 
-    def _results(self, job: int) -> Iterator[ResultFact]:
+    def _read_checkpoint(self, job: int) -> None:
         for row in self._checkpoint_rows.take(job):
+            self._upto[job] = self._freed[job] = row[1]
             try:
-                checkpoint = checkpoints.read_checkpoint(row)
+                self._checkpoints[job] = checkpoints.read_checkpoint(row)
             except records.DamagedError as error:
                 self.quarantine(error, bytes(row[3]))
-                self._upto[job] = self._freed[job] = row[1]
-                continue
-            self._upto[job] = self._freed[job] = checkpoint.upto
+
+    def _results(self, job: int) -> Iterator[ResultFact]:
+        checkpoint, freed = self._checkpoints.pop(job, None), self._freed.get(job, 0)
+        if checkpoint is not None:
             yield from checkpoints.unfold(checkpoint)
-        freed = self._freed.get(job, 0)
+        elif gone := self._gone.get(job, 0):
+            # Inputs leave when their subtasks have ended and their results were read.
+            log.error("journal damaged job=%d: how its first %d subtasks ended and what they cost is"
+                      " not known; they count as done, at no cost", job, gone)  # fmt: skip
+            yield ResultFact(freed, 0, gone, 1, bytes([Outcome.OK]))
         for row in self._result_rows.take(job):
             sequence = row[1]
             if sequence <= freed:

@@ -11,8 +11,9 @@ were pruned.
 """
 
 #: From 4 on the ``crc`` of parcels and results covers their columns, too: see ``records``. From 5
-#: on their large bodies may be references: see ``bodies``.
-SCHEMA_VERSION = 5
+#: on their large bodies may be references: see ``bodies``. From 6 on the first row of a job's
+#: parcels may stand for those that have left: see ``records.freed_row``.
+SCHEMA_VERSION = 6
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -139,6 +140,8 @@ ADD_RESULT = "INSERT INTO results VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?
 ADD_EVENT = "INSERT INTO events(job, ms, name, detail, crc) VALUES(?,?,?,?,?)"
 ADD_ENTRY = "INSERT INTO outbox VALUES(?,?,?,?)"
 DROP_ENTRY = "DELETE FROM outbox WHERE sequence = ?"
+#: the row of a job's parcels that have left: see ``records.freed_row``
+SET_FREED = "INSERT OR REPLACE INTO parcels VALUES(?,?,?,?,?,?)"
 DROP_PARCEL = "DELETE FROM parcels WHERE rowid = ?"
 DROP_ENTRIES = "DELETE FROM outbox WHERE sequence <= ?"
 ADD_NODE = "INSERT OR IGNORE INTO nodes VALUES(?,?,?)"
@@ -178,6 +181,11 @@ CHUNK_ROWS = 128
 DROP_PARCELS = (
     "DELETE FROM parcels WHERE rowid IN"
     f" (SELECT rowid FROM parcels WHERE job = ? LIMIT {CHUNK_ROWS})"
+    " RETURNING iif(length(body) < 64, body, NULL)"
+)
+DROP_PARCELS_BEFORE = (
+    "DELETE FROM parcels WHERE rowid IN (SELECT rowid FROM parcels"
+    f" WHERE job = ? AND first >= 0 AND first < ? LIMIT {CHUNK_ROWS})"
     " RETURNING iif(length(body) < 64, body, NULL)"
 )
 DROP_RESULTS = (

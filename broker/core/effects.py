@@ -110,6 +110,17 @@ class AddToOutbox(Effect, frozen=True):
     entry: Entry
 
 
+class FreeParcels(Effect, frozen=True):
+    """A job's parcels before ``upto`` (the end of one) leave the disk.
+
+    ``body_bytes``: of all that have left so far, which a restart has to know.
+    """
+
+    job: int
+    upto: int
+    body_bytes: int
+
+
 class FreeJob(Effect, frozen=True):
     """The job is final: parcels leave memory and disk; results stay for their retention."""
 
@@ -254,6 +265,7 @@ AnyEffect = (
     | RecordState
     | AmendCard
     | AddToOutbox
+    | FreeParcels
     | FreeJob
     | AcceptJob
     | AnswerDryRun

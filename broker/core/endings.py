@@ -315,7 +315,7 @@ def _forget(state: State, job: Job, finished: Finished) -> None:
     state.changed.pop(job.number, None)
     tenant.stalled.pop(job.number, None)
     tenant.jobs -= 1
-    tenant.parcel_bytes -= job.parcels.bytes_total
+    tenant.parcel_bytes -= job.parcels.bytes_total - job.bytes_freed
     job.requirement.jobs.pop(job.number, None)
     state.remember(job.number, finished)
     if job.is_queued:

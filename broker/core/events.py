@@ -56,6 +56,16 @@ class ParcelsCommitted(Event, frozen=True):
     upto: int
 
 
+class InputsEnded(Event, frozen=True):
+    """Every subtask before this one ended for good, and its results were read and are not kept.
+
+    The journal has what that means to a restart: the inputs are not needed again.
+    """
+
+    job: int
+    upto: int
+
+
 class UploadClosed(Event, frozen=True):
     """No more parcels."""
 
@@ -198,6 +208,7 @@ AnyEvent = (
     JobSubmitted
     | ParcelArrived
     | ParcelsCommitted
+    | InputsEnded
     | UploadClosed
     | CancelAsked
     | PauseAsked

@@ -137,11 +137,14 @@ def _check_slot(worker: Worker, slot: Slot) -> None:
 
 def _check_tenants(state: State) -> None:
     jobs: dict[str, int] = {}
+    inputs: dict[str, int] = {}
     leases: dict[str, int] = {}
     slots: dict[tuple[str, int, int], None] = {}
     serving: dict[tuple[int, int, int], None] = {}
     for job in state.jobs.values():
-        jobs[job.tenant.name] = jobs.get(job.tenant.name, 0) + 1
+        name = job.tenant.name
+        jobs[name] = jobs.get(name, 0) + 1
+        inputs[name] = inputs.get(name, 0) + job.parcels.bytes_total - job.bytes_freed
     for lease in state.leases.values():
         name, slot = lease.job.tenant.name, lease.slot
         leases[name] = leases.get(name, 0) + 1
@@ -149,6 +152,7 @@ def _check_tenants(state: State) -> None:
         serving[lease.job.number, slot.worker.number, slot.number] = None
     for name, tenant in state.tenants.items():
         assert tenant.jobs == jobs.get(name, 0), f"{name}: jobs"
+        assert tenant.parcel_bytes == inputs.get(name, 0), f"{name}: bytes of inputs"
         assert tenant.leases == leases.get(name, 0), f"{name}: leases"
         used = sum(1 for key in slots if key[0] == name)
         assert tenant.slots == used, f"{name}: {tenant.slots} slots, uses {used}"

@@ -99,6 +99,8 @@ class Job:
     ramp: int = 1
     bytes_committed: int = 0
     bytes_allowed: int = 0
+    freed: int = 0
+    bytes_freed: int = 0
     committed: int = 0
     started_utc_ms: int = 0
     finished_utc_ms: int = 0

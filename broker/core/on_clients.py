@@ -8,11 +8,12 @@ import msgspec
 
 from gristmill.broker.core import endings
 from gristmill.broker.core import journal_names as names
-from gristmill.broker.core.credit import extend_credit
+from gristmill.broker.core.credit import extend_credit, release_stalled
 from gristmill.broker.core.effects import (
     AcceptJob,
     AddToOutbox,
     AllowInput,
+    FreeParcels,
     AnswerDryRun,
     AnyEffect,
     Confirm,
@@ -26,6 +27,7 @@ from gristmill.broker.core.events import (
     ClientLost,
     JobSubmitted,
     ParcelArrived,
+    InputsEnded,
     ParcelsCommitted,
     PauseAsked,
     ResumeAsked,
@@ -241,7 +243,7 @@ def on_parcel_arrived(
         return
     _claim(state, job, event.client)
     first, count, end = event.first, event.count, event.first + event.count
-    if job.parcels.is_same(first, count, event.codec):
+    if job.parcels.is_same(first, count, event.codec) or end <= job.freed:
         effects.append(AllowInput(job.number, job.committed, job.bytes_allowed))
         return
     wrong = _parcel_fault(state, job, event)
@@ -306,6 +308,22 @@ def on_parcels_committed(
     job.committed = max(job.committed, min(event.upto, job.uploaded))
     job.bytes_committed = job.parcels.bytes_before(job.committed)
     extend_credit(state, job, effects)
+
+
+def on_inputs_ended(
+    state: State, event: InputsEnded, now_ms: int, effects: list[AnyEffect]
+) -> None:
+    """Parcels of which nothing is needed again leave; uploads that waited for room go on."""
+    job = state.jobs.get(event.job)
+    if job is None:
+        return  # all of its parcels leave
+    upto, size_bytes = job.parcels.whole_before(event.upto)
+    if upto <= job.freed:
+        return
+    job.tenant.parcel_bytes -= size_bytes - job.bytes_freed
+    job.freed, job.bytes_freed = upto, size_bytes
+    effects.append(FreeParcels(job.number, upto, size_bytes))
+    release_stalled(state, job.tenant, effects)
 
 
 def on_upload_closed(

@@ -40,8 +40,12 @@ class Parcels:
 
     def bytes_before(self, upto: int) -> int:
         """Body bytes of the parcels that end at or before this index."""
+        return self.whole_before(upto)[1]
+
+    def whole_before(self, upto: int) -> tuple[int, int]:
+        """(end of the last parcel that ends at or before this index, body bytes up to there)."""
         position = bisect_right(self.ends, upto)
-        return self.bytes_upto[position - 1] if position else 0
+        return (self.ends[position - 1], self.bytes_upto[position - 1]) if position else (0, 0)
 
     def fit(self, first: int, count: int, bytes_max: int, seen: int) -> tuple[int, int, int]:
         """How much of a range fits into ``bytes_max`` of parcels.

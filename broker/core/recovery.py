@@ -38,12 +38,16 @@ _WORDS = {Outcome.OK: DONE, Outcome.CANCELLED: CANCELLED}
 
 @dataclass(frozen=True, slots=True)
 class ParcelFact:
-    """A parcel on disk; parcels of a job come in order."""
+    """A parcel on disk; parcels of a job come in order.
+
+    ``is_freed``: the first one may stand for all that have left the disk.
+    """
 
     first: int
     count: int
     codec: str
     body_bytes: int
+    is_freed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,8 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
     for parcel in fact.parcels:
         job.parcels.add(parcel.first, parcel.count, parcel.codec, parcel.body_bytes)
         job.columns.grow(parcel.count)
+        if parcel.is_freed:
+            job.freed, job.bytes_freed = parcel.count, parcel.body_bytes
         if job.count < 0:
             state.queued += parcel.count
     _restore_upload(state, job, fact)
@@ -167,7 +173,7 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
 
 
 def _restore_upload(state: State, job: Job, fact: JobFact) -> None:
-    job.tenant.parcel_bytes += job.parcels.bytes_total
+    job.tenant.parcel_bytes += job.parcels.bytes_total - job.bytes_freed
     job.committed = job.uploaded
     job.bytes_committed = job.parcels.bytes_total
     job.bytes_allowed = job.bytes_committed + state.config.input_credit_bytes

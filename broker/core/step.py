@@ -25,6 +25,7 @@ _HANDLERS: dict[type, Callable[[State, Any, int, list[AnyEffect]], None]] = {
     events.JobSubmitted: on_clients.on_job_submitted,
     events.ParcelArrived: on_clients.on_parcel_arrived,
     events.ParcelsCommitted: on_clients.on_parcels_committed,
+    events.InputsEnded: on_clients.on_inputs_ended,
     events.UploadClosed: on_clients.on_upload_closed,
     events.CancelAsked: on_clients.on_cancel_asked,
     events.PauseAsked: on_clients.on_pause_asked,

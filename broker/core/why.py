@@ -148,12 +148,24 @@ def reason_of(state: State, job: Job) -> str:
         return "no workers"
     if not job.requirement.slots:
         return infeasible_text(state, job.requirement) or "no workers: all of them are draining"
+    if not job.ready.count and job.number in job.tenant.stalled:
+        return _disk_text(state, job)
     if not job.ready.count:
         return "waiting for inputs" if not job.is_closed else ""
     tenant = job.tenant
     if tenant.slots_max and tenant.slots >= tenant.slots_max:
         return f"QUOTA: tenant {tenant.name} uses {tenant.slots} of its {tenant.slots_max} slots"
     return "waiting for a free slot"
+
+
+def _disk_text(state: State, job: Job) -> str:
+    """``QUOTA: ...`` of an upload that stands still, with what makes room."""
+    limit = format_bytes(state.config.tenant_disk_bytes)
+    keep = "" if not job.spec.keep else "; with keep=False inputs leave as results are read"
+    return (
+        f"QUOTA: inputs of tenant {job.tenant.name} fill its {limit} of the broker's disk; they"
+        f" leave when their jobs end{keep}"
+    )
 
 
 def ended_text(card: JobStatus) -> str:

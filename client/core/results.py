@@ -3,7 +3,14 @@
 from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
 from gristmill.client.core.requests import ask
-from gristmill.client.core.state import NEVER, QUIET_MS, QUIET_MS_MAX, State, Subscription
+from gristmill.client.core.state import (
+    ACK_MS,
+    NEVER,
+    QUIET_MS,
+    QUIET_MS_MAX,
+    State,
+    Subscription,
+)
 from gristmill.wire import client as wire
 from gristmill.wire.client import FINAL_JOB_STATES
 
@@ -13,7 +20,9 @@ def subscribe(state: State, job: int, after: int, now_ms: int, todo: list[out.An
     known = state.subscriptions.get(job)
     if known is not None and not known.is_final:
         return
-    subscription = Subscription(job, after=after, acked=after, told_acked=after, moved_ms=now_ms)
+    subscription = Subscription(
+        job, after=after, acked=after, told_acked=after, told_ms=now_ms, moved_ms=now_ms
+    )
     state.subscriptions[job] = subscription
     _ask(state, subscription, now_ms, todo)
 
@@ -88,7 +97,7 @@ def on_results(
     size_bytes = sum(map(len, frames))
     subscription.moved_ms, subscription.quiet_ms = now_ms, QUIET_MS
     if result.sequence <= subscription.after:
-        _grant(state, subscription, todo)
+        _grant(state, subscription, now_ms, todo)
         return
     if result.sequence > subscription.after + 1 and not _is_gone(subscription):
         _ask_again(state, subscription, now_ms, todo)
@@ -101,7 +110,9 @@ def on_results(
     todo.append(out.ResultArrived(result, frames))
 
 
-def on_result_taken(state: State, event: on.ResultTaken, todo: list[out.AnyEffect]) -> None:
+def on_result_taken(
+    state: State, event: on.ResultTaken, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
     """The consumer took one: acknowledge it and allow more."""
     subscription = state.subscriptions.get(event.job)
     if subscription is None:
@@ -110,20 +121,29 @@ def on_result_taken(state: State, event: on.ResultTaken, todo: list[out.AnyEffec
         return  # of an earlier reading of the same job
     subscription.queued_bytes = max(subscription.queued_bytes - event.size_bytes, 0)
     subscription.acked = max(subscription.acked, event.sequence)
-    _grant(state, subscription, todo)
+    _grant(state, subscription, now_ms, todo)
     _forget_if_over(state, subscription)
 
 
-def _grant(state: State, subscription: Subscription, todo: list[out.AnyEffect]) -> None:
+def _grant(
+    state: State, subscription: Subscription, now_ms: int, todo: list[out.AnyEffect]
+) -> None:
     allowed = subscription.got_bytes + state.window_bytes - subscription.queued_bytes
     is_worth_a_message = allowed - subscription.granted_bytes >= state.window_bytes // 8
     is_last = subscription.is_final and subscription.acked == subscription.after
-    if state.phase != "open" or not (is_worth_a_message or is_last):
+    # The broker may free what was read, and large inputs with it, however small the results are.
+    late_ms = subscription.told_ms + ACK_MS
+    is_late = subscription.acked > subscription.told_acked and now_ms >= late_ms
+    if state.phase != "open":
+        return
+    if not (is_worth_a_message or is_last or is_late):
+        if subscription.acked > subscription.told_acked:
+            state.next_ms = min(state.next_ms, late_ms)
         return
     if is_last and not is_worth_a_message and subscription.told_acked == subscription.acked:
         return
     subscription.granted_bytes = max(allowed, subscription.granted_bytes)
-    subscription.told_acked = subscription.acked
+    subscription.told_acked, subscription.told_ms = subscription.acked, now_ms
     todo.append(
         out.Send(
             wire.Credit(
@@ -150,7 +170,7 @@ def on_job_event(
         return
     if is_final:
         subscription.is_final = True
-        _grant(state, subscription, todo)
+        _grant(state, subscription, now_ms, todo)
         _forget_if_over(state, subscription)
     todo.append(out.StatusArrived(status, is_final))
 
@@ -174,6 +194,9 @@ def on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
             if subscription.job not in asked:
                 _ask(state, subscription, now_ms, todo)
         due = min(due, subscription.moved_ms + subscription.quiet_ms)
+        if subscription.acked > subscription.told_acked:
+            _grant(state, subscription, now_ms, todo)
+            due = min(due, subscription.told_ms + ACK_MS)
     return due
 
 

@@ -12,6 +12,7 @@ RESEND_MS_MAX = 8_000
 GREET_MS = 250  #: between HELLOs that nobody answers
 QUIET_MS = 3_000  #: first silence of a subscription after which it is said again; it doubles
 QUIET_MS_MAX = 24_000
+ACK_MS = 1_000  #: at the latest then the broker hears which results were taken
 STALL_MS = 3_000  #: parcels without an acknowledgement for this long are said again
 TELL_SHARE = 3  #: after this part of the patience a silence is told, after all of it given up
 LATE_MS = 500  #: a turn later than this was not ours to take: we were stopped, or starved
@@ -83,7 +84,8 @@ class Upload:
 class Subscription:
     """The results of one job on their way.
 
-    ``after``: the last sequence handed on. ``acked``: the last that the consumer took.
+    ``after``: the last sequence handed on. ``acked``: the last that the consumer took;
+    ``told_acked`` and ``told_ms``: what the broker was told of it, and when.
     ``got_bytes`` and ``granted_bytes`` are cumulative since the newest SUBSCRIBE;
     ``queued_bytes`` were handed on and not yet taken. ``is_fresh``: SUBSCRIBE was answered and
     nothing came since. ``retried_after``: where it was asked again because of a gap. ``moved_ms``:
@@ -94,6 +96,7 @@ class Subscription:
     after: int = 0
     acked: int = 0
     told_acked: int = 0
+    told_ms: int = 0
     got_bytes: int = 0
     granted_bytes: int = 0
     queued_bytes: int = 0

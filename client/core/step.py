@@ -62,7 +62,7 @@ def step(state: State, event: on.AnyEvent, now_ms: int) -> list[out.AnyEffect]:
         case on.Received():
             _on_received(state, event.message, event.frames, now_ms, todo)
         case on.ResultTaken():
-            results.on_result_taken(state, event, todo)
+            results.on_result_taken(state, event, now_ms, todo)
         case on.ParcelReady():
             uploads.on_parcel_ready(state, event, now_ms, todo)
         case on.UploadEnded():
