@@ -26,7 +26,8 @@ class Options(TypedDict, total=False):
     many failed and none was done.
     completion: what makes the job done: ``all``, ``any`` or a number of subtasks (the rest is then
     cancelled), or a share such as ``90%``.
-    keep: results stay after they were read, for ``retention`` (a duration); durable: False gives
+    keep: results stay after they were read, for ``retention`` (a duration), and inputs until the
+    job ends; a map of more than the broker's disk has room for needs False. durable: False gives
     up the durability of results, never of acceptance or money.
     results: ``safe`` for plain values only, ``any`` for pickles too.
     """

@@ -24,6 +24,7 @@ from gristmill.broker.core import (
 )
 from gristmill.broker.core import step as broker_step
 from gristmill.broker.core.effects import AddToOutbox
+from gristmill.broker.core.parcels import Parcels
 from gristmill.broker.core.ready import Ready
 from gristmill.broker.core.state import State
 from gristmill.broker.core.tenants import Tenant
@@ -343,6 +344,18 @@ def freed_room_is_not_offered(patch: Patch) -> None:
             state.dirty_workers.pop(lease.slot.worker.number, None)
 
     patch.setattr(endings, "close_lease", close_lease)
+
+
+@mutant
+def inputs_leave_too_early(patch: Patch) -> None:
+    """A parcel leaves when the first of its subtasks has ended."""
+    real = Parcels.whole_before
+
+    def whole_before(parcels: Any, upto: int) -> tuple[int, int]:
+        later = next((end for end in parcels.ends if end > upto), upto) if upto else 0
+        return real(parcels, later)
+
+    patch.setattr(Parcels, "whole_before", whole_before)
 
 
 @mutant

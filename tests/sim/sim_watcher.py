@@ -64,7 +64,7 @@ class Watcher:
         self.events: dict[str, int] = {}
         self.log: list[tuple[Tag, fx.AnyEffect, Told]] = []
         self.restarts = 0
-        self.dispatched = self.superseded = self.results = 0
+        self.dispatched = self.superseded = self.results = self.inputs_freed = 0
         self.is_quiet = False
         self.forget()
 
@@ -174,6 +174,12 @@ class Watcher:
         job = self.jobs[effect.job]
         self.need(effect.first == job.uploaded, f"j{effect.job}: a parcel out of order was kept")
         job.uploaded += effect.count
+
+    def on_FreeParcels(self, effect: fx.FreeParcels) -> None:  # noqa: N802
+        job = self.jobs[effect.job]
+        needed = next((index for index in range(effect.upto) if index not in job.finals), None)
+        self.need(needed is None, f"j{effect.job}/{needed} may run again and its input has left")
+        self.inputs_freed += effect.upto
 
     def on_RecordEvent(self, effect: fx.RecordEvent) -> None:  # noqa: N802
         self.events[effect.name] = self.events.get(effect.name, 0) + 1

@@ -39,6 +39,7 @@ FOUND_AT: dict[str, int] = {
     "capacity_is_not_checked": 2,
     "capacity_is_not_given_back": 0,
     "freed_room_is_not_offered": 10,
+    "inputs_leave_too_early": 18,
     "rescued_runs_are_forgotten": 0,
     "results_leave_before_their_commit": 51,
     "silence_expires_nothing": 32,

@@ -7,6 +7,7 @@ from core_driver import CLIENT, UTC, Core, grant_of, grants, kinds, only
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
 from gristmill.broker.core.state import Config
+from gristmill.broker.core.why import reason_of
 from gristmill.wire import limits
 from gristmill.wire.ledger import Hold, Release
 from gristmill.wire.spec import JobSpec, Limits
@@ -160,6 +161,30 @@ def test_a_full_disk_quota_stops_credit_until_a_job_ends() -> None:
     assert core.do(ev.ParcelsCommitted(1, 1)) == [fx.AllowInput(1, 1, 1_000)]
     effects = core.cancel(2)
     assert fx.AllowInput(1, 1, 1_100) in effects
+
+
+def test_inputs_that_are_not_needed_again_make_room() -> None:
+    core = Core(Config(tenant_disk_bytes=250, input_credit_bytes=1_000))
+    core.submit()
+    for first in (0, 2, 4):
+        core.parcel(1, first, 2, 100)
+    assert core.do(ev.ParcelsCommitted(1, 6)) == [fx.AllowInput(1, 6, 1_000)]  # 300 of 250
+    core.do(ev.HoldAnswered(1, "", ""))
+    leases = grants(core.join())
+    while leases:
+        leases += grants(core.finish(1, leases.pop(0)))
+    reason = reason_of(core.state, core.state.jobs[1])
+    assert reason.startswith("QUOTA: inputs of tenant t fill its 250 B") and "keep" in reason
+    # The third subtask is in the second parcel, which stays.
+    assert core.do(ev.InputsEnded(1, 3)) == [
+        fx.FreeParcels(1, 2, 100), fx.AllowInput(1, 6, 1_300),
+    ]  # fmt: skip
+    assert core.state.tenants["t"].parcel_bytes == 200
+    assert core.do(ev.InputsEnded(1, 3)) == [] == core.do(ev.InputsEnded(9, 3))
+    # Its client may not have heard that they are on disk.
+    assert core.parcel(1, 0, 2, 100) == [fx.AllowInput(1, 6, 1_300)]
+    core.cancel(1)
+    assert core.state.tenants["t"].parcel_bytes == 0
 
 
 def test_closing_names_the_count(core: Core) -> None:

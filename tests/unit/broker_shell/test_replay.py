@@ -20,6 +20,7 @@ from gristmill.broker.replay import Recovered, recover
 from gristmill.wire.client import JobStatus, Results
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import Release
+from gristmill.wire.limits import PARCEL_BYTES_MAX
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec, Tariff
@@ -263,6 +264,62 @@ def test_freed_results_are_final_after_a_restart(file: File) -> None:
         assert (found.jobs[0].results, found.jobs[0].freed) == (3, 2)
     more, _, _ = checkpoints.fold_job(file.db, 1, 3, is_open=True)
     assert (more.upto, more.ended, more.amount_ucredits) == (3, [(10, 30, 0, 1)], 33)
+
+
+def freed(file: File, upto: int = 40) -> None:
+    """Job 1 in parcels of 20, the first 40 of its subtasks done, read, and gone with their inputs."""
+    file.job(1)
+    file.db.execute("DELETE FROM parcels")
+    for first in range(upto, 100, 20):
+        file.db.execute(
+            schema.ADD_PARCEL, records.parcel_row(1, first, 20, "m", b"inputs" * 5)
+        )
+    checkpoint = checkpoints.Checkpoint(2, [(0, upto, 0, 1)], [], 22, 2_000, 1_000, 7)
+    file.db.execute(schema.SET_CHECKPOINT, checkpoints.checkpoint_row(1, checkpoint))
+    file.db.execute(schema.SET_FREED, records.freed_row(1, upto, 60))
+
+
+def test_inputs_that_have_left_are_not_missed_after_a_restart(file: File) -> None:
+    freed(file)
+    file.db.execute(schema.ADD_PARCEL, records.parcel_row(1, 20, 20, "m", b"i" * 30))
+    assert checkpoints.find_freed(file.db) == [(1, 40)]  # a crash kept one
+    for _ in range(2):
+        found, _ = file.start()
+        job = found.state.jobs[1]
+        assert (job.uploaded, job.done, job.ready.count, job.spent_ucredits) == (100, 40, 60, 22)
+        assert (job.freed, job.bytes_freed, job.bytes_committed) == (40, 60, 150)
+        assert found.state.tenants["t"].parcel_bytes == 90
+        file.db.execute(schema.DROP_PARCELS_BEFORE, (1, 40)).fetchall()
+        assert checkpoints.find_freed(file.db) == []
+    file.db.execute(schema.DROP_PARCELS, (1,)).fetchall()
+    assert file.db.execute("SELECT * FROM parcels").fetchall() == []
+
+
+@pytest.mark.parametrize("upto", [40, 100])
+def test_inputs_that_have_left_are_not_missed_when_the_row_that_says_so_is_damaged(
+    file: File, upto: int
+) -> None:
+    freed(file, upto)
+    file.db.execute("UPDATE parcels SET codec = 'freed 6' WHERE first < 0")
+    found, metrics = file.start()
+    assert metrics.rows_quarantined == 1 + (upto == 100)  # its job is over: named again
+    if upto == 100:
+        assert found.state.finished[1].status.done == 100
+        return
+    job = found.state.jobs[1]
+    assert (job.uploaded, job.done, job.ready.count) == (100, upto, 100 - upto)
+    assert job.bytes_allowed > upto * PARCEL_BYTES_MAX  # its client does not wait for ever
+    assert found.state.tenants["t"].parcel_bytes == (100 - upto) // 20 * 30
+
+
+@pytest.mark.parametrize("damage", ["UPDATE checkpoints SET body = x'00'", "DELETE FROM checkpoints"])
+def test_what_ended_does_not_run_without_its_inputs(file: File, damage: str) -> None:
+    freed(file)
+    file.db.execute(damage)
+    found, metrics = file.start()
+    job = found.state.jobs[1]
+    assert metrics.rows_quarantined == damage.startswith("UPDATE")
+    assert (job.uploaded, job.done, job.ready.count, job.spent_ucredits) == (100, 40, 60, 0)
 
 
 def test_a_checkpoint_ends_before_a_damaged_result(file: File) -> None:

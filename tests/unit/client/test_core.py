@@ -7,7 +7,14 @@ import pytest
 
 from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
-from gristmill.client.core.state import GREET_MS, QUIET_MS, RESEND_MS, STALL_MS, State
+from gristmill.client.core.state import (
+    ACK_MS,
+    GREET_MS,
+    QUIET_MS,
+    RESEND_MS,
+    STALL_MS,
+    State,
+)
 from gristmill.client.core.step import step
 from gristmill.wire import client as wire
 from gristmill.wire.spec import JobSpec
@@ -181,6 +188,18 @@ def test_each_result_is_told_once_and_in_sequence() -> None:
     assert sent(step(state, result(4), 23)) == []  # asked once for all of them
     step(state, on.Received(wire.Answer(again.request), []), 24)
     assert [type(e) for e in step(state, result(2), 25)] == [out.ResultArrived]
+
+
+def test_what_was_taken_is_told_within_a_second_however_small_it_is() -> None:
+    """The broker frees inputs with it, and an upload may wait for their room."""
+    state = opened()
+    accepted(state)
+    step(state, result(1), 20)
+    assert sent(step(state, on.ResultTaken(7, 1, 8), 30)) == []
+    assert state.next_ms <= 20 + ACK_MS
+    said = [*sent(step(state, on.TimePassed(), 20 + ACK_MS))]
+    said += sent(step(state, on.TimePassed(), 30 + 2 * ACK_MS))
+    assert [m.acked for m in said if isinstance(m, wire.Credit)] == [1]  # once
 
 
 def test_what_stays_missing_after_a_second_try_is_gone() -> None:
