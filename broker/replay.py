@@ -381,8 +381,9 @@ class _Replay:
         return 0 if checkpoint is None else checkpoints.ended_before(checkpoint)
 
     def _gone_unsaid(self, job: int, upto: int) -> ParcelFact:
-        """Parcels that have left, although the row that said so is damaged: as many bytes as may
-        have been, so that their client is not kept waiting for credit.
+        """Parcels that have left, although the row that said so is damaged.
+
+        Of as many bytes as may have been: else their client would wait for credit.
         """
         self._gone[job] = upto
         return ParcelFact(0, upto, "", upto * PARCEL_BYTES_MAX, True)
@@ -421,8 +422,8 @@ class _Replay:
             yield from checkpoints.unfold(checkpoint)
         elif gone := self._gone.get(job, 0):
             # Inputs leave when their subtasks have ended and their results were read.
-            log.error("journal damaged job=%d: how its first %d subtasks ended and what they cost is"
-                      " not known; they count as done, at no cost", job, gone)  # fmt: skip
+            log.error("journal damaged job=%d: how its first %d subtasks ended and what they cost"
+                      " is not known; they count as done, at no cost", job, gone)  # fmt: skip
             yield ResultFact(freed, 0, gone, 1, bytes([Outcome.OK]))
         for row in self._result_rows.take(job):
             sequence = row[1]

@@ -267,13 +267,11 @@ def test_freed_results_are_final_after_a_restart(file: File) -> None:
 
 
 def freed(file: File, upto: int = 40) -> None:
-    """Job 1 in parcels of 20, the first 40 of its subtasks done, read, and gone with their inputs."""
+    """Job 1 in parcels of 20; the first of its subtasks are done, read, and gone, inputs too."""
     file.job(1)
     file.db.execute("DELETE FROM parcels")
     for first in range(upto, 100, 20):
-        file.db.execute(
-            schema.ADD_PARCEL, records.parcel_row(1, first, 20, "m", b"inputs" * 5)
-        )
+        file.db.execute(schema.ADD_PARCEL, records.parcel_row(1, first, 20, "m", b"inputs" * 5))
     checkpoint = checkpoints.Checkpoint(2, [(0, upto, 0, 1)], [], 22, 2_000, 1_000, 7)
     file.db.execute(schema.SET_CHECKPOINT, checkpoints.checkpoint_row(1, checkpoint))
     file.db.execute(schema.SET_FREED, records.freed_row(1, upto, 60))
@@ -312,7 +310,9 @@ def test_inputs_that_have_left_are_not_missed_when_the_row_that_says_so_is_damag
     assert found.state.tenants["t"].parcel_bytes == (100 - upto) // 20 * 30
 
 
-@pytest.mark.parametrize("damage", ["UPDATE checkpoints SET body = x'00'", "DELETE FROM checkpoints"])
+@pytest.mark.parametrize(
+    "damage", ["UPDATE checkpoints SET body = x'00'", "DELETE FROM checkpoints"]
+)
 def test_what_ended_does_not_run_without_its_inputs(file: File, damage: str) -> None:
     freed(file)
     file.db.execute(damage)
