@@ -4,8 +4,8 @@ One slot, so that what is compared runs one after another: ``fork`` is done by a
 the modules of a slot's, outside any jail and inside one of ours; ``nsjail`` starts with the same
 name spaces, mounts and seccomp policy as our jails and runs ``true``, or a Python that does
 nothing. ``sandbox.run`` is our own layer over nsjail, with cgroup, meters and verdict. Wall time is
-of one subtask after another; CPU is of all processes. ``--n`` subtasks of tier ``job``,
-``--jails`` jails.
+of one subtask after another; CPU is of all processes, the start of the next job's mother included.
+``--n`` subtasks of tier ``job``, ``--jails`` jails.
 """
 
 import dataclasses
@@ -183,7 +183,7 @@ def one_round(options: Any, runs: Runs, host: Host, bare: BareJail, client: Clie
 def main() -> None:
     """Floors, us, the floor again, in turn."""
     options = arguments(
-        __doc__ or "", quick={"n": 20, "jails": 2, "rounds": 1}, n=1_000, jails=40, rounds=3
+        __doc__ or "", quick={"n": 20, "jails": 2, "rounds": 1}, n=1_000, jails=100, rounds=3
     )
     runs = Runs("jails", vars(options))
     folder = pathlib.Path(tempfile.mkdtemp(prefix="gristmill-jails-"))

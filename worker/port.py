@@ -17,6 +17,8 @@ READ_BYTES = 1 << 20
 OUTPUT_READ_BYTES = 1 << 16
 #: Reads of one slot in one turn of the loop, so that no slot keeps the others waiting.
 READS_PER_TURN = 4
+#: Of all slots: what is read is taken out at once. One for each would be filled with zeros first.
+_READ = bytearray(READ_BYTES)
 
 
 class Taken(NamedTuple):
@@ -77,7 +79,6 @@ class Port:
         self._output_bytes_max = output_bytes_max
         self._frames = protocol.Frames(frame_bytes_max)
         self._unsent: deque[tuple[memoryview, int]] = deque()  # with a descriptor, or -1
-        self._buffer = bytearray(READ_BYTES)
         sock.setblocking(False)
         for fd in outputs:
             os.set_blocking(fd, False)
@@ -148,7 +149,7 @@ class Port:
         while not self.is_at_end and (is_last or reads < READS_PER_TURN):
             reads += 1
             try:
-                count = self._socket.recv_into(self._buffer)
+                count = self._socket.recv_into(_READ)
             except BlockingIOError:
                 break
             except OSError:
@@ -156,9 +157,9 @@ class Port:
             if not count:
                 self.is_at_end = True
                 break
-            self._frames.push(memoryview(self._buffer)[:count])
+            self._frames.push(memoryview(_READ)[:count])
             frames.extend(self._frames)
-            if count < len(self._buffer) and not is_last:
+            if count < READ_BYTES and not is_last:
                 break
         return frames
 

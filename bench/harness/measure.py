@@ -37,10 +37,13 @@ def _parents() -> dict[int, list[tuple[int, int, int, str]]]:
                 text = file.read()
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 line = file.read().replace(b"\0", b" ").decode(errors="replace")
-            own = int(process_cpu_us(int(name)))
         except OSError:  # it has ended
             continue
         fields = text.rpartition(b")")[2].split()
+        try:
+            own = int(process_cpu_us(int(name)))
+        except OSError:  # dead but not yet reaped: it may have reaped much itself
+            own = (int(fields[11]) + int(fields[12])) * TICK_US
         reaped = (int(fields[13]) + int(fields[14])) * TICK_US
         found.setdefault(int(fields[1]), []).append((int(name), own, reaped, line))
     return found

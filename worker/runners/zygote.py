@@ -8,6 +8,7 @@ import _socket
 import ctypes
 import gc
 import io
+import mmap
 import os
 import pickle
 import signal
@@ -70,6 +71,8 @@ class Zygote:
         self._runner: Forker | Looper | None = None
         self._decoded = _Decoded()
         self._lease_id = 0
+        self._is_used = False  #: it was fed
+        self._is_thawed = False  #: not frozen yet: what the function brought
         self._unloaded = b""  #: a function that refers to what could not be had, last time
         self._shelf = Shelf(self._want)
         use_source(self._shelf.load)
@@ -85,7 +88,7 @@ class Zygote:
                 self._run_feed(order, body)
 
     def _receive(self) -> Iterator[tuple[bytes, bytes]]:
-        buffer = bytearray(READ_BYTES)
+        buffer = mmap.mmap(-1, READ_BYTES)  # a bytearray would be filled with zeros first
         while True:
             while self._waiting:
                 yield self._waiting.popleft()
@@ -125,8 +128,7 @@ class Zygote:
         if setting.mode == "fork":
             self._page.hide_from_children()
             self._runner = Forker(setting, self._outbox, self._page)
-            gc.collect()  # of what the function brought: our own was frozen before
-            gc.freeze()  # children share these pages for longer
+            self._is_thawed = True
         else:
             self._outbox.outputs = (os.dup(1), os.dup(2))
             self._runner = Looper(setting, self._outbox, self._page)
@@ -155,6 +157,12 @@ class Zygote:
         self._page.words[protocol.LEASE] = self._lease_id = feed.lease_id
         if self._unloaded:
             self._load(self._unloaded)
+        if self._is_thawed and (self._is_used or sum(length for _, length in feed.runs) > 1):
+            # Children share these pages for longer; in a jail of one subtask there is but one.
+            self._is_thawed = False
+            gc.collect()
+            gc.freeze()
+        self._is_used = True
         parcels = _Parcels(feed, body, self._decoded, self._shelf)
         for first, length in feed.runs:
             at, end = first, first + length
