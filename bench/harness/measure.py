@@ -23,6 +23,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 FORMAT = 2  #: of a line; the report passes over lines of another, such as those of earlier releases
+LOOKS_MAX = 10  #: at processes that come and go
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -64,9 +65,23 @@ def _role(line: str, parent: str) -> str:
 def cpu_us_by_role(root: int | None = None) -> dict[str, int]:
     """CPU spent so far, by role, in us: this process is ``client``.
 
-    Whatever a jail does is ``jails``.
+    Whatever a jail does is ``jails``. Processes are looked at one after another: one that ends
+    after its parent was looked at would be missed, with all that it has reaped, so two looks have
+    to find the same ones.
     """
+    total, seen = _look(root)
+    for _ in range(LOOKS_MAX):
+        before = seen
+        total, seen = _look(root)
+        if seen == before:
+            break
+    return total
+
+
+def _look(root: int | None) -> tuple[dict[str, int], set[int]]:
+    """CPU by role, and whose it is."""
     parents = _parents()
+    seen = set()
     total: dict[str, int] = {"client": int((time.process_time()) * 1_000_000)}
     queue = [(root or os.getpid(), "")]
     while queue:
@@ -77,7 +92,8 @@ def cpu_us_by_role(root: int | None = None) -> dict[str, int]:
             heir = "jails" if role == "worker" else role  # jails that ended
             total[heir] = total.get(heir, 0) + reaped
             queue.append((child, role))
-    return total
+            seen.add(child)
+    return total, seen
 
 
 def process_cpu_us(pid: int) -> float:
