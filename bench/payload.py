@@ -2,9 +2,10 @@
 
 ``both`` sends each value and has it back; ``in`` has its length back; ``out`` sends a length and
 has so many bytes back. Every value is different, so that no digest is met twice. The floor is raw
-ZeroMQ with the same values in frames like ours (up to 256 KiB shared, larger ones alone); ours go
-beside the broker, through the store, above 192 KiB. MB are 10^6 bytes, of one way; ``both`` moves
-as much the other way in the same time. ``--rounds`` are of ``both`` below 10 MiB, the rest once.
+ZeroMQ with the same values in frames much like ours (up to 256 KiB shared, larger ones alone; ours
+share 384 KiB); ours go beside the broker, through the store, above 192 KiB. MB are 10^6 bytes, of
+one way; ``both`` moves as much the other way in the same time. ``--rounds`` are of ``both`` below
+10 MiB, the rest once.
 """
 
 import multiprocessing

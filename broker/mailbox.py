@@ -18,7 +18,7 @@ _MORE = zmq.NOBLOCK | zmq.SNDMORE
 #: what libzmq holds for one peer, in messages of up to ``RESULT_FRAME_BYTES_MAX``: 32 MiB, as much
 #: as ``peer_queue_bytes``. It counts messages only; at its default of 1,000 a few subscribers that
 #: do not read made the broker reach its memory limit.
-PIPE_MESSAGES = 128
+PIPE_MESSAGES = 72
 
 
 class Peer:

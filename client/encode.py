@@ -185,7 +185,8 @@ def _fitting(values: Sequence[Any], size_bytes: int) -> int:
         return count
     if size_bytes > count * limits.FRAME_BYTES_MAX:
         return 1
-    return max(1, count * (limits.PARCEL_BYTES_MAX * 3 // 4) // size_bytes)
+    # What each takes in a frame beside its bytes; and they may not be all of one size.
+    return max(1, count * (limits.PARCEL_BYTES_MAX * 15 // 16) // (size_bytes + 8 * count))
 
 
 def _least_bytes(values: Any) -> int:

@@ -6,10 +6,10 @@ PROTOCOL = 1
 # frames and messages
 FRAME_BYTES_MAX = 192 << 10  #: one value above this travels as its digest
 FUNCTION_BYTES_MAX = 64 << 10  #: a function above this travels as its digest: it goes to every slot
-PARCEL_BYTES_MAX = 256 << 10  #: a parcel of several inputs
+PARCEL_BYTES_MAX = 384 << 10  #: a parcel of several inputs
 #: values, failures and logs of a result of several subtasks; leaves room for their meters
-RESULT_VALUES_BYTES_MAX = 192 << 10
-RESULT_FRAME_BYTES_MAX = 256 << 10  #: all frames of one result together
+RESULT_VALUES_BYTES_MAX = 384 << 10
+RESULT_FRAME_BYTES_MAX = 448 << 10  #: all frames of one result together
 HEADER_BYTES_MAX = 64 << 10  #: an encoded header
 #: number in a header that clients and workers send, either sign: the journal's and the ledger's
 #: columns have 64 bits with a sign, and a sum of two must fit, too
@@ -38,7 +38,7 @@ FILES_MAX = 1_000  #: files in or out of one subtask
 
 # leases
 LEASE_RUNS_MAX = 64  #: runs in one lease
-LEASE_PARCEL_BYTES_MAX = 1 << 20  #: parcel frames sent with one lease
+LEASE_PARCEL_BYTES_MAX = 1536 << 10  #: parcel frames sent with one lease
 LEASE_TARGET_US = 20_000  #: work of a slot that a lease aims at
 LEASE_FLOOR_US = 1_000  #: less work than this is not worth a lease of its own
 LEASES_PER_SLOT = 2  #: hides the round trip

@@ -18,7 +18,7 @@ import zmq
 ITEMS = 1_000
 CREDIT = 3
 WINDOW = 64
-FRAME_BYTES = 256 << 10  #: of values that share a frame, as ours do
+FRAME_BYTES = 256 << 10  #: of values that share a frame; with 384, as ours, it is as fast
 
 
 def _decoder(kind: str) -> Any:

@@ -78,7 +78,7 @@ def test_large_inputs_are_taken_one_at_a_time(kind: str) -> None:
 
 
 def test_a_parcel_that_was_cut_short_loses_nothing() -> None:
-    source = [b"x" * n for n in (10, 60_000, 60_000, 5, 300_000, 7, 30_000, 30_000, 30_000, 1)]
+    source = [b"x" * n for n in (10, 60_000, 60_000, 5, 400_000, 7, 30_000, 30_000, 30_000, 1)]
     parcels = Parcels(source, None, lambda frame: BlobRef(digest_of(frame), len(frame)))
     taken = []
     while not parcels.is_empty:

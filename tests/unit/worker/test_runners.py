@@ -263,7 +263,7 @@ def test_the_loop_gathers_what_follows_and_fits(
     looper.flush()
     sent = [(done.lease_id, done.first, done.count) for done, _ in frames_of(sock)]
     assert sent == [(8, 10, 3), (8, 13, 4), (8, 20, 1), (9, 21, 1)]
-    large = ["x" * 90_000] * 2
+    large = ["x" * (RESULT_VALUES_BYTES_MAX * 15 // 32)] * 2
     for first in range(0, 8, 2):
         looper.run_inputs(lambda text: text, large, one, 100 + first)
     looper.flush()
