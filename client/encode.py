@@ -51,8 +51,7 @@ class Parcels:
 
     Args:
         source: a range, list, tuple, numpy array (its rows) or any iterable.
-        items_max: inputs in one parcel at most; by default ``PARCEL_ITEMS_TARGET``, or
-            ``PARCEL_OBJECTS_TARGET`` once some are not numbers or tuples.
+        items_max: inputs in one parcel at most; by default what is best for their codec.
         store: puts the frame of one large input away and returns its reference.
     """
 
@@ -61,7 +60,7 @@ class Parcels:
     ) -> None:
         self._store = store
         self._items_max = max(
-            1, min(items_max or limits.PARCEL_ITEMS_TARGET, limits.PARCEL_ITEMS_MAX)
+            1, min(items_max or limits.PARCEL_NUMBERS_TARGET, limits.PARCEL_ITEMS_MAX)
         )
         self._is_asked = items_max is not None
         self._items = min(FIRST_ITEMS, self._items_max)
@@ -115,7 +114,7 @@ class Parcels:
 
     def _take_range(self, items: int) -> Packed:
         if self._at == 0:
-            items = min(items, limits.PARCEL_ITEMS_TARGET)
+            items = min(items, limits.PARCEL_OBJECTS_TARGET)
         part = self._whole[self._at : self._at + items]
         self._at += len(part)
         self.is_done = self._at >= len(self._whole)
@@ -147,8 +146,8 @@ class Parcels:
             self._split(values, size)
             return
         codec, frame = self._encode(values)
-        if codec in ("m", "p") and not self._is_asked:
-            self._items_max = min(self._items_max, limits.PARCEL_OBJECTS_TARGET)
+        if not self._is_asked:
+            self._items_max = min(self._items_max, _most(codec))
         if fits(len(frame), count):
             self._ready.append(Packed(len(values), codec, frame))
         elif len(values) == 1:
@@ -170,6 +169,13 @@ class Parcels:
         if values.dtype.kind in ROW_KINDS:
             return "r", join_rows(values.dtype.str, values.shape[1:], raw_rows(values))
         return pack(list(values))
+
+
+def _most(codec: str) -> int:
+    """Inputs in one parcel of a codec, by what it costs a slot to have some of them."""
+    if codec in ("q", "d"):
+        return limits.PARCEL_NUMBERS_TARGET
+    return limits.PARCEL_TUPLES_TARGET if codec.startswith("t:") else limits.PARCEL_OBJECTS_TARGET
 
 
 def fits(size_bytes: int, count: int) -> bool:

@@ -17,13 +17,15 @@ from gristmill.client.encode import Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, JobFailed
 from gristmill.client.legs import Legs
 from gristmill.client.link import Link, Sink
+from gristmill.wire import limits
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
 
-PARCELS_IN_FLIGHT = 32
+PARCELS_IN_FLIGHT = 64
 INPUT_BYTES_IN_FLIGHT = 8 << 20
 RESULT_BYTES_IN_FLIGHT = 64 << 20  #: expected size of all results on the way
-ITEMS_IN_FLIGHT = 1_000_000
+VALUES_IN_FLIGHT = 128_000
+RANGE_IN_FLIGHT = 1_000_000  #: of a range, whose parcels are 16 bytes each
 _PARCELS_PER_TURN = 8  #: sent between two looks at what came back
 DROPPED_S = 0.2  #: from the loss of the iterator to the job's cancel
 _END_S = 5.0  #: after the last value, the job's end is waited for so long
@@ -359,7 +361,8 @@ class Stream:
             in_flight = self.sent_items - self._ordering.next
         if self._window is not None:
             return self._window - in_flight
-        most = float(ITEMS_IN_FLIGHT)
+        is_range = self._parcels.next_items > limits.PARCEL_ITEMS_MAX
+        most = float(RANGE_IN_FLIGHT if is_range else VALUES_IN_FLIGHT)
         if self.sent_items:
             a_parcel = self.sent_items / self._sent_parcels
             most = min(most, max(PARCELS_IN_FLIGHT * a_parcel, 1))

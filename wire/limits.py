@@ -21,9 +21,10 @@ RESULTS_PER_REPORT_MAX = 64  #: results in one report
 LEASES_PER_ORDERS_MAX = 64  #: leases in one orders message
 
 # jobs
-PARCEL_ITEMS_MAX = 4_096  #: items in one parcel
-PARCEL_ITEMS_TARGET = 4_000  #: numbers or tuples: a slot decodes them once, or no more than it runs
-PARCEL_OBJECTS_TARGET = 2_000  #: anything else: each lease decodes the parcel anew
+PARCEL_ITEMS_MAX = 8_192  #: items in one parcel
+PARCEL_NUMBERS_TARGET = 8_000  #: a slot decodes no more of them than it runs
+PARCEL_TUPLES_TARGET = 4_000  #: a slot decodes them once
+PARCEL_OBJECTS_TARGET = 2_000  #: anything else: each lease decodes its parcels anew
 RANGE_ITEMS_MAX = 65_536  #: items in one parcel of the ``range`` codec (its frame is 16 bytes)
 SUBTASKS_MAX = 100_000_000  #: subtasks in one job
 SEGMENT_SUBTASKS = 65_536  #: subtasks in one segment of a job's columns

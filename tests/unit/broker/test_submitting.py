@@ -129,7 +129,7 @@ def test_a_parcel_is_kept_and_a_repeated_one_acknowledged(core: Core) -> None:
         (5, 10, 10, "PARCEL_ORDER"),
         (10, 91, 10, "PARCEL_ORDER"),
         (10, 0, 10, "PARCEL_TOO_LARGE"),
-        (10, 5_000, 10, "PARCEL_TOO_LARGE"),
+        (10, 9_000, 10, "PARCEL_TOO_LARGE"),
         (10, 1, limits.PARCEL_BYTES_MAX + 1, "PARCEL_TOO_LARGE"),
     ],
 )

@@ -175,14 +175,15 @@ def test_refs_compare_by_what_they_stand_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "most"), [((1, "a"), 4_000), (7, 4_000), ("a", 2_000), ({"a": 1}, 2_000)]
+    ("value", "most"),
+    [(7, 8_000), ((1, "a"), 4_000), ("a", 2_000), ({"a": 1}, 2_000), (numpy.arange(2), 2_000)],
 )
 @pytest.mark.parametrize("asked", [None, 3_000])
 def test_what_each_lease_decodes_anew_shares_a_parcel_with_fewer(
     value: Any, most: int, asked: int | None
 ) -> None:
     parcels = Parcels([value] * 20_000, asked, lambda frame: BlobRef("", 0))
-    counts = []
+    counts: list[int] = []
     while (packed := parcels.take(100_000)) is not None:
         counts.append(packed.items)
     assert sum(counts) == 20_000 and max(counts) == (asked or most)
