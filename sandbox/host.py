@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,18 @@ class Host:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                fds = {**spec.fds, control_fd: theirs.fileno()}
-                return Mother(self.start(dataclasses.replace(spec, fds=fds)), ours)
+                trial = self._make_group(spec.limits)
+                assert trial is not None
+                try:
+                    fds = {**spec.fds, control_fd: theirs.fileno()}
+                    jail = self.start(dataclasses.replace(spec, fds=fds))
+                except BaseException:
+                    self._leave_group(trial)
+                    raise
+                mother = Mother(jail, ours, trial, self._leave_group)
+                with _opened(trial.procs_files) as doors:
+                    mother.order(doors)
+                return mother
             except BaseException:
                 ours.close()
                 raise
@@ -161,17 +171,13 @@ class Host:
             )
             assert group is not None
             ours, theirs = socket.socketpair()
-            doors: list[int] = []
             try:
-                doors += [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group.procs_files]
-                mother.order([theirs.fileno(), slot, page, stdout, stderr, *doors])
+                with theirs, _opened(group.procs_files) as doors:
+                    mother.order([theirs.fileno(), slot, page, stdout, stderr, *doors])
             except OSError as error:
                 ours.close()
                 self._leave_group(group)
                 raise SandboxError(f"the process that makes warm jails: {error}") from error
-            finally:
-                for fd in (*doors, theirs.detach()):
-                    os.close(fd)
             jail = WarmJail(ours, mother.jail, limits, group, self._leave_group, self._is_past)
             self._jails = [other for other in self._jails if other.fileno() >= 0]
             self._jails.append(jail)
@@ -435,6 +441,19 @@ class Host:
                 os.close(fd)
             raise SandboxError(f"the process that starts jails says: {reply['error']}")
         return reply, fds
+
+
+@contextlib.contextmanager
+def _opened(paths: Sequence[str]) -> Iterator[list[int]]:
+    """Descriptors to write to; closed afterwards."""
+    fds: list[int] = []
+    try:
+        for path in paths:
+            fds.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _policy_name(is_mother: bool) -> str:

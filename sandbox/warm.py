@@ -121,10 +121,20 @@ class Mother:
         jail: her own.
         refusal: why she can make no jails, in her words; empty while she said nothing of it.
         is_gone: she closed her socket.
+
+    Before she says that she is ready she has made a jail for trial, in the cgroup ``trial``.
     """
 
-    def __init__(self, jail: Jail, control: socket.socket) -> None:
+    def __init__(
+        self,
+        jail: Jail,
+        control: socket.socket,
+        trial: Group,
+        leave_group: Callable[[Group], None],
+    ) -> None:
         self.jail = jail
+        self._trial: Group | None = trial
+        self._leave_group = leave_group
         self.refusal = ""
         self.is_gone = False
         self._control = control
@@ -142,7 +152,7 @@ class Mother:
         return self._control.fileno()
 
     def order(self, fds: Sequence[int]) -> None:
-        """Ask for a jail; see worker/runners/mother.py.
+        """Ask for a jail (or, the first time, a trial); see worker/runners/mother.py.
 
         Raises:
             OSError: she is gone, or does not keep up.
@@ -153,6 +163,7 @@ class Mother:
         """End her and all her jails, and wait. Idempotent."""
         self._control.close()
         self.jail.close()
+        self._end_trial()
 
     def _listen(self) -> None:
         if self.is_gone or self._control.fileno() < 0:
@@ -169,6 +180,12 @@ class Mother:
             self.refusal = said.decode(errors="replace")
         else:
             self.is_gone = True
+        self._end_trial()
+
+    def _end_trial(self) -> None:
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            self._leave_group(trial)
 
 
 def _pid_of(pidfd: int) -> int:

@@ -104,6 +104,7 @@ LOOK = """
 def test_a_warm_jail_looks_as_a_cold_one(host, warm, code):
     spec = dataclasses.replace(code(LOOK), cwd="/tmp")
     cold, made = answer(run(host, spec)), answer(run(warm, spec))
+    assert made["environment"].pop("SEALED")
     ours = {"/run/gristmill", "/warm_boot.py"}  # what a slot's jail has, a bare one has not
     for seen in (cold, made):
         seen["mounts"] = {
@@ -168,6 +169,9 @@ def test_limits_are_of_the_jail_and_not_shared_with_its_mother(warm, host, code,
 
 # ----------------------------------------------------------------- nothing of mother and siblings
 
+#: what warm_boot.py found
+SEALED = "import os; print(os.environ['SEALED'])"
+
 
 def test_the_mother_cannot_be_seen_killed_or_traced(warm, code):
     attack = """
@@ -215,16 +219,18 @@ def test_the_mother_cannot_be_seen_killed_or_traced(warm, code):
 def test_no_descriptor_is_inherited_but_its_own(warm, code):
     """Not the control socket, not the cgroup's files, not those of siblings that live."""
     sibling = warm.start(code("import time; time.sleep(600)"))
-    look = """
-        import json, os
-        print(json.dumps([os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-                          if fd != "3"]))
-    """
     try:
-        got = answer(run(warm, code(look)))
+        got = answer(run(warm, code(SEALED)))
     finally:
         sibling.close()
-    assert sorted(name.split(":")[0] for name in got) == ["pipe", "pipe", "pipe"]
+    assert sorted(name.split(":")[0] for name in got["fds"]) == ["pipe", "pipe", "pipe"]
+
+
+def test_it_is_sealed_before_it_executes_anything(warm, code):
+    """A slot executes nothing: what an exec would take away has to be gone before."""
+    got = answer(run(warm, code(SEALED)))
+    assert got["capabilities"] == ["0000000000000000"] * 5
+    assert got["is_in_tmp"]
 
 
 def test_what_one_leaves_no_other_finds(warm, code):
@@ -321,7 +327,7 @@ def test_a_killed_mother_takes_her_jails_along_and_they_are_lost(host, code, mar
         assert jail.judge().outcome is Outcome.LOST
         jail.close()
     until(lambda: not processes_of(mark), "jails outlived their mother")
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "not reaped")
     with pytest.raises(SandboxError):
         for _ in range(100):  # her socket may hold some
             host.start_warm(mother, Limits(), 2, 2, 2, 2).close()
@@ -359,8 +365,8 @@ def test_a_mother_that_stands_still_is_seen_and_does_not_hold_up_a_kill(host, co
 def test_a_jail_that_cannot_be_sealed_is_not_run(warm, code, monkeypatch):
     """Here: its cgroup takes nobody. Then it says so, and nothing of the command is run."""
     spec = code("print('ran')")
-    mother = warm.mother(spec.limits, spec.binds)
-    group = type(warm.host._ground.make(Limits()))
+    mother = warm.mother(spec.limits, spec.binds)  # she is ready: her trial is over
+    group = type(mother.jail._group)
     monkeypatch.setattr(group, "procs_files", property(lambda _: ("/dev/full",)))
     result = run(warm, spec)
     assert result.verdict.outcome is Outcome.SETUP
@@ -376,6 +382,20 @@ def test_where_no_jail_can_be_made_in_a_jail_the_mother_says_why(scratch, able):
         (host.state_dir / "policy-mother.kafel").write_text(policy_text())
         with pytest.raises(AssertionError, match="Operation not permitted"):
             WarmHost(host).mother(Limits())
+
+
+def test_where_the_cgroup_takes_no_child_the_mother_says_why(warm, monkeypatch, tight):
+    """Kernels before 5.16 ask who writes, not who opened: a child of a root's jail is nobody."""
+    group = type(warm.mother(tight).jail._group)
+    good, asked = group.procs_files, []
+
+    def files(self):  # of her own cgroup first
+        asked.append(self)
+        return good.fget(self) if len(asked) == 1 else ("/dev/full",)
+
+    monkeypatch.setattr(group, "procs_files", property(files))
+    with pytest.raises(AssertionError, match="No space left"):
+        warm.mother(dataclasses.replace(tight, wall_ms=7))
 
 
 def test_a_host_without_cgroups_has_no_warm_jails(bare_host):

@@ -5,8 +5,9 @@ that was started once, in a jail, and never hears of a tenant: no function, no i
 For each subtask it clones a child, which seals itself (seal.py) and only then reads from the agent.
 A child cannot see its mother, nor any other child; what it writes is in its own memory and mounts.
 
-On the control socket, datagrams: the mother says ``b"ready"`` after a trial child, or why there can
-be none; then each datagram from the agent is an order for a child, with its descriptors:
+On the control socket, datagrams: the first from the agent has a cgroup's files, for a trial child;
+the mother says ``b"ready"`` after that, or why there can be none. Each further one is an order for
+a child, with its descriptors:
 
     end, slot, page, stdout, stderr, and the cgroup's files to write "0" to
 
@@ -33,6 +34,7 @@ READY: Final = b"ready"
 ORDER_FDS: Final = 5  #: beside the cgroup's
 ORDER_FDS_MAX: Final = 32
 SLOT_FD, PAGE_FD = 3, 4
+SAID_BYTES_MAX: Final = 4096
 PARKED_FROM: Final = 64  #: descriptors are moved to their numbers from here
 FD_END: Final = 4096
 
@@ -71,30 +73,33 @@ class _Mother:
 
     def _try(self) -> None:
         """Whether this host lets a child be sealed: told by one that is, and then ends."""
+        groups = self._receive()
         read, write = os.pipe()
         try:
             pid = clone(NAMESPACES)
             if pid == 0:
-                self._try_seal(write)
+                self._try_seal(groups, write)
             os.close(write)
-            said = os.read(read, 4096)
+            said = os.read(read, SAID_BYTES_MAX)
             status = os.waitpid(pid, 0)[1]
             said = said or f"a child ended with status {status}".encode()
         except OSError as error:
             said = str(error).encode()
-        os.close(read)
-        self._control.send(READY if said == READY else said)
+        for fd in (read, *groups):
+            os.close(fd)
+        self._control.send(said)
 
-    def _try_seal(self, write: int) -> NoReturn:
+    def _try_seal(self, groups: "array.array[int]", write: int) -> NoReturn:
         try:
-            self._sealer.seal(())
+            self._sealer.seal(groups)
             os.write(write, READY)
         except BaseException as error:
             os.write(write, str(error).encode())
         finally:
             os._exit(0)
 
-    def _serve(self) -> None:
+    def _receive(self) -> "array.array[int]":
+        """The descriptors of the next datagram."""
         fds = array.array("i")
         space = _socket.CMSG_SPACE(ORDER_FDS_MAX * fds.itemsize)
         data, ancillary, _, _ = self._control.recvmsg(16, space, _socket.MSG_CMSG_CLOEXEC)
@@ -103,6 +108,10 @@ class _Mother:
                 fds.frombytes(told[: len(told) - len(told) % fds.itemsize])
         if not data:
             os._exit(0)  # the agent closed the socket
+        return fds
+
+    def _serve(self) -> None:
+        fds = self._receive()
         end = fds[0]
         try:
             pid = clone(NAMESPACES)
