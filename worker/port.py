@@ -1,9 +1,11 @@
 """The agent's end of one slot process: its socket, its page, its output, its meters."""
 
 import contextlib
+import itertools
 import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +21,22 @@ OUTPUT_READ_BYTES = 1 << 16
 READS_PER_TURN = 4
 #: Of all slots: what is read is taken out at once. One for each would be filled with zeros first.
 _READ = bytearray(READ_BYTES)
+
+
+#: A frame of less is joined, which costs less than to send its parts.
+JOINED_BYTES_MAX = 64 << 10
+PARTS_A_CALL = 64  #: of frames that wait, in one call of the kernel
+
+
+def pack_parts(header: msgspec.Struct, *body: bytes) -> Sequence[bytes]:
+    """A frame in one part or a few; a large body is not copied for it."""
+    if sum(map(len, body)) < JOINED_BYTES_MAX:
+        return (protocol.pack_frame(header, *body),)
+    return protocol.pack_head(header, *body), *body
+
+
+def _has_no_descriptor(unsent: tuple[memoryview, int]) -> bool:
+    return unsent[1] < 0
 
 
 class Taken(NamedTuple):
@@ -99,11 +117,11 @@ class Port:
 
     def send(self, header: msgspec.Struct, *body: bytes) -> None:
         """Queue a frame and send what goes."""
-        self.send_frame(protocol.pack_frame(header, *body))
+        self.send_parts(pack_parts(header, *body))
 
-    def send_frame(self, frame: bytes) -> None:
+    def send_parts(self, parts: Sequence[bytes]) -> None:
         """Queue a packed frame and send what goes."""
-        self._unsent.append((memoryview(frame), -1))
+        self._unsent.extend((memoryview(part), -1) for part in parts)
         self.flush()
 
     def give(self, fd: int) -> None:
@@ -117,7 +135,9 @@ class Port:
             view, fd = self._unsent[0]
             try:
                 if fd < 0:
-                    count = self._socket.send(view)
+                    parts = itertools.takewhile(_has_no_descriptor, self._unsent)
+                    views = [view for view, _ in itertools.islice(parts, PARTS_A_CALL)]
+                    count = self._socket.sendmsg(views)
                 else:
                     count = socket.send_fds(self._socket, [view], [fd])
             except BlockingIOError:
@@ -127,9 +147,10 @@ class Port:
                 return
             if fd >= 0:  # it went with the first byte
                 os.close(fd)
-            if count == len(view):
+            while self._unsent and count >= len(view := self._unsent[0][0]):
+                count -= len(view)
                 self._unsent.popleft()
-            else:
+            if count:
                 self._unsent[0] = view[count:], -1
 
     def _drop_unsent(self) -> None:

@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host
@@ -30,7 +30,7 @@ from gristmill.worker.jobs import JobRoom, Unready
 from gristmill.worker.live import SHOW_MS, LiveLogs
 from gristmill.worker.mothers import Mothers
 from gristmill.worker.parked import Parked
-from gristmill.worker.port import Port
+from gristmill.worker.port import Port, pack_parts
 from gristmill.worker.runners import protocol
 from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
 from gristmill.worker.spares import Spares
@@ -74,7 +74,7 @@ class _Occupant:
         self.port = port
         self.room = room
         self.line = _Line()
-        self.feeds: deque[list[bytes | None]] = deque()
+        self.feeds: deque[list[Sequence[bytes] | None]] = deque()
         self.files = FileTray(spool, room.spec)
         self.run: tuple[int, int] = (0, -1)
         self.run_since_ms = 0
@@ -181,7 +181,7 @@ class Yard:
         occupant = self._occupants.get(effect.jail)
         if occupant is None:
             return
-        place: list[bytes | None] = [None]
+        place: list[Sequence[bytes] | None] = [None]
         occupant.feeds.append(place)
         if not any(head.codec.startswith("@") for head in effect.parcels):
             place[0] = _pack_feed(effect, list(effect.frames), set())
@@ -189,7 +189,7 @@ class Yard:
             return
         grant = occupant.room.opening.get_grant
 
-        def work() -> bytes:
+        def work() -> Sequence[bytes]:
             frames = list(effect.frames)
             fetched = set()
             for at, head in enumerate(effect.parcels):
@@ -200,7 +200,7 @@ class Yard:
                         fetched.add(at)
             return _pack_feed(effect, frames, fetched)
 
-        def then(answer: "bytes | BaseException") -> None:
+        def then(answer: "Sequence[bytes] | BaseException") -> None:
             if isinstance(answer, BaseException):
                 occupant.feeds.remove(place)
                 message = f"the inputs cannot be read from the store: {said(answer)}"
@@ -376,9 +376,9 @@ class Yard:
 
     def _send_feeds(self, occupant: _Occupant) -> None:
         while occupant.feeds and occupant.feeds[0][0] is not None:
-            frame = occupant.feeds.popleft()[0]
-            assert frame is not None
-            occupant.port.send_frame(frame)
+            parts = occupant.feeds.popleft()[0]
+            assert parts is not None
+            occupant.port.send_parts(parts)
         self._update_watch(occupant)
 
     def _update_watch(self, occupant: _Occupant) -> None:
@@ -531,14 +531,14 @@ class Yard:
                 self._forget(occupant)
 
 
-def _pack_feed(effect: do.FeedSlot, frames: list[bytes], fetched: set[int]) -> bytes:
+def _pack_feed(effect: do.FeedSlot, frames: list[bytes], fetched: set[int]) -> Sequence[bytes]:
     """``fetched``: positions of frames that stand where a reference was."""
     parcels = [
         (head.first, head.count, head.codec[at in fetched :], len(frame))
         for at, (head, frame) in enumerate(zip(effect.parcels, frames, strict=True))
     ]
     feed = protocol.Feed(effect.lease_id, effect.attempt, list(effect.runs), parcels)
-    return protocol.pack_frame(feed, *frames)
+    return pack_parts(feed, *frames)
 
 
 def _empty(folder: pathlib.Path) -> None:

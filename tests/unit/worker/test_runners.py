@@ -521,6 +521,43 @@ def printing(page: protocol.Page) -> Any:
         os.close(fd)
 
 
+def test_what_waits_for_a_slot_goes_in_order_whatever_the_socket_takes(
+    page: protocol.Page,
+) -> None:
+    """Large bodies are not joined; a descriptor comes with its own frame, in its turn."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(20)
+    pipes = [os.pipe(), os.pipe()]
+    nobody: Any = None
+    port = Port(0, 1, nobody, ours, page, (pipes[0][0], pipes[1][0]), 1000, 1 << 20)
+    bodies = [bytes([at]) * size for at, size in enumerate((0, 300_001, 5, 0, 399_999, 0))]
+    header = protocol.Feed(7, 1, [], [])
+    port.send(header, b"small")
+    port.send(header, *bodies)
+    port.give(os.dup(pipes[0][1]))
+    for _ in range(100):  # more than one call takes
+        port.send(header, b"x" * 70_000)
+    assert port.is_sending
+    got, frames, fds = protocol.Frames(), [], []
+    while len(frames) < 103:
+        port.flush()
+        piece, came, *_ = socket.recv_fds(theirs, 90_001, 4)
+        assert not came or len(frames) < 3, "a descriptor far from its frame"
+        fds += came
+        got.push(piece)
+        frames += [(protocol.decode_to_slot(head), body) for head, body in got]
+    assert not port.is_sending
+    assert [body for _, body in frames] == [
+        b"small", b"".join(bodies), b"", *[b"x" * 70_000] * 100
+    ]  # fmt: skip
+    assert [type(order).__name__ for order, _ in frames[:4]] == ["Feed", "Feed", "Given", "Feed"]
+    assert len(fds) == 1
+    ours.close()
+    theirs.close()
+    for fd in (*fds, *pipes[0], *pipes[1]):
+        os.close(fd)
+
+
 def test_a_slot_knows_what_it_has_written_whatever_was_read(
     page: protocol.Page, printing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
