@@ -273,6 +273,7 @@ def _contribute(
     job: str | None = None
     hold: Hold | None = None
     wrong_ref, whose, billed = _YES, (-1, -1), Coverage()
+    node = node_account = ""
     for sequence, entry in enumerate(itertools.islice(entries, at, None), event.first + at):
         if not isinstance(entry, Contribution):
             break
@@ -308,7 +309,9 @@ def _contribute(
             add(AddEntry(broker, sequence, _digest(entry, values), *refusal))
             verdicts.append(Verdict(sequence, ref, *refusal))
             continue
-        paid, kept = _share_out(state, hold, node_name, amount, toll, now_ms, effects)
+        if node_name != node:
+            node, node_account = node_name, f"node:{node_name}"
+        paid, kept = _share_out(state, hold, node_account, amount, toll, now_ms, effects)
         hold.spent += amount
         hold.subtasks += subtasks
         hold.failed += failed
@@ -323,13 +326,13 @@ def _contribute(
 def _share_out(
     state: LedgerState,
     hold: Hold,
-    node_name: str,
+    node: str,
     amount: int,
     toll: int,
     now_ms: int,
     effects: list[AnyEffect],
 ) -> tuple[int, int]:
-    """Post ``amount`` out of what ``hold`` reserves, to the node and to the toll.
+    """Post ``amount`` out of what ``hold`` reserves, to the account ``node`` and to the toll.
 
     Gives the ids of their transfers, 0 for a share of nothing.
     """
@@ -340,8 +343,7 @@ def _share_out(
     tenant.debits += amount
     paid = kept = 0
     if share := amount - toll:
-        name = f"node:{node_name}"
-        to = accounts.get(name) or _account(state, name, effects)
+        to = accounts.get(node) or _account(state, node, effects)
         to.credits += share
         paid = number = number + 1
         effects.append(AddTransfer(paid, _POST, tenant.id, to.id, share, hold.id, now_ms))
@@ -363,7 +365,7 @@ def _against_hold(hold: Hold | None, entry: Contribution) -> Refusal:
         return "LEDGER_CONFLICT", (
             f"the hold {entry.ref} is of tenant {hold.tenant}, the contribution of {entry.tenant}"
         )
-    if entry.amount_ucredits > hold.left:
+    if entry.amount_ucredits > hold.amount - hold.spent:
         return "LEDGER_CONFLICT", (
             f"{format_credits(entry.amount_ucredits)} credits for subtasks from {entry.first} of "
             f"{entry.ref}; {format_credits(hold.left)} are left of its "

@@ -439,7 +439,7 @@ def the_ledger_posts_one_side_more(patch: Patch) -> None:
 
     def share_out(state: Any, hold: Any, node: str, amount: int, *rest: Any) -> Any:
         transfers = real(state, hold, node, amount, *rest)
-        if amount % 7 == 0 and (account := state.accounts.get(f"node:{node}")):
+        if amount % 7 == 0 and (account := state.accounts.get(node)):
             account.credits += 1
         return transfers
 
