@@ -203,13 +203,14 @@ class Mothers:
     def _is_well(self, brood: _Brood) -> bool:
         """Whether she can make jails now; one that cannot is ended."""
         mother = brood.mother
-        if mother.is_ready and mother.jail.poll() is None:
+        is_over = mother.is_gone or mother.jail.poll() is not None or mother.jail.is_stopped()
+        if mother.is_ready and not is_over:
             self._unable.pop(brood.key, None)
             return True
         is_own = brood.spec.environment in ("", sys.executable)
         if mother.refusal and is_own:
             self.refusal = mother.refusal  # of a Python that a job named it says nothing
-        if mother.refusal or mother.is_gone or mother.jail.poll() is not None:
+        if mother.refusal or is_over:
             if not mother.is_ready:
                 while len(self._unable) >= KEYS_MAX:
                     del self._unable[next(iter(self._unable))]

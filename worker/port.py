@@ -285,10 +285,13 @@ class Leaving:
         self._ports.append(port)
 
     def sweep(self) -> None:
-        """Free those that have ended."""
-        for port in [port for port in self._ports if port.process.is_over()]:
-            self._ports.remove(port)
-            port.close()
+        """Free those that have ended; tell the others again."""
+        for port in list(self._ports):
+            if port.process.is_over():
+                self._ports.remove(port)
+                port.close()
+            else:
+                port.process.kill()
 
     def close(self) -> None:
         """Free all of them."""

@@ -255,6 +255,8 @@ class Yard:
             port = occupant.port
             if occupant.is_over:
                 shipping.append((port.slot, port.jail))  # else it would be forgotten by now
+            elif port.cause is not None:
+                port.process.kill()  # again: who tells its end may stand still since the first time
             if occupant.is_over or not port.is_ready:
                 continue
             has_moved = self._see_run(occupant)
