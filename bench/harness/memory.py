@@ -74,8 +74,8 @@ def endless(line: Line) -> Section:
     text.append(
         f"**What limits us now.** In the second half of {run['n'] / 1e6:.3g} M subtasks the {most} "
         f"grew most, by {number(grown[most])} MiB: "
-        f"{number(grown[most] * (1 << 20) / (run['n'] / 2))} bytes a subtask. Inputs stay on the "
-        "broker's disk until their job ends: "
-        f"{number(run['disk_grown_mib'] * (1 << 20) / (run['n'] / 2))} bytes a subtask there.\n"
+        f"{number(grown[most] * (1 << 20) / (run['n'] / 2))} bytes a subtask. The broker's "
+        "state on disk, which inputs and results leave when they were read, grew by "
+        f"{number(run['disk_grown_mib'] * (1 << 20) / (run['n'] / 2))} bytes a subtask.\n"
     )
     return text, {"endless": picture_of}
