@@ -287,6 +287,7 @@ class Execution:
 
     def _free_parcels(self, effect: do.FreeParcels) -> None:
         job, upto = effect.job, effect.upto
+        self._frames.drop_before(job, upto)
         row = records.freed_row(job, upto, effect.body_bytes)
         self._journal.record("parcels", schema.SET_FREED, row, 64)
         self.when_durable(

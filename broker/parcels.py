@@ -77,6 +77,13 @@ class FrameCache:
             lambda connection: read_frames(connection, wanted), arrived, lambda _: then({})
         )
 
+    def drop_before(self, job: int, upto: int) -> None:
+        """The job's parcels before ``upto`` are not needed again: their frames leave memory."""
+        frames = self._frames.get(job, {})
+        for first in [first for first in frames if 0 <= first < upto]:
+            self.size_bytes -= len(frames.pop(first))
+            self._count -= 1
+
     def drop_job(self, job: int) -> None:
         """The job is over: its frames leave memory."""
         for frame in self._frames.pop(job, {}).values():

@@ -189,3 +189,16 @@ def test_a_worker_that_has_gone_leaves_no_draft() -> None:
     rig.desk.send_answers()
     rig.desk.flush()
     assert not rig.box.sent and not rig.desk._drafts
+
+
+def test_frames_of_inputs_that_have_left_leave_memory() -> None:
+    rig = Rig()
+    for first in (FUNCTION, 0, 10, 20):
+        rig.cache.put(1, first, b"x" * 100, 1)
+    rig.cache.put(2, 0, b"x" * 100, 1)
+    rig.cache.drop_before(1, 20)
+    kept = [(1, FUNCTION), (1, 20), (2, 0)]
+    every = [(job, first) for job in (1, 2) for first in (FUNCTION, 0, 10, 20)]
+    assert [key for key in every if rig.cache.get(*key) is not None] == kept
+    assert rig.cache.size_bytes == 300
+    rig.cache.drop_before(3, 20)
