@@ -1,9 +1,11 @@
 """Submit to result, one at a time, warm: p50 and p99.
 
 Beside a bare ZeroMQ echo and the disk's own fsync: a durable result waits for two commits, so the
-floor is an echo and two of them. ``at 50 % load``: other subtasks, which sleep for 10 ms and come
-by chance (Poisson), keep half of the slots busy; they belong to the same job as what is timed, or
-to another client's. With ``durable=False`` the result does not wait for its commit.
+floor is an echo and two of them. The *chain* is the echo with an agent between broker and slot, as
+ours has: what as many processes cost that do nothing. ``at 50 % load``: other subtasks, which sleep
+for 10 ms and come by chance (Poisson), keep half of the slots busy; they belong to the same job as
+what is timed, or to another client's. With ``durable=False`` the result does not wait for its
+commit.
 """
 
 import contextlib
@@ -117,6 +119,7 @@ def main() -> None:
         bill, count = Bill(client), 0
         for _ in range(options.rounds):
             add("echo", floor.serial_echo(options.n))
+            add("chain", floor.serial_echo(options.n, is_chain=True))
             add("fsync", floor.fsync_times(200))
             for what, kind in (
                 ("gristmill batch", {"tier": "batch"}),

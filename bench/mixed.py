@@ -2,17 +2,22 @@
 
 Subtasks sleep, so that two noisy cores serve many slots; each says how long it really slept, and
 the bound is the lowest that these times give. Beside us, in turn: ``multiprocessing.Pool`` with
-as many processes, static chunks (an equal share of the list for each) and chunks of one. The clock
-runs from the call to the last result. ``others``: with one very long subtask among many short ones,
+as many processes, static chunks (an equal share of the list for each) and chunks of one; and beside
+tier ``job``, which alone forks for each subtask, as many processes that do nothing else (*bare
+forks*). The clock runs from the call to the last result. *In order*: what the list takes if each
+slot takes the next whenever it is free and nothing else takes any time: nobody who does not know
+the durations does better but by luck. ``others``: with one very long subtask among many short ones,
 when the last of the short ones was there, over their own bound with one slot taken.
 """
 
+import heapq
 import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from harness import forkpool
 from harness.measure import Runs, arguments, own_cpu_us
 from harness.ours import Bill, Spent
 
@@ -86,20 +91,38 @@ class Turn:
         cpu = spent.each(len(self.given))
         self.add(f"gristmill {tier}", got, billed_ucredits=bill.settle(len(self.given)), **cpu)
 
+    def of_forks(self) -> None:
+        """A process for each slot, which forks for each subtask."""
+        before = own_cpu_us()
+        got = timed(lambda: forkpool.run(nap, self.given, self.slots))
+        self.add("bare forks", got, cpu_us=(own_cpu_us() - before) / len(self.given))
+
     def judge(self, runs: Runs, **more: Any) -> None:
         """Everyone by one bound, the lowest: nobody gains by naps that a busy machine drew out."""
         slept = [[seconds for _, seconds, _ in got] for _, got, _ in self.found]
         bound = min(max(sum(each) / self.slots, max(each)) for each in slept)
         others = min((sum(each) - max(each)) / (self.slots - 1) for each in slept)
+        in_order = min(self._in_order(dict(pairs)) for pairs in (
+            [(index, seconds) for index, seconds, _ in got] for _, got, _ in self.found
+        ))  # fmt: skip
         is_one_long = max(seconds for _, seconds in self.given) > others
         for what, got, figures in self.found:
             makespan, first = max(at for _, _, at in got), min(at for _, _, at in got)
             figures |= {"makespan_s": makespan, "bound_s": bound, "over_bound": makespan / bound}
+            figures["in_order_over_bound"] = in_order / bound
             if is_one_long:
                 longest = max(got, key=lambda each: each[1])
                 last = max(at for index, _, at in got if index != longest[0])
                 figures |= {"others_s": last, "others_over_bound": last / others}
             runs.add(what, n=len(got), first_s=first, **more, **figures)
+
+
+    def _in_order(self, slept: dict[int, float]) -> float:
+        """Makespan when each free slot takes the next."""
+        ends = [0.0] * self.slots
+        for index, _ in self.given:
+            heapq.heapreplace(ends, ends[0] + slept[index])
+        return max(ends)
 
 
 def timed(answers: Callable[[], Iterable[tuple[int, float]]]) -> list[tuple[int, float, float]]:
@@ -133,6 +156,8 @@ def main() -> None:
                     turn.of_pool("static chunks", -(-len(given) // slots))
                     turn.of_ours(client, tier)
                     turn.of_pool("chunks of one", 1)
+                    if tier == "job":
+                        turn.of_forks()
                     turn.judge(runs, **more)
                 ratio = {
                     what: runs.median(what, "over_bound", **more)
@@ -140,6 +165,11 @@ def main() -> None:
                 }
                 ours = ratio.pop(f"gristmill {tier}")
                 name = f"{tier}_{shape.replace(' ', '_')}"
+                in_order = runs.median("static chunks", "in_order_over_bound", **more)
+                summary[f"{name}_over_in_order"] = round(ours / in_order, 3)
+                if tier == "job":
+                    forked = runs.median("bare forks", "over_bound", **more)
+                    summary[f"{name}_over_forks"] = round(ours / forked, 3)
                 summary[f"{name}_over_bound"] = round(ours, 3)
                 summary[f"{name}_over_best_pool"] = round(ours / min(ratio.values()), 3)
         assert client.balance().sum_ucredits == 0

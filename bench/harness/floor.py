@@ -8,6 +8,7 @@ be faster in Python that keeps a state per item.
 import array
 import multiprocessing
 import os
+import socket
 import tempfile
 import time
 from typing import Any
@@ -200,27 +201,62 @@ def carry(values: list[bytes], out_bytes: int = -1) -> float:
     return seconds
 
 
-def serial_echo(count: int) -> list[float]:
-    """Round trips in seconds, one at a time, through the same broker and one worker, sorted."""
+def _agent(address: str, _: str) -> None:
+    """A worker of two processes: each message goes to the other over a socket, and back."""
+    ours, slots = socket.socketpair()
+    slot = multiprocessing.get_context("fork").Process(target=_slot, args=(slots,))
+    slot.start()
+    slots.close()
+    dealer = zmq.Context().socket(zmq.DEALER)
+    dealer.connect(address)
+    dealer.send_multipart([b"ready"])
+    poller = zmq.Poller()
+    poller.register(dealer, zmq.POLLIN)
+    poller.register(ours, zmq.POLLIN)
+    first = b""
+    while True:
+        ready = dict(poller.poll())
+        if dealer in ready:
+            first, body = dealer.recv_multipart()
+            if not first:
+                break
+            ours.sendall(body)
+        if ours.fileno() in ready:
+            dealer.send_multipart([first, ours.recv(4096)])
+    ours.close()
+    slot.join()
+
+
+def _slot(wire: socket.socket) -> None:
+    decode = _decoder("tuples")
+    while body := wire.recv(4096):
+        wire.sendall(_encode("tuples", [no_op(value) for value in decode(body)]))
+
+
+def serial_echo(count: int, is_chain: bool = False) -> list[float]:
+    """Round trips in seconds, one at a time, through the same broker and one worker, sorted.
+
+    ``is_chain``: the worker is two processes, as an agent and its slot are.
+    """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         front, back = f"ipc://{folder}/front", f"ipc://{folder}/back"
         processes = [
             context.Process(target=_broker, args=(front, back, count * ITEMS)),
-            context.Process(target=_worker, args=(back, "tuples")),
+            context.Process(target=_agent if is_chain else _worker, args=(back, "tuples")),
         ]
         for process in processes:
             process.start()
-        socket = zmq.Context().socket(zmq.DEALER)
-        socket.connect(front)
+        dealer = zmq.Context().socket(zmq.DEALER)
+        dealer.connect(front)
         time.sleep(0.5)
         body, times = msgspec.msgpack.encode([(1, "a")]), []
         for index in range(count):
             began = time.perf_counter()
-            socket.send_multipart([(index * ITEMS).to_bytes(8, "little"), body])
-            socket.recv_multipart()
+            dealer.send_multipart([(index * ITEMS).to_bytes(8, "little"), body])
+            dealer.recv_multipart()
             times.append(time.perf_counter() - began)
-        socket.send_multipart([b"", b""])
+        dealer.send_multipart([b"", b""])
         for process in processes:
             process.join(5)
     return sorted(times)

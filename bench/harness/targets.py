@@ -118,7 +118,12 @@ def _mixed(lines: Lines) -> Row:
                  if name.startswith(f"{tier}_") and name.endswith("_over_bound")]  # fmt: skip
         bound = max(line["summary"][f"{name}_over_bound"] for name in names)
         best = max(line["summary"][f"{name}_over_best_pool"] for name in names)
-        words.append(f"`{tier}` {number(bound)} × the bound, {number(best)} × the best pool")
+        order = max(line["summary"].get(f"{name}_over_in_order", 0.0) for name in names)
+        said = f"`{tier}` {number(bound)} × the bound, {number(best)} × the best pool"
+        said += f", {number(order)} × in order" if order else ""
+        if forked := max(line["summary"].get(f"{name}_over_forks", 0.0) for name in names):
+            said += f", {number(forked)} × bare forks"
+        words.append(said)
         parts.append(bound <= 1.10 and best <= 1.05)
     return "worst of four: " + "; ".join(words), all(parts)
 
