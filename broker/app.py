@@ -231,17 +231,17 @@ class Broker:
         self.reader.deliver()
         if self._back_socket in ready:
             self._drain(self._back_socket, self._back.receive)
-            self._commit()
+            if self._front_socket in ready:  # the disk works while they are taken
+                self._commit()
         if self._front_socket in ready:
             self._drain(self._front_socket, self._front.receive)
-            self._commit()
         if self.ledger.socket in ready:
             while (frames := receive(self.ledger.socket)) is not None:
                 self.ledger.receive(frames[0], self._now_ms())
         self._tick()
         while self._lost:
             self._end_lost(*self._lost.pop(0))
-        self._desk.flush()
+        self._desk.flush()  # before the committer wakes up and wants the interpreter's lock
         self.ledger.post(self._now_ms())
         self._commit()
         self._desk.flush()
