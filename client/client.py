@@ -133,7 +133,7 @@ class Client(Questions):
             window: how many inputs may be on their way; by default bounded by bytes.
             ordered: False yields values as subtasks end.
             return_exceptions: exceptions are yielded in place instead of raised.
-            chunk: inputs in one parcel; by default about 2,000 of at most 256 KiB.
+            chunk: inputs in one parcel; by default 2,000 to 8,000 of at most 384 KiB.
             progress: True draws a bar on a terminal, or prints lines elsewhere; None only draws
                 on a terminal.
             key: the same key is the same job, also after a crash of anybody: its results come

@@ -204,7 +204,7 @@ def carry(values: list[bytes], out_bytes: int = -1) -> float:
 def _agent(address: str, _: str) -> None:
     """A worker of two processes: each message goes to the other over a socket, and back."""
     ours, slots = socket.socketpair()
-    slot = multiprocessing.get_context("fork").Process(target=_slot, args=(slots,))
+    slot = multiprocessing.get_context("fork").Process(target=_slot, args=(slots, ours))
     slot.start()
     slots.close()
     dealer = zmq.Context().socket(zmq.DEALER)
@@ -227,7 +227,8 @@ def _agent(address: str, _: str) -> None:
     slot.join()
 
 
-def _slot(wire: socket.socket) -> None:
+def _slot(wire: socket.socket, other: socket.socket) -> None:
+    other.close()  # else there would be no end to read
     decode = _decoder("tuples")
     while body := wire.recv(4096):
         wire.sendall(_encode("tuples", [no_op(value) for value in decode(body)]))
