@@ -199,6 +199,12 @@ def scratch_options(limits: Limits) -> tuple[str, str]:
     return tmp, shm
 
 
+def below_scratch(binds: Sequence[Bind]) -> list[str]:
+    """Where binds stand on scratch: a warm jail covers these and shows them again."""
+    targets = [bind.target for bind in binds]
+    return [path for path in targets if path.startswith(("/tmp/", "/dev/shm/"))]
+
+
 def _scratch_mounts(spec: JailSpec) -> list[str]:
     tmp, shm = scratch_options(spec.limits)
     argv = ["--mount", f"none:/tmp:tmpfs:{tmp}"]

@@ -9,7 +9,7 @@ import pathlib
 import socket
 import sys
 
-from gristmill.sandbox.argv import policy_text, scratch_options
+from gristmill.sandbox.argv import below_scratch, policy_text, scratch_options
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.filter import compile_policy
 from gristmill.sandbox.host import Host
@@ -173,7 +173,8 @@ def start_mother(
     """
     limits = jail_limits(spec, False)
     tmp, shm = scratch_options(limits)
-    walls = json.dumps({"tmp": tmp, "shm": shm, "program": seccomp_program()})
+    shown = below_scratch(interpreter.binds)
+    walls = json.dumps({"tmp": tmp, "shm": shm, "program": seccomp_program(), "shown": shown})
     jail = _jail_spec(spec, interpreter, inputs, host, walls)
     mine = dataclasses.replace(limits, memory_bytes=MOTHER_BYTES, pids_max=MOTHER_PIDS)
     jail = dataclasses.replace(

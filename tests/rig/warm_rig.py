@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gristmill.sandbox.argv import policy_text, scratch_options
+from gristmill.sandbox.argv import below_scratch, policy_text, scratch_options
 from gristmill.sandbox.filter import compile_policy
 from gristmill.sandbox.host import Host
 from gristmill.sandbox.interpreter import find_interpreter, runtime_binds
@@ -23,14 +23,15 @@ BOOT = Path(__file__).with_name("warm_boot.py")
 DEADLINE_S = 20
 
 
-def walls(limits: Limits) -> str:
+def walls(limits: Limits, binds: tuple[Bind, ...] = ()) -> str:
     """What a mother is told of the walls of her children."""
     tmp, shm = scratch_options(limits)
     program = compile_policy(policy_text())
     import binascii
 
     word = binascii.b2a_base64(program, newline=False).decode()
-    return json.dumps({"tmp": tmp, "shm": shm, "program": word})
+    shown = below_scratch(binds)
+    return json.dumps({"tmp": tmp, "shm": shm, "program": word, "shown": shown})
 
 
 class WarmHost:
@@ -52,12 +53,13 @@ class WarmHost:
         if key not in self.mothers or self.mothers[key].jail.poll() is not None:
             python = find_interpreter()
             mine = dataclasses.replace(limits, memory_bytes=256 * MEBIBYTE, pids_max=64)
+            more = tuple(bind for bind in binds if bind not in python.binds)
+            told = walls(limits, (*python.binds, *more))
             spec = JailSpec(
-                argv=(python.executable, "-I", "-B", "/warm_boot.py", "3", walls(limits)),
+                argv=(python.executable, "-I", "-B", "/warm_boot.py", "3", told),
                 binds=(
                     *python.binds, *runtime_binds(python, MODULES),
-                    Bind(str(BOOT), "/warm_boot.py"),
-                    *(bind for bind in binds if bind not in python.binds),
+                    Bind(str(BOOT), "/warm_boot.py"), *more,
                 ),
                 limits=mine, cwd="/", is_mother=True, stderr=2, **changes,
             )  # fmt: skip

@@ -7,7 +7,8 @@ mounts, descriptors and memory. ``seal`` then does what nsjail does for a cold j
 1. enter the cgroup that was made for it: from here on all is metered and limited;
 2. say who it is outside (the mother's own identity, nobody else's), and take a cgroup namespace;
 3. cover what may be written to (/tmp, /dev/shm) and what shows processes (/proc) with its own.
-   The kernel locks the mounts that came from the mother's namespace: nothing uncovers them;
+   The kernel locks the mounts that came from the mother's namespace: nothing uncovers them. What
+   the jail is given below /tmp and /dev/shm (an interpreter may lie there) is shown there again;
 4. bring up the loopback, begin a session;
 5. give up every capability, for ever, and load the seccomp policy of all jails.
 
@@ -19,6 +20,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -31,6 +33,7 @@ NAMESPACES: Final = (
     CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
 )
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_BIND_ALL = 0x1000 | 0x4000  #: MS_BIND | MS_REC
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 4, 2
 CAPABILITY_VERSION: Final = 0x20080522
@@ -43,11 +46,13 @@ class Walls(msgspec.Struct, frozen=True):
     """What differs between jobs. ``tmp``, ``shm``: options of the tmpfs on /tmp and /dev/shm.
 
     ``shm`` may be empty: there is no /dev/shm. ``program``: the seccomp filter, as base64.
+    ``shown``: what is mounted below the two for this jail, and stays.
     """
 
     tmp: str
     shm: str
     program: str
+    shown: tuple[str, ...] = ()
 
 
 class Sealer:
@@ -56,6 +61,7 @@ class Sealer:
     def __init__(self, walls: Walls) -> None:
         self._libc = ctypes.PyDLL(None, use_errno=True)
         self._tmp, self._shm = walls.tmp.encode(), walls.shm.encode()
+        self._shown = walls.shown
         program = binascii.a2b_base64(walls.program)
         self._program = ctypes.create_string_buffer(program, len(program))
         # struct sock_fprog: a count of instructions and, aligned, where they are
@@ -95,11 +101,25 @@ class Sealer:
 
     def _cover(self) -> None:
         private = MS_NOSUID | MS_NODEV
+        shown = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in self._shown]
         self._mount(b"tmpfs", b"/tmp", private, self._tmp)
         if self._shm:
             self._mount(b"tmpfs", b"/dev/shm", private, self._shm)
+        for path, fd in shown:
+            self._show(path, fd)
         self._mount(b"proc", b"/proc", private | MS_NOEXEC | MS_RDONLY, None)
         os.chdir("/tmp")  # the mother's own stays below
+
+    def _show(self, path: str, fd: int) -> None:
+        """Mount what a descriptor is of at the same place again; it stays as it was, read-only."""
+        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        os.makedirs(path if is_directory else os.path.dirname(path), exist_ok=True)
+        if not is_directory:
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        source = f"/proc/self/fd/{fd}".encode()
+        done = self._libc.mount(source, path.encode(), None, ctypes.c_ulong(MS_BIND_ALL), None)
+        self._check(done, path)
+        os.close(fd)
 
     def _mount(self, kind: bytes, at: bytes, flags: int, options: bytes | None) -> None:
         done = self._libc.mount(kind, at, kind, ctypes.c_ulong(flags), options)
