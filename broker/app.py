@@ -14,6 +14,7 @@ import os
 import time
 from typing import Any
 
+import apsw
 import zmq
 
 from gristmill.broker import past, schema
@@ -71,6 +72,8 @@ IDLE_MS = 200  #: longest wait for something to happen
 WAITING_PEER_MS = 2  #: a peer that did not read is tried again this soon
 LINES_SHARE = 4  #: past this part of the journal's backlog lines of running subtasks are dropped
 FRAMES_EXTRA = 2  #: routing id and header
+#: (job, upto) of results and of inputs that were to leave, and output of subtasks without a result
+Leftovers = tuple[list[tuple[int, int]], list[tuple[int, int]], list[KeptLines]]
 
 
 class Broker:
@@ -172,11 +175,7 @@ class Broker:
         self._free_disk_bytes = free_bytes(settings.state)
         self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
         self._count_results(found.last_row)
-        self.reader.ask(
-            lambda db: (find_leftovers(db), find_freed(db), find_kept(db)),
-            self._look_back,
-            lambda _: None,
-        )
+        self.reader.ask(_find_unfinished, self._look_back, lambda _: None)
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
         self._awaited = found.workers
@@ -473,9 +472,7 @@ class Broker:
             self._next_indexes_ms = now_ms + DAY_MS
             look_beside(self.reader, self.metrics, looked)
 
-    def _look_back(
-        self, found: tuple[list[tuple[int, int]], list[tuple[int, int]], list[KeptLines]]
-    ) -> None:
+    def _look_back(self, found: Leftovers) -> None:
         """What the last incarnation did not finish, and a start has no time for."""
         leftovers, freed, kept = found
         for row in leftovers:
@@ -563,6 +560,10 @@ class Broker:
             "connections_waiting": self._descriptors.waiting,
             **self.metrics.export(),
         }
+
+
+def _find_unfinished(connection: apsw.Connection) -> Leftovers:
+    return find_leftovers(connection), find_freed(connection), find_kept(connection)
 
 
 def _no_news(_: object) -> None:
