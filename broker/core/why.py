@@ -161,10 +161,10 @@ def reason_of(state: State, job: Job) -> str:
 def _disk_text(state: State, job: Job) -> str:
     """``QUOTA: ...`` of an upload that stands still, with what makes room."""
     limit = format_bytes(state.config.tenant_disk_bytes)
-    keep = "" if not job.spec.keep else "; with keep=False inputs leave as results are read"
+    own = "submit it again with keep=False" if job.spec.keep else "read this one's results"
     return (
         f"QUOTA: inputs of tenant {job.tenant.name} fill its {limit} of the broker's disk; they"
-        f" leave when their jobs end{keep}"
+        f" leave as jobs end, with keep=False as results are read: {own}, or cancel another job"
     )
 
 
