@@ -15,14 +15,13 @@ import sys
 import time
 from collections import deque
 
-import msgspec
-
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host, prepare_host
 from gristmill.sandbox.interpreter import Interpreter
 from gristmill.sandbox.warm import Mother
-from gristmill.wire.spec import JobSpec, Limits
+from gristmill.wire.spec import JobSpec
 from gristmill.worker.port import Leaving, Port
+from gristmill.worker.spares import Key, key_of
 from gristmill.worker.starter import ready_python, seccomp_program, start_mother, start_slot
 
 AHEAD = 2  #: jails that a mother has made and nobody uses yet
@@ -31,14 +30,12 @@ SAID_BYTES_MAX = 4_096
 TRIES_MAX, KEYS_MAX = 3, 64
 TRIAL_S = 20.0  #: a loaded machine is slow, not unable
 
-_Key = tuple[Limits, Interpreter, str]
-
 
 @dataclasses.dataclass(slots=True)
 class _Brood:
     """A mother, what she made, and what for. ``job`` is None while she is a spare."""
 
-    key: _Key
+    key: Key
     spec: JobSpec
     mother: Mother
     output: int
@@ -65,10 +62,10 @@ class Mothers:
         self._spares = spares
         self._open_dir = open_dir
         self._broods: list[_Brood] = []  # the one that was used last is the last
-        self._wanted: tuple[_Key, JobSpec] | None = None
+        self._wanted: tuple[Key, JobSpec] | None = None
         self._leaving = Leaving()
         self._ending: list[_Brood] = []
-        self._unable: dict[_Key, int] = {}  # mothers that ended before they were ready
+        self._unable: dict[Key, int] = {}  # mothers that ended before they were ready
         self.refusal = _unfit(host)
 
     def __len__(self) -> int:
@@ -89,7 +86,7 @@ class Mothers:
         """A warm jail for a subtask of the job; None: it has to be a cold one."""
         if interpreter is None or not self.is_able:
             return None
-        key = _key_of(spec, interpreter)
+        key = key_of(spec, interpreter)
         if self._unable.get(key, 0) >= TRIES_MAX:
             return None
         if inputs is None:
@@ -169,7 +166,7 @@ class Mothers:
             brood.job is None and brood.key == self._wanted[0] for brood in self._broods
         )
 
-    def _brood_of(self, job: int, key: _Key, inputs: pathlib.Path | None) -> _Brood | None:
+    def _brood_of(self, job: int, key: Key, inputs: pathlib.Path | None) -> _Brood | None:
         """The job's own; else a spare, which is its own from now on."""
         found = next((brood for brood in self._broods if brood.job == job), None)
         if found is None and inputs is None:
@@ -180,7 +177,7 @@ class Mothers:
         return found
 
     def _start(
-        self, job: int | None, key: _Key, spec: JobSpec, inputs: pathlib.Path | None
+        self, job: int | None, key: Key, spec: JobSpec, inputs: pathlib.Path | None
     ) -> _Brood | None:
         assert self._host is not None
         if len(self._broods) >= self._count:
@@ -291,8 +288,3 @@ def _last_words(brood: _Brood) -> str:
 def _close(brood: _Brood) -> None:
     brood.mother.close()
     os.close(brood.output)
-
-
-def _key_of(spec: JobSpec, interpreter: Interpreter) -> _Key:
-    """Time limits are the agent's to keep: jails that differ in them only are alike."""
-    return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter, spec.kind

@@ -21,8 +21,6 @@ OUTPUT_READ_BYTES = 1 << 16
 READS_PER_TURN = 4
 #: Of all slots: what is read is taken out at once. One for each would be filled with zeros first.
 _READ = bytearray(READ_BYTES)
-
-
 #: A frame of less is joined, which costs less than to send its parts.
 JOINED_BYTES_MAX = 64 << 10
 PARTS_A_CALL = 64  #: of frames that wait, in one call of the kernel

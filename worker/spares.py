@@ -21,7 +21,8 @@ from gristmill.wire.spec import JobSpec, Limits
 from gristmill.worker.port import Leaving, Port
 from gristmill.worker.starter import start_slot
 
-_Key = tuple[Limits, Interpreter, str]
+#: what jails have to have in common for one to do for the other
+Key = tuple[Limits, Interpreter, str]
 
 
 class Spares:
@@ -31,8 +32,8 @@ class Spares:
         self._host = host
         self._count = count
         self._open_dir = open_dir
-        self._wanted: tuple[_Key, JobSpec] | None = None
-        self._ready: deque[tuple[_Key, Port]] = deque()
+        self._wanted: tuple[Key, JobSpec] | None = None
+        self._ready: deque[tuple[Key, Port]] = deque()
         self._leaving = Leaving()
 
     @property
@@ -55,7 +56,7 @@ class Spares:
         """
         if self._host is None or interpreter is None or spec.tier == "trusted" or inputs:
             return None
-        key = _key_of(spec, interpreter)
+        key = key_of(spec, interpreter)
         if not is_once:
             self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
         for at, (has, port) in enumerate(self._ready):
@@ -70,7 +71,7 @@ class Spares:
     def want(self, spec: JobSpec, interpreter: Interpreter) -> None:
         """What to keep before anything was asked for."""
         if self._wanted is None:
-            key = _key_of(spec, interpreter)
+            key = key_of(spec, interpreter)
             self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
 
     def _fitting(self) -> list[Port]:
@@ -105,7 +106,7 @@ class Spares:
         self._leaving.close()
 
 
-def _key_of(spec: JobSpec, interpreter: Interpreter) -> _Key:
+def key_of(spec: JobSpec, interpreter: Interpreter) -> Key:
     """Time limits are the agent's to keep: jails that differ in them only are alike."""
     kind = spec.kind if spec.tier == "strict" else "function"
     return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter, kind

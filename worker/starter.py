@@ -8,6 +8,7 @@ import os
 import pathlib
 import socket
 import sys
+from collections.abc import Sequence
 
 from gristmill.sandbox.argv import below_scratch, policy_text, scratch_options
 from gristmill.sandbox.errors import SandboxError
@@ -172,15 +173,23 @@ def start_mother(
         SandboxError: there can be none here.
     """
     limits = jail_limits(spec, False)
-    tmp, shm = scratch_options(limits)
-    shown = below_scratch(interpreter.binds)
-    walls = json.dumps({"tmp": tmp, "shm": shm, "program": seccomp_program(), "shown": shown})
-    jail = _jail_spec(spec, interpreter, inputs, host, walls)
+    jail = _jail_spec(spec, interpreter, inputs, host, walls_of(limits, interpreter.binds))
     mine = dataclasses.replace(limits, memory_bytes=MOTHER_BYTES, pids_max=MOTHER_PIDS)
     jail = dataclasses.replace(
         jail, limits=mine, cwd="/", is_mother=True, stdout=output, stderr=output
     )
     return host.start_mother(jail, SLOT_FD)
+
+
+def walls_of(limits: Limits, binds: Sequence[Bind]) -> str:
+    """What a mother is told of her children's walls (``seal.Walls``, JSON).
+
+    Raises:
+        SandboxError: no seccomp program for this machine.
+    """
+    tmp, shm = scratch_options(limits)
+    shown = below_scratch(binds)
+    return json.dumps({"tmp": tmp, "shm": shm, "program": seccomp_program(), "shown": shown})
 
 
 @functools.cache

@@ -9,29 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gristmill.sandbox.argv import below_scratch, policy_text, scratch_options
-from gristmill.sandbox.filter import compile_policy
 from gristmill.sandbox.host import Host
 from gristmill.sandbox.interpreter import find_interpreter, runtime_binds
 from gristmill.sandbox.jail import Jail
 from gristmill.sandbox.limits import MEBIBYTE, Limits
 from gristmill.sandbox.spec import BASE_ENV, Bind, JailSpec
 from gristmill.sandbox.warm import Mother
-from gristmill.worker.starter import MODULES
+from gristmill.worker.starter import MODULES, walls_of
 
 BOOT = Path(__file__).with_name("warm_boot.py")
 DEADLINE_S = 20
-
-
-def walls(limits: Limits, binds: tuple[Bind, ...] = ()) -> str:
-    """What a mother is told of the walls of her children."""
-    tmp, shm = scratch_options(limits)
-    program = compile_policy(policy_text())
-    import binascii
-
-    word = binascii.b2a_base64(program, newline=False).decode()
-    shown = below_scratch(binds)
-    return json.dumps({"tmp": tmp, "shm": shm, "program": word, "shown": shown})
 
 
 class WarmHost:
@@ -54,9 +41,9 @@ class WarmHost:
             python = find_interpreter()
             mine = dataclasses.replace(limits, memory_bytes=256 * MEBIBYTE, pids_max=64)
             more = tuple(bind for bind in binds if bind not in python.binds)
-            told = walls(limits, (*python.binds, *more))
+            walls = walls_of(limits, (*python.binds, *more))
             spec = JailSpec(
-                argv=(python.executable, "-I", "-B", "/warm_boot.py", "3", told),
+                argv=(python.executable, "-I", "-B", "/warm_boot.py", "3", walls),
                 binds=(
                     *python.binds, *runtime_binds(python, MODULES),
                     Bind(str(BOOT), "/warm_boot.py"), *more,

@@ -1,6 +1,7 @@
 """Spare jails: taken by a job of their limits, made again, gone with the worker."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from gristmill.sandbox.interpreter import find_interpreter
@@ -43,11 +44,7 @@ def test_spares_end_with_their_worker(start: Any) -> None:
     pair = start("--spares", "2", "--slots", "2").greet()
     below = modules["gristmill_tests_worker_peer"].descendants
     pair.pump(lambda: len(_slots(below(pair.worker.pid))) >= 4)  # nsjail and Python of each
-    left = _slots(below(pair.worker.pid))
-    pair.worker.terminate()
-    pair.peer.pump(lambda: pair.worker.poll() is not None)
-    assert pair.worker.returncode == 0
-    pair.peer.pump(lambda: not _slots(left))
+    _end(pair, below)
 
 
 def test_spares_fit_both_kinds_of_jobs(start: Any) -> None:
@@ -114,11 +111,7 @@ def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_rea
     pair.pump(lambda: len(mothers()) == 2)
     assert spare in mothers() and first.keys() != mothers().keys()
 
-    pair.worker.terminate()
-    left = below(pair.worker.pid)
-    pair.peer.pump(lambda: pair.worker.poll() is not None)
-    assert pair.worker.returncode == 0
-    pair.peer.pump(lambda: not _slots(left))
+    _end(pair, below)
 
 
 def test_a_strict_job_goes_on_when_its_mother_is_killed_or_stands_still(start: Any) -> None:
@@ -147,6 +140,15 @@ def test_a_strict_job_goes_on_when_its_mother_is_killed_or_stands_still(start: A
                 os.kill(pid, number)
                 hit += 1
     assert hit
+
+
+def _end(pair: Any, below: Callable[[int], list[int]]) -> None:
+    """The worker ends well, and nothing of it is left."""
+    left = _slots(below(pair.worker.pid))
+    pair.worker.terminate()
+    pair.peer.pump(lambda: pair.worker.poll() is not None)
+    assert pair.worker.returncode == 0 and left
+    pair.peer.pump(lambda: not _slots(left))
 
 
 def _parent(pid: int) -> int:
