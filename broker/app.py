@@ -22,6 +22,7 @@ from gristmill.broker.answers import Answers
 from gristmill.broker.back import Back
 from gristmill.broker.checkpoints import (
     Checkpoint,
+    Told,
     checkpoint_row,
     ended_before,
     find_freed,
@@ -426,7 +427,7 @@ class Broker:
         known = self.state.tenants.get(tenant)
         return self._quota.is_over(tenant) or (known is not None and bool(known.stalled))
 
-    def _free_results(self, job: int, upto: int) -> None:
+    def _free_results(self, job: int, upto: int, told: dict[int, Told]) -> None:
         """Results of a job leave the disk; what they mean to a restart stays in a checkpoint."""
 
         def folded(found: tuple[Checkpoint, str, int]) -> None:
@@ -442,7 +443,7 @@ class Broker:
             self._apply(on.InputsEnded(job, ended_before(checkpoint)))
 
         is_open = job in self.state.jobs
-        self.reader.ask(lambda db: fold_job(db, job, upto, is_open), folded, lambda _: None)
+        self.reader.ask(lambda db: fold_job(db, job, upto, is_open, told), folded, lambda _: None)
 
     def _look_for_missed(self, after: int = past.FIRST_ROWID) -> None:
         """Once, after the start: every job that was accepted is finished or was read.
@@ -497,7 +498,7 @@ class Broker:
         def arrived(found: list[tuple[int, int]]) -> None:
             for job, upto in found:
                 self.journal.record("job_states", schema.CLEAR_EXPIRY, (job,), 32)
-                self._free_results(job, upto)
+                self._free_results(job, upto, {})
                 self._lines.forget(job)
                 log.info("job=%d results expired", job)
 

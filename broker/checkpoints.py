@@ -7,13 +7,16 @@ for a job whose results come in order.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import apsw
 import msgspec
 
 from gristmill.broker import records
 from gristmill.broker.core.recovery import ResultFact
+from gristmill.wire.client import Results
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.failure import unpack_failures
 from gristmill.wire.meter import unpack_outcomes
@@ -25,6 +28,24 @@ FACT_COLUMNS = (
     "job, sequence, r.crc, header, whole(payload), meter, failures, logs,"
     f" {records.HEAD_COLUMNS.removeprefix('job, sequence, ')}"
 )
+
+
+class Told(NamedTuple):
+    """A result as its row has it, but for its values: enough for its fact.
+
+    ``readings``: wall_us, cpu_us and amount_ucredits as in ``records.result_row``.
+    """
+
+    message: Results
+    meter: bytes
+    failures: bytes
+    readings: tuple[int, int, int]
+    body_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of memory, about."""
+        return len(self.meter) + len(self.failures) + 1_024
 
 
 class DamagedReadingsError(records.DamagedError):
@@ -91,12 +112,8 @@ def read_fact(row: records.Row) -> ResultFact:
     head = message.head
     if (head.first, head.count, message.attempt) != (first, count, attempt):
         raise records.DamagedError("results", f"{job}/{sequence}", "its columns contradict it")
-    fact = ResultFact(
-        sequence, first, count, attempt, outcomes,
-        [(first + start, length) for start, length in message.not_final],
-        amount, wall_us, cpu_us, peak_kib,
-        _first_message(failures) if head.number == 0 else "",
-    )  # fmt: skip
+    readings = wall_us, cpu_us, amount
+    fact = dataclasses.replace(_fact(message, outcomes, failures, readings), peak_kib=peak_kib)
     if records.is_result_head_whole((job, sequence, *row[8:]), crc):
         return fact
     told = head.wall_us, head.cpu_us, head.peak_kib
@@ -106,6 +123,24 @@ def read_fact(row: records.Row) -> ResultFact:
             fact, amount_ucredits=0, wall_us=told[0], cpu_us=told[1], peak_kib=told[2]
         ),
     )
+
+
+def fact_of(told: Told) -> ResultFact:
+    """What a result means that was recorded by this very process."""
+    outcomes = unpack_outcomes(told.meter, told.message.head.count)
+    return _fact(told.message, outcomes, told.failures, told.readings)
+
+
+def _fact(
+    message: Results, outcomes: bytes, failures: bytes, readings: tuple[int, int, int]
+) -> ResultFact:
+    head, (wall_us, cpu_us, amount) = message.head, readings
+    return ResultFact(
+        message.sequence, head.first, head.count, message.attempt, outcomes,
+        [(head.first + start, length) for start, length in message.not_final],
+        amount, wall_us, cpu_us, head.peak_kib,
+        _first_message(failures) if head.number == 0 else "",
+    )  # fmt: skip
 
 
 def _first_message(failures: bytes) -> str:
@@ -179,12 +214,18 @@ def unfold(checkpoint: Checkpoint) -> Iterator[ResultFact]:
 
 
 def fold_job(
-    connection: apsw.Connection, job: int, upto: int, is_open: bool
+    connection: apsw.Connection,
+    job: int,
+    upto: int,
+    is_open: bool,
+    told: Mapping[int, Told] = MappingProxyType({}),
 ) -> tuple[Checkpoint, str, int]:
     """(checkpoint up to this result, the tenant, bytes that are freed), for the reader's thread.
 
-    It ends before a result that is damaged: a restart makes its subtasks run again. Of a job that
-    is over (not ``is_open``) only ``upto`` is of interest.
+    ``told``: results by sequence that are still in memory. Where it has all of them no row is read:
+    a row's checksum is that of its values, too, which would come back from the disk for it. Else
+    the checkpoint ends before a result that is damaged: a restart makes its subtasks run again. Of
+    a job that is over (not ``is_open``) only ``upto`` is of interest.
     """
     with connection:  # one snapshot: rows leave the disk once a checkpoint has them
         names = connection.execute("SELECT tenant FROM jobs WHERE job = ?", (job,)).fetchall()
@@ -200,6 +241,10 @@ def fold_job(
             "SELECT job, upto, crc, body FROM checkpoints WHERE job = ?", (job,)
         ):
             before = read_checkpoint(row)
+        fresh = [told[at] for at in range(before.upto + 1, upto + 1) if at in told]
+        if len(fresh) == upto - before.upto:
+            size_bytes = sum(one.body_bytes for one in fresh)
+            return fold(before, map(fact_of, fresh)), tenant, size_bytes
         for row in connection.execute(
             f"SELECT {FACT_COLUMNS} FROM results r"
             " WHERE job = ? AND sequence > ? AND sequence <= ? ORDER BY sequence",

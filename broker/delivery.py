@@ -13,6 +13,7 @@ from collections.abc import Callable
 import apsw
 
 from gristmill.broker import records
+from gristmill.broker.checkpoints import Told
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.reader import Reader
@@ -23,6 +24,7 @@ from gristmill.wire.frames import encode
 
 READ_ROWS = 64  #: results read back at a time
 READ_BYTES = 4 << 20
+TOLD_BYTES = 4 << 20  #: of results that are not acknowledged yet, without their values
 PEER_QUEUE_PAUSE = 8  #: messages waiting for a client at which its subscriptions rest
 
 
@@ -79,7 +81,8 @@ class Delivery:
         mailbox: of the front.
         reader: of the journal.
         cache_bytes: results kept in memory for subscribers to come.
-        free: called with (job, sequence) when results up to it may leave the disk.
+        free: called with (job, sequence, what is remembered) when results up to it may leave the
+            disk.
         is_full: whether a tenant's disk is: then they leave at once, not ``READ_ROWS`` at a time.
     """
 
@@ -88,7 +91,7 @@ class Delivery:
         mailbox: Mailbox,
         reader: Reader,
         cache_bytes: int,
-        free: Callable[[int, int], None],
+        free: Callable[[int, int, dict[int, Told]], None],
         metrics: Metrics,
         is_full: Callable[[str], bool],
     ) -> None:
@@ -101,6 +104,8 @@ class Delivery:
         self._flows: dict[int, Flow] = {}
         self._cache: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self.cached_bytes = 0
+        self._told: OrderedDict[tuple[int, int], Told] = OrderedDict()
+        self._told_bytes = 0
         self._resting: dict[tuple[int, int], Subscription] = {}
 
     # ------------------------------------------------------------ flows
@@ -126,6 +131,23 @@ class Delivery:
         if not flow.is_durable:
             flow.deliverable = sequence
             self._pump_flow(flow)
+
+    def remember(self, told: Told) -> None:
+        """What a result of a job that keeps none meant, for when it leaves the disk."""
+        self._told[told.message.job, told.message.sequence] = told
+        self._told_bytes += told.size_bytes
+        while self._told_bytes > TOLD_BYTES:
+            self._told_bytes -= self._told.popitem(last=False)[1].size_bytes
+
+    def recall(self, job: int, after: int, upto: int) -> dict[int, Told]:
+        """What is remembered of these results, by sequence, for the last time."""
+        found = {}
+        for sequence in range(after + 1, upto + 1):
+            told = self._told.pop((job, sequence), None)
+            if told is not None:
+                self._told_bytes -= told.size_bytes
+                found[sequence] = told
+        return found
 
     def settle(self, flow: Flow, sequence: int) -> None:
         """Results up to this sequence are on disk."""
@@ -222,8 +244,9 @@ class Delivery:
         is_due = is_over or acked >= flow.freed + READ_ROWS or self._is_full(flow.tenant)
         if is_due and not flow.is_kept:
             upto = min(acked, flow.on_disk)
+            told = self.recall(flow.job, flow.freed, upto)
             flow.freed = upto
-            self._free(flow.job, upto)
+            self._free(flow.job, upto, told)
 
     # ------------------------------------------------------------ sending
 

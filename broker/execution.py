@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Raw
 
 from gristmill.broker import records, schema
+from gristmill.broker.checkpoints import Told
 from gristmill.broker.core import effects as do
 from gristmill.broker.core.events import ParcelsCommitted
 from gristmill.broker.delivery import Delivery, Flow
@@ -256,6 +257,9 @@ class Execution:
             self._results.append((group, {}))
         self._results[-1][1][effect.job] = (flow, effect.sequence)
         self._delivery.add(flow, effect.sequence, [header, *frames])
+        if not flow.is_kept:
+            told = Told(message, frames[1], frames[2], readings, size - 512)
+            self._delivery.remember(told)
 
     def _keep_superseded(self, effect: do.KeepSuperseded) -> None:
         self._metrics.superseded += 1  # the core may record an event, too

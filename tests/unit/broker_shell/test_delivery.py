@@ -6,12 +6,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from gristmill.broker import delivery
+from gristmill.broker.checkpoints import Told
 from gristmill.broker.delivery import Delivery, Flow
 from gristmill.broker.mailbox import Peer
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.sessions import Clients, ClientSession
 from gristmill.wire.client import JobEvent, JobStatus, Results, decode_broker
 from gristmill.wire.frames import encode
+from gristmill.wire.meter import pack_meter
+from gristmill.wire.outcome import Outcome
 from gristmill.wire.worker import ResultHead
 
 CARD = JobStatus(
@@ -61,11 +65,12 @@ class Rig:
 
     def __init__(self, is_kept: bool = True, is_durable: bool = True, cache: int = 1 << 20) -> None:
         self.box, self.disk, self.freed = Box(), Disk(), []  # type: ignore[var-annotated]
+        self.told: list[list[int]] = []
         self.delivery = Delivery(
             self.box,  # type: ignore[arg-type]
             self.disk,  # type: ignore[arg-type]
             cache,
-            lambda job, upto: self.freed.append((job, upto)),
+            self.free,
             Metrics(),
             lambda tenant: self.is_full,
         )
@@ -75,6 +80,10 @@ class Rig:
         self.clients = Clients()
         self.request = 0
         self.session = self.join()
+
+    def free(self, job: int, upto: int, told: dict[int, Told]) -> None:
+        self.freed.append((job, upto))
+        self.told.append(sorted(told))
 
     def join(self) -> ClientSession:
         number = len(self.clients)
@@ -88,6 +97,11 @@ class Rig:
     def add(self, *sequences: int, size: int = 100) -> None:
         for sequence in sequences:
             self.delivery.add(self.flow, sequence, self.frames(sequence, size))
+
+    def remember(self, sequence: int) -> None:
+        head = ResultHead(sequence, 1, 1, sequence, 1, "q", 1, 1, 1, "proc")
+        message = Results(1, sequence, head, 1, "n", [])
+        self.delivery.remember(Told(message, pack_meter(1, Outcome.OK), b"", (1, 1, 1), 100))
 
     def subscribe(self, after: int = 0, allowed: int = 1 << 30, request: int = 0) -> None:
         self.request = request or self.request + 1
@@ -181,6 +195,24 @@ def test_only_results_that_nobody_keeps_are_freed(is_kept: bool) -> None:
     rig.delivery.allow(rig.session, 1, 99, 1 << 30)  # more than was sent counts as all
     assert rig.freed == ([] if is_kept else [(1, 2)])
     assert rig.delivery.find(1) is None
+
+
+def test_what_results_meant_is_remembered_until_they_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(is_kept=False)
+    rig.is_full = True
+    rig.subscribe()
+    rig.add(1, 2, 3, 4)
+    for sequence in (1, 2, 3):
+        rig.remember(sequence)
+    rig.delivery.settle(rig.flow, 4)
+    rig.delivery.allow(rig.session, 1, 2, 1 << 30)
+    monkeypatch.setattr(delivery, "TOLD_BYTES", 0)  # older ones give way
+    rig.remember(4)
+    rig.delivery.allow(rig.session, 1, 4, 1 << 30)
+    assert rig.freed == [(1, 2), (1, 4)] and rig.told == [[1, 2], []]
+    assert rig.delivery._told_bytes == 0 and not rig.delivery._told
 
 
 def test_what_was_read_leaves_a_full_disk_at_once() -> None:

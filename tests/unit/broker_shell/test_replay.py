@@ -53,12 +53,13 @@ class File:
         )  # fmt: skip
         self.db.execute(schema.SET_STATE, records.state_row("t", status, 3_600))
 
-    def result(self, job: int, sequence: int, first: int, count: int) -> None:
+    def result(self, job: int, sequence: int, first: int, count: int) -> checkpoints.Told:
         head = ResultHead(sequence, 1, job, first, count, "q", 1_000, 500, 7, "wait4")
         message = Results(job, sequence, head, 1, "n")
         frames = [b"x" * count, pack_meter(count, Outcome.OK), b"", b""]
         row = records.result_row(encode(message), message, frames, (1_000, 500, 11), UTC)
         self.db.execute(schema.ADD_RESULT, row)
+        return checkpoints.Told(message, frames[1], frames[2], (1_000, 500, 11), row[15])
 
     def of_version(self, version: int) -> None:
         """As a release wrote it whose journal has this version."""
@@ -329,6 +330,20 @@ def test_a_checkpoint_ends_before_a_damaged_result(file: File) -> None:
     file.db.execute("UPDATE results SET payload = x'00' WHERE sequence = 2")
     checkpoint, _, _ = checkpoints.fold_job(file.db, 1, 3, is_open=True)
     assert (checkpoint.upto, checkpoint.ended) == (1, [(10, 10, 0, 1)])
+
+
+def test_what_is_in_memory_is_folded_without_its_rows(file: File) -> None:
+    file.job(1)
+    told = {sequence: file.result(1, sequence, 10 * sequence, 10) for sequence in (1, 2, 3)}
+    by_rows = checkpoints.fold_job(file.db, 1, 3, is_open=True)
+    assert checkpoints.fold_job(file.db, 1, 3, True, told) == by_rows
+    file.db.execute("UPDATE results SET payload = x'00' WHERE sequence = 2")
+    assert checkpoints.fold_job(file.db, 1, 3, True, told) == by_rows, "nothing is read back"
+    del told[1]
+    checkpoint, _, _ = checkpoints.fold_job(file.db, 1, 3, True, told)
+    assert checkpoint.upto == 1, "rows, up to the damaged one"
+    file.db.execute(schema.SET_CHECKPOINT, checkpoints.checkpoint_row(1, checkpoint))
+    assert checkpoints.fold_job(file.db, 1, 3, True, told)[0] == by_rows[0]
 
 
 def state_of(facts: list[ResultFact]) -> State:
