@@ -5,7 +5,6 @@ leave after COMMIT. The state in memory is a copy of the file: when a transactio
 thrown away and read again.
 """
 
-import collections
 import contextlib
 import functools
 import itertools
@@ -13,7 +12,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -211,12 +210,14 @@ class Book:
             apsw.Error: nothing of it happened, on disk or in memory.
         """
         done: list[list[fx.AnyEffect]] = []
+        closed: list[Hold] = []
         self.db.execute("BEGIN IMMEDIATE")
         try:
             for message in messages:
                 event: OutboxReceived | CreditsFunded
                 if isinstance(message, Post):
                     event = self._recall(message, done)
+                    closed += event.recalled  # open ones are known
                 else:
                     event = CreditsFunded(
                         message.tenant,
@@ -225,68 +226,89 @@ class Book:
                         self._earlier_mint(message.ref, done),
                     )
                 done.append(step(self.state, event, now_ms))
-            self._write(itertools.chain.from_iterable(done), messages)
+            closed += self._write(itertools.chain.from_iterable(done), messages)
             self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             self.load()
             raise
-        posts = (message for message in messages if isinstance(message, Post))
-        self.state.forget_closed(dict.fromkeys(e.ref for post in posts for e in post.entries))
+        if closed:
+            self.state.forget_closed(hold.ref for hold in closed)
         return done
 
-    def _write(self, effects: Iterable[fx.AnyEffect], messages: Sequence[Post | Fund]) -> None:
-        of: dict[type[fx.AnyEffect], list[Any]] = collections.defaultdict(list)
+    def _write(
+        self, effects: Iterable[fx.AnyEffect], messages: Sequence[Post | Fund]
+    ) -> Iterable[Hold]:
+        """Write what was decided, of which a small group has a few kinds only; the closed holds."""
+        of: dict[type[fx.AnyEffect], list[Any]] = {}
         for effect in effects:
-            of[type(effect)].append(effect)
-        accounts = {effect.account.id: effect.account for effect in of[fx.OpenAccount]}
-        self._accounts.update(accounts)
-        new_holds = [value for one in of[fx.OpenHold] for value in rows.opened_row(one.hold)]
-        mints = [value for one in of[fx.AddMint] for value in rows.mint_row(one)]
-        tallies: rows.Tallies = {}
-        contributions = rows.contribution_rows(of[fx.AddContribution], tallies)
-        drawn = {effect.hold.id: effect.hold for effect in of[fx.AddContribution]}
-        closed = {effect.hold.id: effect.hold for effect in of[fx.CloseHold]}
-        moved = rows.transfer_rows(of[fx.AddTransfer])
+            of.setdefault(type(effect), []).append(effect)
+        opened: list[Account] = []
+        if fx.OpenAccount in of:
+            opened = [effect.account for effect in of[fx.OpenAccount]]
+            self._accounts.update({account.id: account for account in opened})
+            self._add("account", schema.ACCOUNT, map(rows.account_row, opened))
+        if fx.AddTransfer in of:
+            self._write_transfers(of[fx.AddTransfer], opened)
+        if fx.OpenHold in of:
+            # It is inserted as it opened; contributions need an open one to refer to.
+            holds = (rows.opened_row(effect.hold) for effect in of[fx.OpenHold])
+            self._add("hold", schema.HOLD, holds)
+        closed = {effect.hold.id: effect.hold for effect in of.get(fx.CloseHold, ())}
+        if fx.AddContribution in of:
+            self._write_contributions(of[fx.AddContribution], closed)
+        if closed:
+            values = [(*rows.hold_row(hold)[4:], id_) for id_, hold in closed.items()]
+            self.db.executemany(_CLOSE_HOLD, values)
+        if fx.AddMint in of:
+            self._add("mint", schema.MINT, map(rows.mint_row, of[fx.AddMint]))
+        for broker in {m.broker: None for m in messages if isinstance(m, Post)}:
+            self._write_outbox(broker, of.get(fx.AddEntry, ()))
+        return closed.values()
+
+    def _add(self, table: str, columns: str, sealed: Iterable[rows.Row]) -> None:
+        rows.insert_all(self.db, table, columns, list(itertools.chain.from_iterable(sealed)))
+
+    def _write_transfers(
+        self, effects: Sequence[fx.AddTransfer], opened: Sequence[Account]
+    ) -> None:
+        """Transfers, and the accounts of them that were not opened just now."""
+        moved = rows.transfer_rows(effects)
         touched = rows.accounts_of(moved)
         if rows.is_any_pending(moved):  # it lowers what is pending
             touched[self.state.accounts[ESCROW].id] = None
-        opened = [value for one in accounts.values() for value in rows.account_row(one)]
-        self._add("account", schema.ACCOUNT, opened)
-        changed = [self._accounts[id_] for id_ in touched if id_ not in accounts]
-        self._change(_SET_ACCOUNT, [(*rows.account_row(one)[3:], one.id) for one in changed])
-        self._add("transfer", schema.TRANSFER, moved)
-        # A hold that opens is inserted as it opened; contributions need an open one to refer to.
-        self._add("hold", schema.HOLD, new_holds)
-        self._add("contribution", schema.CONTRIBUTION, contributions)
-        self._change(
-            _SPEND_HOLD,
-            [
-                (*row[4:5], *row[6:], row[0])
-                for row in map(rows.hold_row, drawn.values())
-                if row[0] not in closed
-            ],
+        for account in opened:
+            touched.pop(account.id, None)
+        changed = map(self._accounts.__getitem__, touched)
+        self.db.executemany(
+            _SET_ACCOUNT, [(*row[3:], row[0]) for row in map(rows.account_row, changed)]
         )
-        self._change(_CLOSE_HOLD, [(*rows.hold_row(hold)[4:], id_) for id_, hold in closed.items()])
-        self._change(_ADD_TALLY, [(*_tally_key(key), *sums) for key, sums in tallies.items()])
-        self._add("mint", schema.MINT, mints)
-        for broker in {m.broker: None for m in messages if isinstance(m, Post)}:
-            if some := [effect for effect in of[fx.AddEntry] if effect.broker == broker]:
-                outbox = self._outbox_id(broker)
-                self._add("entry", schema.ENTRY, rows.entry_rows(outbox, some))
-            if broker in self._outbox_ids:
-                applied = self.state.applied[broker]
-                row = schema.sealed((self._outbox_ids[broker], broker, applied))
-                self.db.execute(_SET_OUTBOX, (applied, row[3], row[0], applied))
+        rows.insert_all(self.db, "transfer", schema.TRANSFER, moved)
 
-    def _add(self, table: str, columns: str, flat: rows.Flat) -> None:
-        if flat:
-            rows.insert_all(self.db, table, columns, flat)
+    def _write_contributions(
+        self, effects: Sequence[fx.AddContribution], closed: Container[int]
+    ) -> None:
+        """Contributions, what they drew from holds that stay open, and their sums."""
+        tallies: rows.Tallies = {}
+        lines = rows.contribution_rows(effects, tallies)
+        rows.insert_all(self.db, "contribution", schema.CONTRIBUTION, lines)
+        drawn = {effect.hold.id: effect.hold for effect in effects}
+        left = [rows.hold_row(hold) for id_, hold in drawn.items() if id_ not in closed]
+        if left:
+            self.db.executemany(_SPEND_HOLD, [(row[4], *row[6:], row[0]) for row in left])
+        sums = [(*_tally_key(key), *values) for key, values in tallies.items()]
+        self.db.executemany(_ADD_TALLY, sums)
 
-    def _change(self, statement: str, values: list[rows.Row]) -> None:
-        if values:
-            self.db.executemany(statement, values)
+    def _write_outbox(self, broker: str, entries: Sequence[fx.AddEntry]) -> None:
+        """What became of this broker's entries, and how far its outbox is applied."""
+        if its := [effect for effect in entries if effect.broker == broker]:
+            flat = rows.entry_rows(self._outbox_id(broker), its)
+            rows.insert_all(self.db, "entry", schema.ENTRY, flat)
+        if broker in self._outbox_ids:
+            applied = self.state.applied[broker]
+            row = schema.sealed((self._outbox_ids[broker], broker, applied))
+            self.db.execute(_SET_OUTBOX, (applied, row[3], row[0], applied))
 
     def _outbox_id(self, broker: str) -> int:
         id_ = self._outbox_ids.get(broker)

@@ -30,22 +30,25 @@ _TRANSFER_WIDTH = schema.TRANSFER.count(",") + 2
 
 
 @functools.cache
-def _statement(table: str, columns: str, rows: int) -> tuple[str, int]:
-    """(insert of so many sealed rows, values of one)."""
+def _statements(table: str, columns: str) -> tuple[int, list[str]]:
+    """(values of a sealed row, inserts of 1, 2, 4, ... rows)."""
     head, _, marks = schema.insert(table, columns).partition("VALUES")
-    return f"{head}VALUES{', '.join([marks] * rows)}", marks.count("?")
+    powers = range(ROWS_A_STATEMENT.bit_length())
+    return marks.count("?"), [f"{head}VALUES{', '.join([marks] * (1 << at))}" for at in powers]
 
 
 def insert_all(db: apsw.Connection, table: str, columns: str, flat: Flat) -> None:
     """Inserts rows in their order; the caller's transaction undoes all of them when one is bad."""
-    done = 0
-    for rows in (ROWS_A_STATEMENT, 1):
-        statement, width = _statement(table, columns, rows)
-        size = width * rows
-        upto = len(flat) - (len(flat) - done) % size
-        if upto > done:
-            db.executemany(statement, [flat[at : at + size] for at in range(done, upto, size)])
-            done = upto
+    width, statements = _statements(table, columns)
+    size = width * ROWS_A_STATEMENT
+    done = len(flat) - len(flat) % size
+    if done:
+        db.executemany(statements[-1], [flat[at : at + size] for at in range(0, done, size)])
+    while left := (len(flat) - done) // width:
+        power = left.bit_length() - 1
+        upto = done + (width << power)
+        db.execute(statements[power], flat[done:upto])
+        done = upto
     assert done == len(flat), (table, done, len(flat))
 
 
