@@ -27,7 +27,7 @@ EXTRAS_BYTES_MAX = 48 << 10
 STAMPED_MIN = 8  #: subtasks in a result whose meter has stamps
 HELD_BYTES_MAX = 64 << 10  #: a frame above this is not copied to travel with others
 
-JOINED_BYTES_MAX = 1 << 20  #: a larger body is sent from where it lies
+JOINED_BYTES_MAX = 64 << 10  #: a larger body is sent from where it lies
 
 #: (index, outcome, failure, errno) of a subtask that did not end OK
 Trouble = tuple[int, int, Failure, protocol.Note | None]
@@ -180,9 +180,12 @@ class Outbox:
         if size < JOINED_BYTES_MAX:
             self._socket.sendall(protocol.pack_frame(header, *body))
             return
-        self._socket.sendall(protocol.pack_head(header, *body))
-        for part in body:
-            self._socket.sendall(part)
+        parts = (protocol.pack_head(header, *body), *body)
+        count = self._socket.sendmsg(parts)  # in one piece where it fits: the agent wakes once
+        for part in parts:
+            if count < len(part):
+                self._socket.sendall(memoryview(part)[count:])
+            count = max(0, count - len(part))
 
     def hold(self) -> None:
         """What is sent from now on goes in one piece at ``release``: the agent wakes once."""

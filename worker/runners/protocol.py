@@ -228,37 +228,49 @@ class Frames:
 
     def __init__(self, body_bytes_max: int = BODY_BYTES_MAX) -> None:
         self._buffer = bytearray()
+        self._piece: bytes | bytearray | memoryview = b""
         self._missing = HEAD.size
         self._body_bytes_max = body_bytes_max
 
     def push(self, piece: bytes | bytearray | memoryview) -> None:
-        """Take what was read."""
-        self._buffer += piece
+        """Take what was read; frames that are whole in it are copied once, when they are asked for.
+
+        ``piece`` stays as it is until the frames were asked for, and nothing is pushed meanwhile.
+        """
+        self._spill()
+        if self._buffer:
+            self._buffer += piece
+        else:
+            self._piece = piece
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         """(header, body) of every frame that is complete."""
-        if len(self._buffer) < self._missing:
-            return
-        buffer, at = self._buffer, 0
+        source, at = self._piece or self._buffer, 0
         try:
-            while len(buffer) - at >= HEAD.size:
-                head_bytes, body_bytes = HEAD.unpack_from(buffer, at)
+            while len(source) - at >= max(HEAD.size, self._missing):
+                head_bytes, body_bytes = HEAD.unpack_from(source, at)
                 if head_bytes > HEADER_BYTES_MAX or body_bytes > self._body_bytes_max:
                     raise ValueError(f"a frame of {head_bytes} and {body_bytes} bytes")
                 start = at + HEAD.size
                 end = start + head_bytes + body_bytes
-                if len(buffer) < end:
+                if len(source) < end:
                     self._missing = end - at
                     return
                 middle = start + head_bytes
-                with memoryview(buffer) as view:
+                with memoryview(source) as view:
                     header, body = bytes(view[start:middle]), bytes(view[middle:end])
-                at = end
+                at, self._missing = end, HEAD.size
                 yield header, body
-            self._missing = HEAD.size
         finally:
-            if at:
-                del buffer[:at]
+            self._spill(at)
+
+    def _spill(self, taken: int = 0) -> None:
+        """Keep what is left of what was read, without the bytes that were taken."""
+        piece, self._piece = self._piece, b""
+        if piece:
+            self._buffer += memoryview(piece)[taken:]
+        elif taken:
+            del self._buffer[:taken]
 
 
 class Page:

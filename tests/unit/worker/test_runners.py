@@ -3,6 +3,7 @@
 import copy
 import doctest
 import importlib
+import itertools
 import os
 import socket
 import threading
@@ -62,15 +63,31 @@ def frames_of(sock: socket.socket) -> list[tuple[Any, bytes]]:
 def test_frames_come_whole_however_the_stream_is_cut() -> None:
     feed = protocol.Feed(7, 1, [(0, 3)], [(0, 3, "q", 5)])
     stream = protocol.pack_frame(feed, b"abc", b"de") + protocol.pack_frame(feed, b"")
-    for size in (1, 2, 7, 30, len(stream)):
+    for size, asked_each in itertools.product((1, 2, 7, 30, len(stream)), (1, 2, 5, 1_000)):
         frames, found = protocol.Frames(), []
-        for at in range(0, len(stream), size):
-            frames.push(stream[at : at + size])
-            found += list(frames)
+        cuts = range(0, len(stream), size)
+        for number, at in enumerate(cuts, 1):
+            frames.push(memoryview(stream)[at : at + size])
+            if number % asked_each == 0 or number == len(cuts):
+                found += list(frames)
         assert [(protocol.decode_to_slot(head), body) for head, body in found] == [
             (feed, b"abcde"),
             (feed, b""),
         ]
+
+
+def test_a_large_frame_is_whole_however_little_the_socket_takes(pipe: Any) -> None:
+    ours, outbox = pipe
+    outbox._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    body = os.urandom(300_000), b"", os.urandom(7), os.urandom(70_000)
+    frames, found = protocol.Frames(), []
+    sender = threading.Thread(target=outbox.send, args=(protocol.Ended(1), *body), daemon=True)
+    sender.start()
+    while not found:
+        frames.push(ours.recv(1 << 20))
+        found += [whole for _, whole in frames]
+    sender.join(10)
+    assert found == [b"".join(body)]
 
 
 def test_a_frame_beyond_its_limit_is_refused_before_it_is_kept() -> None:
