@@ -1,9 +1,11 @@
 """Large frames: into the store and out of it, with grants of the broker."""
 
+import concurrent.futures
 import hashlib
 import threading
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 from gristmill.client.errors import grid_error
 from gristmill.client.link import Link, decode_body
@@ -14,17 +16,56 @@ from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import digest_of
 from gristmill.wire.values import BlobRef
 
+THREADS = 4  #: transfers at a time; the store keeps as many connections
 _SPARE_MS = 30_000  #: a grant is not used in its last moments
 
 
 class Blobs:
-    """The tenant's blobs; grants are asked for when the first is needed."""
+    """The tenant's blobs; grants are asked for when the first is needed.
+
+    One grant serves all of them for a while: to ask for each blob is a journey more for each.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._lock = threading.Lock()
         self._stores: dict[str, StoreClient] = {}
-        self._grant: GrantAnswer | None = None
+        self._grants: dict[str, GrantAnswer] = {}
+        self._begun: dict[str, concurrent.futures.Future[BlobRef]] = {}
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        with self._lock:
+            pool = self._pool
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def begin_put(self, body: bytes) -> tuple[BlobRef, "concurrent.futures.Future[BlobRef]"]:
+        """As ``put``, meanwhile: it is in the store once the future has a result."""
+        digest = digest_of(body)
+        with self._lock:
+            future = self._begun.get(digest)  # equal inputs often follow one another
+        if future is None:
+            future = self._threads().submit(self._put, body, digest)
+            with self._lock:
+                self._begun[digest] = future
+            future.add_done_callback(lambda _: self._forget(digest))
+        return BlobRef(digest, len(body)), future
+
+    def _forget(self, digest: str) -> None:
+        with self._lock:
+            del self._begun[digest]
+
+    def begin_get(self, reference: BlobRef) -> "concurrent.futures.Future[bytes]":
+        """As ``get``, meanwhile."""
+        return self._threads().submit(self.get, reference)
+
+    def _threads(self) -> concurrent.futures.ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = concurrent.futures.ThreadPoolExecutor(THREADS, "gristmill-store")
+            return self._pool
 
     def put(self, body: bytes) -> BlobRef:
         """Store bytes under their digest.
@@ -32,14 +73,14 @@ class Blobs:
         Raises:
             GridError: ``STORE_DOWN``, ``STORE_FULL``, or what the broker refuses the grant with.
         """
-        digest = digest_of(body)
-        ask = Ask(b"", 0, "grant", text="put", digest=digest, size_bytes=len(body))
-        grant = decode_body(self._link.ask(ask), GrantAnswer)
+        return self._put(body, digest_of(body))
+
+    def _put(self, body: bytes, digest: str) -> BlobRef:
+        grant = self._grant_to("put")
         try:
-            self._store(grant.store).put(grant.grant, body, digest)
+            return self._store(grant.store).put(grant.grant, body, digest)
         except RemoteError as error:
             raise grid_error(error.code, error.message, error.hint) from error
-        return BlobRef(digest, len(body))
 
     def put_parts(self, parts: Sequence[bytes | memoryview]) -> BlobRef:
         """The same for a body in parts, which are not joined; what is there is not sent.
@@ -50,11 +91,9 @@ class Blobs:
         hasher = hashlib.sha256()
         for part in parts:
             hasher.update(part)
-        digest, size = hasher.hexdigest(), sum(map(len, parts))
-        ask = Ask(b"", 0, "grant", text="put", digest=digest, size_bytes=size)
-        grant = decode_body(self._link.ask(ask), GrantAnswer)
+        grant = self._grant_to("put")
         try:
-            return self._store(grant.store).put_parts(grant.grant, parts, digest)
+            return self._store(grant.store).put_parts(grant.grant, parts, hasher.hexdigest())
         except RemoteError as error:
             raise grid_error(error.code, error.message, error.hint) from error
 
@@ -64,21 +103,21 @@ class Blobs:
         Raises:
             GridError: ``BLOB_MISSING``, ``BLOB_CORRUPT``, ``STORE_DOWN``.
         """
-        grant = self._get_grant()
+        grant = self._grant_to("get")
         size_max = reference.size_bytes or limits.VALUE_BYTES_MAX
         try:
             return self._store(grant.store).get(grant.grant, reference.digest, size_max)
         except RemoteError as error:
             raise grid_error(error.code, error.message, error.hint) from error
 
-    def _get_grant(self) -> GrantAnswer:
+    def _grant_to(self, verb: Literal["get", "put"]) -> GrantAnswer:
         with self._lock:
-            grant = self._grant
+            grant = self._grants.get(verb)
         if grant is None or grant.expires_ms < time.time_ns() // 1_000_000 + _SPARE_MS:
-            answer = self._link.ask(Ask(b"", 0, "grant", text="get", digest="*"))
+            answer = self._link.ask(Ask(b"", 0, "grant", text=verb, digest="*"))
             grant = decode_body(answer, GrantAnswer)
             with self._lock:
-                self._grant = grant
+                self._grants[verb] = grant
         return grant
 
     def _store(self, address: str) -> StoreClient:

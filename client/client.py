@@ -399,6 +399,8 @@ class Client(Questions):
         self._finalizer()
         if self._background is not None:
             self._background.shutdown(wait=False)
+        if self._blobs is not None:
+            self._blobs.close()
 
     def __repr__(self) -> str:
         return f"<gristmill Client {self.address}{'' if self._link.is_open else ' closed'}>"
@@ -454,7 +456,7 @@ class Client(Questions):
         if window is not None:
             # Several parcels to a window: one comes back while the next is on its way.
             items_max = max(1, min(chunk or limits.PARCEL_OBJECTS_TARGET, window // 4 or 1))
-        parcels = Parcels(source, items_max, self.store_blob)
+        parcels = Parcels(source, items_max, self.store_blob, self._begin_store)
         if key is not None:
             parcels = kept = KeptParcels(source, self.store_blob)
             spec = kept.spec(spec)
@@ -566,7 +568,7 @@ class Client(Questions):
 
     def _reader(self, convert: Callable[[Any], Any] | None = None) -> ResultReader:
         loads = pickle.loads if self.is_fleet_trusted else None
-        return ResultReader(loads, self.fetch_blob, convert)
+        return ResultReader(loads, self.fetch_blob, convert, self._begin_fetch)
 
 
 def _end(link: Link, streams: "weakref.WeakSet[Stream]") -> None:

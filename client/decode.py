@@ -1,7 +1,7 @@
 """Result frames to values and exceptions; nothing is decoded before somebody asks for it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gristmill.client.errors import GridError, UnsafeResultError, grid_error
 from gristmill.client.outcomes import exception_for
@@ -12,6 +12,12 @@ from gristmill.wire.failure import unpack_failures, unpack_logs
 from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.values import BlobRef
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+
+AHEAD_BYTES_MAX = 16 << 20  #: of a blob that is fetched before its turn
 
 
 class Piece(NamedTuple):
@@ -32,6 +38,7 @@ class ResultReader:
         loads: unpickles values and exceptions; None for a fleet that is not trusted.
         fetch: gets a blob from the store.
         convert: makes the caller's object of a value, or None.
+        begin: gets a blob meanwhile, for ``expect``.
     """
 
     def __init__(
@@ -39,10 +46,24 @@ class ResultReader:
         loads: Callable[[Any], Any] | None,
         fetch: Callable[[BlobRef], bytes],
         convert: Callable[[Any], Any] | None = None,
+        begin: "Callable[[BlobRef], Future[bytes]] | None" = None,
     ) -> None:
         self._loads = loads
         self._fetch = fetch
         self._convert = convert
+        self._begin = begin
+        self._begun: dict[str, Future[bytes]] = {}
+
+    def expect(self, result: Results, frames: list[bytes]) -> None:
+        """This result is read soon: what of it lies in the store is fetched meanwhile."""
+        if self._begin is None or not result.head.codec.startswith("@") or not frames:
+            return
+        try:
+            reference = codecs.decode_ref(frames[0])
+        except RemoteError:  # told when it is read
+            return
+        if 0 < reference.size_bytes <= AHEAD_BYTES_MAX and reference.digest not in self._begun:
+            self._begun[reference.digest] = self._begin(reference)
 
     def read(self, result: Results, frames: list[bytes]) -> list[Piece]:
         """The final subtasks of a result, in index order; gaps are tried again elsewhere.
@@ -92,7 +113,9 @@ class ResultReader:
 
     def _values(self, codec: str, frame: bytes, count: int) -> list[Any]:
         if codec.startswith("@"):
-            codec, frame = codec[1:], self._fetch(codecs.decode_ref(frame))
+            reference = codecs.decode_ref(frame)
+            begun = self._begun.pop(reference.digest, None)
+            codec, frame = codec[1:], begun.result() if begun else self._fetch(reference)
         if codec == "r":
             return _rows(frame, count)
         values = codecs.unpack(codec, frame, count, self._loads)

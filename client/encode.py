@@ -7,7 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gristmill.client.pickling import dump_values
 from gristmill.wire import limits
@@ -22,6 +22,9 @@ from gristmill.wire.values import (
     raw_rows,
 )
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 FIRST_ITEMS = 16  #: a small first parcel starts dispatch early
 RANGE_ITEMS = 16_384  #: inputs in one parcel of an arithmetic progression
 SLOW_SOURCE_S = 0.005  #: a source slower than this is sent on as it comes
@@ -29,11 +32,12 @@ _INT64_MAX = (1 << 63) - 1
 
 
 class Packed(NamedTuple):
-    """``items`` inputs, ready to travel."""
+    """``items`` inputs, ready to travel once ``put`` is done, if there is one."""
 
     items: int
     codec: str
     frame: bytes
+    put: "Future[BlobRef] | None" = None
 
 
 def pack(values: Sequence[Any]) -> tuple[str, bytes]:
@@ -53,12 +57,18 @@ class Parcels:
         source: a range, list, tuple, numpy array (its rows) or any iterable.
         items_max: inputs in one parcel at most; by default what is best for their codec.
         store: puts the frame of one large input away and returns its reference.
+        begin: the same, meanwhile: for who looks at ``Packed.put``.
     """
 
     def __init__(
-        self, source: Iterable[Any], items_max: int | None, store: Callable[[bytes], BlobRef]
+        self,
+        source: Iterable[Any],
+        items_max: int | None,
+        store: Callable[[bytes], BlobRef],
+        begin: "Callable[[bytes], tuple[BlobRef, Future[BlobRef]]] | None" = None,
     ) -> None:
         self._store = store
+        self._begin = begin
         self._items_max = max(
             1, min(items_max or limits.PARCEL_NUMBERS_TARGET, limits.PARCEL_ITEMS_MAX)
         )
@@ -108,6 +118,11 @@ class Parcels:
         return self._range_items if self._is_range else self._items
 
     @property
+    def may_wait(self) -> bool:
+        """Whether the next parcel may have to wait for the source."""
+        return self._whole is None and not self._ready
+
+    @property
     def is_empty(self) -> bool:
         """Whether the source has ended and everything read from it was taken."""
         return self.is_done and not self._ready
@@ -151,8 +166,12 @@ class Parcels:
         if fits(len(frame), count):
             self._ready.append(Packed(len(values), codec, frame))
         elif len(values) == 1:
-            reference = encode_ref(self._store(frame))
-            self._ready.append(Packed(1, f"@{codec}", reference))
+            put = None
+            if self._begin is None:
+                reference = self._store(frame)
+            else:
+                reference, put = self._begin(frame)
+            self._ready.append(Packed(1, f"@{codec}", encode_ref(reference), put))
         else:
             self._split(values, len(frame))
 

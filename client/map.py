@@ -8,12 +8,13 @@ import itertools
 import queue
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gristmill.client.core.uploads import is_forced_end
 from gristmill.client.decode import Piece, ResultReader
-from gristmill.client.encode import Parcels
+from gristmill.client.encode import Packed, Parcels
 from gristmill.client.errors import BrokerUnavailable, GridError, JobFailed
 from gristmill.client.legs import Legs
 from gristmill.client.link import Link, Sink
@@ -22,6 +23,8 @@ from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
 
 PARCELS_IN_FLIGHT = 64
+PUTS_AHEAD = 8  #: parcels that wait until their inputs are in the store
+FETCHES_AHEAD = 8  #: results whose values are fetched from there before their turn
 INPUT_BYTES_IN_FLIGHT = 8 << 20
 RESULT_BYTES_IN_FLIGHT = 64 << 20  #: expected size of all results on the way
 VALUES_IN_FLIGHT = 128_000
@@ -193,6 +196,8 @@ class Stream:
         self._upload = 0
         self._sent_bytes = 0
         self._sent_parcels = 0
+        self._held: deque[Packed] = deque()  # until they are in the store
+        self._arrived: deque[tuple[Results, list[bytes]] | JobEnd] = deque()
         self._got_bytes = 0
         self._idle_s = 0.0
         self._is_closed = False
@@ -240,8 +245,11 @@ class Stream:
         self._abandon(is_cancelled=False)
         if self.feed.job:
             name = format_job(self.feed.job)
+            sent = self.sent_items - sum(packed.items for packed in self._held)
             rest = (
-                "" if self._parcels.is_empty else f" with the {self.sent_items} inputs sent so far"
+                ""
+                if self._parcels.is_empty and not self._held
+                else f" with the {sent} inputs sent so far"
             )
             self._warn(
                 f"{name} goes on{rest}; come back with 'gristmill wait {name}' or "
@@ -298,14 +306,10 @@ class Stream:
 
     def _turn(self) -> Generator[list[Any], None, None]:
         is_full = not self._top_up(_PARCELS_PER_TURN)
-        if is_full:
-            entry = self._get(PATIENCE_S)
-        else:
-            try:
-                entry = self.feed.queue.get_nowait()
-            except queue.Empty:
-                return
+        entry = self._get(PATIENCE_S if is_full else 0.0)
         if entry is None:
+            if not is_full:
+                return
             self.feed.tell_reason()
             self._idle_s += PATIENCE_S
             if self._idle_s >= HELD_END_S:
@@ -318,8 +322,19 @@ class Stream:
         yield from self._read(*entry)
 
     def _get(self, seconds: float) -> tuple[Results, list[bytes]] | JobEnd | None:
+        arrived, queued = self._arrived, self.feed.queue
+        while len(arrived) < FETCHES_AHEAD:
+            try:
+                entry = queued.get_nowait()
+            except queue.Empty:
+                break
+            if not isinstance(entry, JobEnd):
+                self._reader.expect(*entry)
+            arrived.append(entry)
+        if arrived:
+            return arrived.popleft()
         try:
-            return self.feed.queue.get(timeout=seconds)
+            return queued.get(timeout=seconds) if seconds else None
         except queue.Empty:
             return None
 
@@ -332,35 +347,50 @@ class Stream:
 
     def _send(self, parcels: int) -> bool:
         for _ in range(parcels):
-            if self._parcels.is_empty:
-                self._end_upload()
-                return False
-            room = self._room()
-            if room < self._least_room():
-                return False
-            packed = self._parcels.take(room)
+            packed = None
+            if not self._parcels.is_empty:
+                room = self._room()
+                if room < self._least_room():
+                    self._release(0)
+                    return False
+                self._release(0 if self._parcels.may_wait else PUTS_AHEAD)
+                packed = self._parcels.take(room)
             if packed is None:
+                self._release(0)
                 self._end_upload()
                 return False
             self._sent_parcels += 1
             self.sent_items += packed.items
             self._sent_bytes += len(packed.frame)
-            self._link.send_parcel(self._upload, *packed)
+            self._held.append(packed)
+            self._release(PUTS_AHEAD)
         return True
+
+    def _release(self, held_max: int) -> None:
+        """Send parcels, in order, whose inputs are in the store; wait for those beyond so many."""
+        held = self._held
+        while held and (len(held) > held_max or held[0].put is None or held[0].put.done()):
+            packed = held.popleft()
+            if packed.put is not None:
+                packed.put.result()
+            self._link.send_parcel(self._upload, packed.items, packed.codec, packed.frame)
 
     def _least_room(self) -> int:
         """Wait for room for a whole parcel: what fits into a gap would be small and dear."""
-        if self._window is not None:
-            return max(1, min(self._parcels.next_items, self._window // 4))
-        return self._parcels.next_items if self.sent_items > self.got_items else 1
+        if self._window is None and self.sent_items == self.got_items:
+            return 1
+        return max(1, min(self._parcels.next_items, self._most() // 4))
 
     def _room(self) -> int:
         """How many inputs may follow now."""
-        in_flight = self.sent_items - self.got_items
         if self._ordering is not None:
-            in_flight = self.sent_items - self._ordering.next
+            return self._most() - (self.sent_items - self._ordering.next)
+        return self._most() - (self.sent_items - self.got_items)
+
+    def _most(self) -> int:
+        """How many inputs may be on their way."""
         if self._window is not None:
-            return self._window - in_flight
+            return self._window
         is_range = self._parcels.next_items > limits.PARCEL_ITEMS_MAX
         most = float(RANGE_IN_FLIGHT if is_range else VALUES_IN_FLIGHT)
         if self.sent_items:
@@ -371,7 +401,7 @@ class Stream:
         if self.got_items:
             a_result = self._got_bytes / self.got_items
             most = min(most, max(RESULT_BYTES_IN_FLIGHT / max(a_result, 0.001), 1))
-        return int(most) - in_flight
+        return int(most)
 
     def _read(self, result: Results, frames: list[bytes]) -> Generator[list[Any], None, None]:
         size_bytes = sum(map(len, frames))

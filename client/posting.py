@@ -111,7 +111,7 @@ def post(
         job = upload.wait_accepted()
         link.unwatch(job)
         while (packed := parcels.take(1 << 20)) is not None:
-            link.send_parcel(number, *packed)
+            link.send_parcel(number, packed.items, packed.codec, packed.frame)
             sent += packed.items
             waiting.append((sent, len(packed.frame)))
             while sum(size for _, size in waiting) > UNCOMMITTED_BYTES:

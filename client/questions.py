@@ -1,6 +1,7 @@
 """What a client asks and orders besides work: jobs, results, bills, workers."""
 
 import abc
+import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -211,6 +212,12 @@ class Questions(abc.ABC):
             GridError: they are gone, or not what their digest says.
         """
         return self._blob_store().get(reference)  # type: ignore[no-any-return]
+
+    def _begin_store(self, body: bytes) -> tuple[BlobRef, "concurrent.futures.Future[BlobRef]"]:
+        return self._blob_store().begin_put(body)  # type: ignore[no-any-return]
+
+    def _begin_fetch(self, reference: BlobRef) -> "concurrent.futures.Future[bytes]":
+        return self._blob_store().begin_get(reference)  # type: ignore[no-any-return]
 
     def put(self, value: Any) -> Ref:
         """Put an object into the grid's store once, for many subtasks to read.

@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
-from gristmill.store.address import parse_address
+from gristmill.store.address import parse_address, widen
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.ids import digest_of
 from gristmill.wire.values import BlobRef
 
 TIMEOUT_S = 120.0  #: of one read or write; a store verifies or syncs a large blob meanwhile
-PIECE_BYTES = 1 << 20
-LOOK_FIRST_BYTES = 1 << 20  #: a larger blob is asked for before it is sent
+PIECE_BYTES = 256 << 10  #: it is hashed and written while the processor's cache has it
+LOOK_FIRST_BYTES = 3 << 19  #: a larger blob is asked for before it is sent
 CONNECTIONS_KEPT = 4
 _JSON_BYTES_MAX = 64 << 10
 _STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
@@ -46,6 +46,7 @@ class _Connection(http.client.HTTPConnection):
             super().connect()
             return
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        widen(self.sock)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 

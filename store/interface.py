@@ -13,7 +13,8 @@ import msgspec
 
 Piece = bytes | memoryview  #: part of a blob; a memoryview is valid until the next piece is asked
 
-PIECE_BYTES = 1 << 20  #: memory that one transfer takes
+#: memory that one transfer takes: it is hashed and written while the processor's cache has it
+PIECE_BYTES = 256 << 10
 PINS_PER_BLOB_MAX = 1_000
 
 

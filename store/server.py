@@ -23,6 +23,7 @@ import msgspec
 from nacl.signing import VerifyKey
 
 from gristmill.store import ranges
+from gristmill.store.address import widen
 from gristmill.store.interface import PIECE_BYTES, BlobStore, Piece
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
@@ -374,6 +375,8 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         connection, address = self.socket.accept()
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            widen(connection)
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -8,6 +8,7 @@ same part elsewhere.
 
 import base64
 import binascii
+import functools
 from typing import Literal
 
 import msgspec
@@ -54,13 +55,7 @@ def check_grant(
         RemoteError: ``UNAUTHORISED`` when it is not ours or expired, ``FORBIDDEN`` when it
         is for something else.
     """
-    body_text, _, signature_text = text.partition(".")
-    try:
-        body = _unb64(body_text)
-        key.verify(_CONTEXT + body, _unb64(signature_text))
-        grant = _decode(body)
-    except (BadSignatureError, binascii.Error, ValueError, TypeError, *UNDECODABLE):
-        raise RemoteError("UNAUTHORISED", "the grant is not signed by this grid's broker") from None
+    grant = _read(text, key)
     if now_ms >= grant.expires_ms:
         raise RemoteError(
             "UNAUTHORISED", f"the grant expired at {grant.expires_ms} ms; it is {now_ms} ms"
@@ -73,6 +68,18 @@ def check_grant(
     if size_bytes > grant.bytes_max:
         raise RemoteError("FORBIDDEN", f"{size_bytes} bytes; the grant allows {grant.bytes_max}")
     return grant
+
+
+@functools.lru_cache(1_024)
+def _read(text: str, key: VerifyKey) -> Grant:
+    """What was signed; a grant is shown with each blob, and to verify one takes 60 us."""
+    body_text, _, signature_text = text.partition(".")
+    try:
+        body = _unb64(body_text)
+        key.verify(_CONTEXT + body, _unb64(signature_text))
+        return _decode(body)
+    except (BadSignatureError, binascii.Error, ValueError, TypeError, *UNDECODABLE):
+        raise RemoteError("UNAUTHORISED", "the grant is not signed by this grid's broker") from None
 
 
 def tenant_of(text: str) -> str:

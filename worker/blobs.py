@@ -123,6 +123,8 @@ class Blobs:
         self._lock = threading.Lock()
         self._client: StoreClient | None = None
         self._is_closed = threading.Event()
+        self._disk_bytes: int | None = None  # of the cache, at most; None: not looked at yet
+        self._trimming = threading.Lock()
         cache_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         for left in cache_dir.glob(".*"):
             left.unlink(missing_ok=True)
@@ -179,7 +181,7 @@ class Blobs:
             self._ask(lambda store: store.get_to_file(grant, ref.digest, path, ref.size_bytes))
             self._note_right(grant, ref.digest)
             path.chmod(0o555)
-        self._trim(keep=path)
+        self._trim(path, ref.size_bytes)
         return path
 
     def share(self, grant: str, ref: BlobRef) -> Shared:
@@ -274,20 +276,31 @@ class Blobs:
             raise RemoteError("BLOB_MISSING", f"the tenant has no blob {digest}")
         self._note_right(grant, digest)
 
-    def _trim(self, keep: pathlib.Path) -> None:
-        """Oldest first; jobs hold their files by links of their own."""
-        files = []
-        for path in self._cache_dir.iterdir():
-            with contextlib.suppress(OSError):
-                facts = path.stat()
-                files.append((facts.st_mtime, facts.st_size, path))
-        total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if total <= self._disk_bytes_max:
-                break
-            if path != keep and not path.name.startswith("."):
-                path.unlink(missing_ok=True)
-                total -= size
+    def _trim(self, added: pathlib.Path, size_bytes: int) -> None:
+        """Oldest first; jobs hold their files by links of their own.
+
+        To look at every file costs as much as a fetch where there are many: it is done when they
+        may be too much, and then some more go.
+        """
+        with self._trimming:
+            if self._disk_bytes is not None:
+                self._disk_bytes += size_bytes
+                if self._disk_bytes <= self._disk_bytes_max:
+                    return
+            files = []
+            for path in self._cache_dir.iterdir():
+                with contextlib.suppress(OSError):
+                    facts = path.stat()
+                    files.append((facts.st_mtime, facts.st_size, path))
+            total = sum(size for _, size, _ in files)
+            if total > self._disk_bytes_max:
+                for _, size, path in sorted(files):
+                    if total <= self._disk_bytes_max - self._disk_bytes_max // 8:
+                        break
+                    if path != added and not path.name.startswith("."):
+                        path.unlink(missing_ok=True)
+                        total -= size
+            self._disk_bytes = total
 
 
 def _sealed_copy(path: pathlib.Path) -> int:

@@ -1,8 +1,10 @@
 import gc
 import itertools
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy
@@ -17,8 +19,13 @@ from gristmill.client import (
     OutOfMemory,
     UnpicklableError,
 )
+from gristmill.client.blobs import THREADS, Blobs
+from gristmill.client.encode import SLOW_SOURCE_S
+from gristmill.client.errors import grid_error
 from gristmill.client.pickling import dump_function
 from gristmill.wire import client as wire
+from gristmill.wire.limits import FRAME_BYTES_MAX
+from gristmill.wire.values import BlobRef, encode_ref
 
 
 def test_values_come_in_order(client: Client, peer: Any) -> None:
@@ -321,3 +328,99 @@ def test_dry_run_and_commands_make_the_spec(client: Client, peer: Any) -> None:
     assert command.kind == "command" and command.limits.wall_ms == 300_000
     with pytest.raises(TypeError, match="list of words"):
         client.run("echo hi")
+
+
+def test_large_inputs_are_put_several_at_a_time_and_sent_in_order(
+    client: Client, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each parcel leaves once its own input is in the store, whichever got there first."""
+    begun: list[tuple[BlobRef, Future[BlobRef]]] = []
+    sent: list[tuple[bytes, bool]] = []
+
+    def begin(body: bytes) -> tuple[BlobRef, "Future[BlobRef]"]:
+        reference, future = BlobRef(f"{len(begun):064x}", len(body)), Future[BlobRef]()
+        begun.append((reference, future))
+        if len(begun) % 3 == 0:  # the last of three is there first
+            for _, each in reversed(begun[-3:]):
+                each.set_result(reference)
+        return reference, future
+
+    def send(upload: int, count: int, codec: str, frame: bytes) -> None:
+        is_stored = [future.done() for ref, future in begun if encode_ref(ref) == frame]
+        sent.append((frame, is_stored == [True]))
+
+    monkeypatch.setattr(client, "_begin_store", begin)
+    monkeypatch.setattr(client._link, "send_parcel", send)
+    stream = client.map(len, [bytes(FRAME_BYTES_MAX + 1)] * 9)._stream
+    stream._submit()
+    assert stream._top_up(5) and len(begun) == 5 and len(sent) == 3, "two wait for the store"
+    assert stream._top_up(4) and len(begun) == 9
+    stream._top_up(1)
+    assert sent == [(encode_ref(reference), True) for reference, _ in begun]
+    stream.close()
+
+
+def test_a_slow_source_holds_nothing_back_that_is_in_the_store(
+    client: Client, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+
+    def begin(body: bytes) -> tuple[BlobRef, "Future[BlobRef]"]:
+        future = Future[BlobRef]()
+        threading.Timer(0.02, lambda: future.set_result(BlobRef("", 0))).start()
+        return BlobRef("", len(body)), future
+
+    def source() -> Iterator[bytes]:
+        for number in range(3):
+            assert len(sent) == number, "asked for the next one first"
+            time.sleep(2 * SLOW_SOURCE_S)
+            yield bytes(FRAME_BYTES_MAX + 1)
+
+    monkeypatch.setattr(client, "_begin_store", begin)
+    monkeypatch.setattr(client._link, "send_parcel", lambda *given: sent.append(given[-1]))
+    stream = client.map(len, source())._stream
+    stream._submit()
+    stream._top_up(9)
+    assert len(sent) == 3
+    stream.close()
+
+
+def test_an_input_that_the_store_refuses_ends_the_map(
+    client: Client, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(body: bytes) -> tuple[BlobRef, "Future[BlobRef]"]:
+        future = Future[BlobRef]()
+        future.set_exception(grid_error("STORE_FULL", "no room"))
+        return BlobRef("", len(body)), future
+
+    monkeypatch.setattr(client, "_begin_store", begin)
+    with pytest.raises(GridError, match="no room"):
+        list(client.map(len, [bytes(FRAME_BYTES_MAX + 1)]))
+
+
+def test_equal_inputs_are_put_once_and_a_client_may_close_meanwhile() -> None:
+    class Store:
+        puts = 0
+        is_free = threading.Event()
+
+        def put(self, grant: str, body: bytes, digest: str) -> BlobRef:
+            Store.puts += 1
+            assert Store.is_free.wait(20)
+            return BlobRef(digest, len(body))
+
+    class Ours(Blobs):
+        def _grant_to(self, verb: str) -> wire.GrantAnswer:
+            return wire.GrantAnswer("grant", "unix:///x", 1 << 60)
+
+        def _store(self, address: str) -> Any:
+            return Store()
+
+    blobs = Ours(None)  # type: ignore[arg-type]
+    begun = [blobs.begin_put(b"the same") for _ in range(6)]
+    others = [blobs.begin_put(b"%d" % number) for number in range(THREADS)]
+    wait_until(lambda: Store.puts == THREADS)
+    blobs.close()
+    Store.is_free.set()
+    assert {future.result(20) for _, future in begun} == {begun[0][0]} and Store.puts == THREADS
+    assert [future.cancelled() for _, future in others] == [False] * (THREADS - 1) + [True]
+    assert not blobs._begun

@@ -194,3 +194,24 @@ def test_what_is_shared_is_mapped_and_cannot_be_written(
         with pytest.raises(PermissionError):
             again = os.open(f"/proc/self/fd/{shared.fd}", os.O_RDWR)
             os.pwrite(again, b"x", 0)
+
+
+def test_the_cache_is_looked_through_only_when_it_may_be_full(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, plain = [], pathlib.Path.iterdir
+
+    def listed(path: pathlib.Path) -> Any:
+        looked.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", listed)
+    blobs = blobs_of(tmp_path, Store(times=0), monkeypatch)
+    monkeypatch.setattr(blobs, "_disk_bytes_max", 40 * len(BODY))
+    paths = []
+    for number in range(100):
+        paths.append(blobs.fetch_file("g", BlobRef(f"{number:064x}", len(BODY))))
+        os.utime(paths[-1], (number, number))
+        there = [path for path in paths if path.exists()]
+        assert len(there) <= 40 and there == paths[-len(there) :], "the oldest go"
+    assert 35 <= len(there) and 8 <= len(looked) <= 100 // 5
