@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             report = _probe(Path(folder))
             findings += _of_host(report)
             if report.is_able:
-                findings.append(_of_strict(Path(folder)))
+                findings.append(_of_warmth(Path(folder)))
     findings += [*_machine(), _user_namespaces(), *_grid(args.address)]
     is_able = report is not None and report.is_able
     if terminal.is_json:
@@ -63,8 +63,8 @@ def _probe(folder: Path) -> "HostReport":
     return probe(folder)
 
 
-def _of_strict(folder: Path) -> Finding:
-    """Whether the jails of tier ``strict`` come from a warm process here."""
+def _of_warmth(folder: Path) -> Finding:
+    """Whether jails come from a warm process here."""
     from gristmill.sandbox.errors import SandboxError
     from gristmill.worker.mothers import why_cold
 
@@ -73,9 +73,9 @@ def _of_strict(folder: Path) -> Finding:
     except (SandboxError, OSError) as error:
         reason = str(error)
     if not reason:
-        return Finding("tier strict", "ok", "a warm jail for each subtask")
-    told = f"a jail for each subtask, started cold (some 70 ms of cpu more): {reason}"
-    return Finding("tier strict", "note", told)
+        return Finding("warm jails", "ok", "a jail starts in some 7 ms of cpu")
+    told = f"each jail starts cold (some 70 ms of cpu more): {reason}"
+    return Finding("warm jails", "note", told)
 
 
 def _python() -> Finding:

@@ -1,10 +1,14 @@
-"""Jails of tier ``strict`` out of a warm process: one mother for each job (sandbox/warm.py).
+"""Jails out of a warm process, a *mother* (sandbox/warm.py).
 
-A mother is started when a job takes its first jail here; until she is ready, jails are cold. She is
-asked for a few jails ahead, so that the next subtask finds one. She dies with her job. One more is
-kept for jobs like the last one, as spares.py does with jails: she belongs to nobody yet.
+To start an interpreter takes most of a jail's start, so a mother does it once. She is told nothing
+of any tenant, but her children share what she had at her start. So all of them are one tenant's,
+or, of tier ``strict``, one job's; hers ends with it. One more is kept for jobs like the last one
+that had none: she belongs to nobody until a job takes a jail of hers. She and the mother that was
+used last have a few jails made ahead, so that a job finds them there. Idle mothers beyond a number
+end, the one that was used longest ago first.
 
-Where the host lets no jail be made inside a jail, a mother says why, and all jails stay cold.
+Until a mother is ready, jails are cold. Where the host lets no jail be made inside a jail, she says
+why; all jails stay cold then, and spares.py keeps some of those ahead.
 """
 
 import contextlib
@@ -21,10 +25,15 @@ from gristmill.sandbox.interpreter import Interpreter
 from gristmill.sandbox.warm import Mother
 from gristmill.wire.spec import JobSpec
 from gristmill.worker.port import Leaving, Port
-from gristmill.worker.spares import Key, key_of
-from gristmill.worker.starter import ready_python, seccomp_program, start_mother, start_slot
+from gristmill.worker.spares import Key, key_of, model_of
+from gristmill.worker.starter import (
+    mode_of,
+    ready_python,
+    seccomp_program,
+    start_mother,
+    start_slot,
+)
 
-AHEAD = 2  #: jails that a mother has made and nobody uses yet
 SAID_BYTES_MAX = 4_096
 #: Mothers of one kind that may end before they are ready: then there is something in the way.
 TRIES_MAX, KEYS_MAX = 3, 64
@@ -33,14 +42,21 @@ TRIAL_S = 20.0  #: a loaded machine is slow, not unable
 
 @dataclasses.dataclass(slots=True)
 class _Brood:
-    """A mother, what she made, and what for. ``job`` is None while she is a spare."""
+    """A mother, what she made, and what for.
+
+    Attributes:
+        spec: of the job that had her last jail.
+        owner: a tenant or, of tier ``strict``, a job; None while she belongs to nobody.
+        born: jails that she has made and nobody uses yet, each with its mode (``mode_of``).
+        given: jails of hers that somebody uses.
+    """
 
     key: Key
     spec: JobSpec
+    owner: str | int | None
     mother: Mother
     output: int
-    job: int | None
-    born: deque[Port] = dataclasses.field(default_factory=deque)
+    born: deque[tuple[str, Port]] = dataclasses.field(default_factory=deque)
     given: list[Port] = dataclasses.field(default_factory=list)
 
     @property
@@ -52,20 +68,25 @@ class _Brood:
 class Mothers:
     """The mothers of a worker. Used from the main thread, which starts all jails.
 
+    Args:
+        count: idle mothers that are kept, beside the one that belongs to nobody.
+        ahead: jails that a mother makes before they are asked for.
+
     Attributes:
         refusal: why this host has no warm jails; empty while none failed.
     """
 
-    def __init__(self, host: Host | None, count: int, spares: int, open_dir: pathlib.Path) -> None:
+    def __init__(self, host: Host | None, count: int, ahead: int, open_dir: pathlib.Path) -> None:
         self._host = host
-        self._count = max(1, count)
-        self._spares = spares
+        self._count = max(1, count)  # one may have no jail yet
+        self._ahead = ahead
         self._open_dir = open_dir
         self._broods: list[_Brood] = []  # the one that was used last is the last
         self._wanted: tuple[Key, JobSpec] | None = None
         self._leaving = Leaving()
         self._ending: list[_Brood] = []
         self._unable: dict[Key, int] = {}  # mothers that ended before they were ready
+        self._is_due = False
         self.refusal = _unfit(host)
 
     def __len__(self) -> int:
@@ -76,67 +97,79 @@ class Mothers:
         """Whether jails may come from mothers here."""
         return self._host is not None and not self.refusal
 
+    def want(self, spec: JobSpec, interpreter: Interpreter) -> None:
+        """Whom to keep for nobody from now on: a mother for jobs like this one."""
+        self._wanted = key_of(spec, interpreter), model_of(spec)
+        self._is_due = True
+
     def take(
         self,
+        tenant: str,
         job: int,
         spec: JobSpec,
         interpreter: Interpreter | None,
         inputs: pathlib.Path | None,
     ) -> Port | None:
-        """A warm jail for a subtask of the job; None: it has to be a cold one."""
-        if interpreter is None or not self.is_able:
+        """A warm jail for the tenant's job; None: it has to be a cold one.
+
+        ``inputs``: as for ``start_slot``. Such files are mounted in all jails of a mother, so only
+        tier ``strict`` has warm ones with them.
+        """
+        is_strict = spec.tier == "strict"
+        if interpreter is None or not self.is_able or (inputs is not None and not is_strict):
             return None
         key = key_of(spec, interpreter)
-        if self._unable.get(key, 0) >= TRIES_MAX:
-            return None
-        if inputs is None:
-            self._wanted = key, spec
-        brood = self._brood_of(job, key, inputs) or self._start(job, key, spec, inputs)
+        owner = job if is_strict else tenant
+        brood = next(
+            (each for each in self._broods if (each.owner, each.key) == (owner, key)), None
+        )
+        if brood is None and inputs is None:
+            brood = self._adopt(owner, key)
+            self.want(spec, interpreter)
+        if brood is None and self._unable.get(key, 0) < TRIES_MAX:
+            brood = self._start(owner, key, spec, inputs)  # for the owner's next one
         if brood is None or not self._is_well(brood):
             return None
+        brood.spec = spec
+        self._is_due = True
         self._broods.remove(brood)
         self._broods.append(brood)
-        while brood.born:
-            port = brood.born.popleft()
-            if not port.process.is_over():
-                break
-            self._leaving.end(port)
-        else:
-            made = self._bear(brood)
-            if made is None:
-                return None
-            port = made
-        brood.given.append(port)
+        port = self._take_born(brood) or self._bear(brood)
+        if port is not None:
+            brood.given.append(port)
         return port
 
     @property
     def is_short(self) -> bool:
         """Whether ``refill`` would start or free something."""
-        return bool(self._leaving or self._ending) or self._is_spare_missing()
+        return self._is_due or bool(self._leaving or self._ending)
 
-    def refill(self, job: int | None = None) -> None:
-        """Have the next jail of a job made; without one: start a spare mother, free what ended."""
-        for brood in self._broods:
-            if job is not None and brood.job == job:
-                while len(brood.born) < min(AHEAD, self._spares):
-                    port = self._bear(brood) if self._is_well(brood) else None
-                    if port is None:
-                        return
-                    brood.born.append(port)
-                return
-        if job is not None:
-            return
+    def refill(self) -> None:
+        """Start the mother that belongs to nobody, have jails made ahead, free what ended."""
         self.sweep()
+        self._is_due = False
+        if not self.is_able:
+            return
+        while len(idle := [each for each in self._owned() if each.is_idle]) > self._count:
+            self._end(idle[0])
         if self._is_spare_missing():
             assert self._wanted is not None
             key, spec = self._wanted
-            for brood in [brood for brood in self._broods if brood.job is None]:
+            for brood in [each for each in self._broods if each.owner is None]:
                 self._end(brood)  # of jobs unlike the last one
             self._start(None, key, spec, None)
+        for brood in self._kept():
+            self._fill(brood)
+        self._is_due = self._is_due or any(map(self._lacks, self._kept()))
+
+    def refill_last(self) -> None:
+        """Have jails made ahead by the mother that was used last."""
+        if self.is_able and (owned := self._owned()):
+            self._fill(owned[-1])
 
     def drop_job(self, job: int) -> None:
-        """The job is over: so is its mother."""
-        for brood in [brood for brood in self._broods if brood.job == job]:
+        """The job is over: so is a mother of its own."""
+        for brood in [brood for brood in self._broods if brood.owner == job]:
             self._end(brood)
 
     def drop(self) -> None:
@@ -159,32 +192,33 @@ class Mothers:
             _close(brood)
         self._ending.clear()
 
-    def _is_spare_missing(self) -> bool:
-        if not self.is_able or self._wanted is None or not self._spares:
-            return False
-        return not any(
-            brood.job is None and brood.key == self._wanted[0] for brood in self._broods
-        )
+    def _owned(self) -> list[_Brood]:
+        return [brood for brood in self._broods if brood.owner is not None]
 
-    def _brood_of(self, job: int, key: Key, inputs: pathlib.Path | None) -> _Brood | None:
-        """The job's own; else a spare, which is its own from now on."""
-        found = next((brood for brood in self._broods if brood.job == job), None)
-        if found is None and inputs is None:
-            fits = (each for each in self._broods if each.job is None and each.key == key)
-            found = next(fits, None)
-            if found is not None:
-                found.job = job
-        return found
+    def _kept(self) -> list[_Brood]:
+        """Who has jails made ahead: the one that was used last, and the one that is nobody's."""
+        return [*self._owned()[-1:], *(each for each in self._broods if each.owner is None)]
+
+    def _is_spare_missing(self) -> bool:
+        if self._wanted is None or not self._ahead:
+            return False
+        key = self._wanted[0]
+        if self._unable.get(key, 0) >= TRIES_MAX:
+            return False
+        return not any(brood.owner is None and brood.key == key for brood in self._broods)
+
+    def _adopt(self, owner: str | int, key: Key) -> _Brood | None:
+        """The one that was nobody's, if she fits: she is the owner's from now on."""
+        for brood in self._broods:
+            if brood.owner is None and brood.key == key:
+                brood.owner = owner
+                return brood
+        return None
 
     def _start(
-        self, job: int | None, key: Key, spec: JobSpec, inputs: pathlib.Path | None
+        self, owner: str | int | None, key: Key, spec: JobSpec, inputs: pathlib.Path | None
     ) -> _Brood | None:
         assert self._host is not None
-        if len(self._broods) >= self._count:
-            idle = [brood for brood in self._broods if brood.is_idle]
-            if not idle:
-                return None
-            self._end(idle[0])
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             mother = start_mother(spec, key[1], inputs, self._host, write)
@@ -193,7 +227,7 @@ class Mothers:
             return None  # a cold one is tried, and says what is the matter
         finally:
             os.close(write)
-        brood = _Brood(key, spec, mother, read, job)
+        brood = _Brood(key, spec, owner, mother, read)
         self._broods.append(brood)
         return brood
 
@@ -218,6 +252,31 @@ class Mothers:
             self._end(brood)
         return False
 
+    def _lacks(self, brood: _Brood) -> bool:
+        return len(brood.born) < self._ahead
+
+    def _fill(self, brood: _Brood) -> None:
+        mode = mode_of(brood.spec)
+        for has, port in list(brood.born):
+            if has != mode or port.process.is_over():
+                brood.born.remove((has, port))
+                self._leaving.end(port)
+        while len(brood.born) < self._ahead and self._is_well(brood):
+            made = self._bear(brood)
+            if made is None:
+                return
+            brood.born.append((mode, made))
+
+    def _take_born(self, brood: _Brood) -> Port | None:
+        """A jail that is there. The two modes have not the same limit of processes."""
+        for has, port in list(brood.born):
+            if has == mode_of(brood.spec):
+                brood.born.remove((has, port))
+                if not port.process.is_over():
+                    return port
+                self._leaving.end(port)
+        return None
+
     def _bear(self, brood: _Brood) -> Port | None:
         assert self._host is not None
         with contextlib.suppress(SandboxError, OSError):
@@ -227,8 +286,9 @@ class Mothers:
         return None
 
     def _end(self, brood: _Brood) -> None:
+        self._is_due = True  # another one may have to take her place
         self._broods.remove(brood)
-        for port in brood.born:
+        for _, port in brood.born:
             self._leaving.end(port)
         brood.born.clear()
         brood.mother.jail.kill()
@@ -236,9 +296,9 @@ class Mothers:
 
 
 def why_cold(folder: pathlib.Path) -> str:
-    """Why jails of tier ``strict`` are cold on this host; empty: they are warm. May take a second.
+    """Why jails are cold on this host; empty: they are warm. May take a second.
 
-    For people who ask (``gristmill doctor``); a worker finds out with the first job that needs it.
+    For people who ask (``gristmill doctor``); a worker finds out at its start.
 
     Args:
         folder: as for ``prepare_host``.
@@ -250,9 +310,12 @@ def why_cold(folder: pathlib.Path) -> str:
         mothers = Mothers(host, 1, 1, folder)
         try:
             interpreter = ready_python(sys.executable, host)
+            spec = JobSpec(kind="function")
+            mothers.want(spec, interpreter)
             give_up_at = time.monotonic() + TRIAL_S
             while not mothers.refusal:  # a mother that ends says it, or says it by ending thrice
-                port = mothers.take(0, JobSpec(kind="function"), interpreter, None)
+                mothers.refill()
+                port = mothers.take("", 0, spec, interpreter, None)
                 if port is not None:
                     port.kill("retire")
                     port.close()

@@ -1,7 +1,7 @@
-"""Jails that are started before they are needed: interpreter and environment, no job.
+"""Jails that are started before they are needed, on a host whose jails are cold (mothers.py).
 
-A jail takes tens of milliseconds to be up, most of them the interpreter's imports; a spare of the
-right limits and Python is there at once. Spares follow what was asked for last; before anything
+A cold jail takes tens of milliseconds to be up, most of them the interpreter's imports; a spare of
+the right limits and Python is there at once. Spares follow what was asked for last; before anything
 was, they have the limits of a job that asks for nothing. A spare becomes the jail of one job, and
 dies with it. A slot made for a function can run a command as well, so jobs of either kind share
 spares; only where each subtask takes one (tier ``strict``) are they made for commands, which is
@@ -19,10 +19,14 @@ from gristmill.sandbox.host import Host
 from gristmill.sandbox.interpreter import Interpreter
 from gristmill.wire.spec import JobSpec, Limits
 from gristmill.worker.port import Leaving, Port
-from gristmill.worker.starter import start_slot
+from gristmill.worker.starter import mode_of, start_slot
 
 #: what jails have to have in common for one to do for the other
 Key = tuple[Limits, Interpreter, str]
+
+
+#: and its mode: that of ``fork`` allows one process less (``starter.OWN_PIDS``)
+_Fit = tuple[Key, str]
 
 
 class Spares:
@@ -32,8 +36,8 @@ class Spares:
         self._host = host
         self._count = count
         self._open_dir = open_dir
-        self._wanted: tuple[Key, JobSpec] | None = None
-        self._ready: deque[tuple[Key, Port]] = deque()
+        self._wanted: tuple[_Fit, JobSpec] | None = None
+        self._ready: deque[tuple[_Fit, Port]] = deque()
         self._leaving = Leaving()
 
     @property
@@ -48,17 +52,12 @@ class Spares:
         spec: JobSpec,
         interpreter: Interpreter | None,
         inputs: pathlib.Path | None,
-        is_once: bool = False,
     ) -> Port | None:
-        """A spare that fits the job, no longer ours; and know what to keep from now on.
-
-        ``is_once``: the next jail of such a job comes from elsewhere (mothers.py).
-        """
-        if self._host is None or interpreter is None or spec.tier == "trusted" or inputs:
+        """A spare that fits the job, no longer ours; and know what to keep from now on."""
+        if self._host is None or interpreter is None or inputs:
             return None
-        key = key_of(spec, interpreter)
-        if not is_once:
-            self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
+        self.want(spec, interpreter)
+        key = key_of(spec, interpreter), mode_of(spec)
         for at, (has, port) in enumerate(self._ready):
             if has == key:
                 del self._ready[at]
@@ -69,10 +68,8 @@ class Spares:
         return None
 
     def want(self, spec: JobSpec, interpreter: Interpreter) -> None:
-        """What to keep before anything was asked for."""
-        if self._wanted is None:
-            key = key_of(spec, interpreter)
-            self._wanted = key, msgspec.structs.replace(spec, kind=key[2])
+        """What to keep from now on."""
+        self._wanted = (key_of(spec, interpreter), mode_of(spec)), model_of(spec)
 
     def _fitting(self) -> list[Port]:
         assert self._wanted is not None
@@ -91,7 +88,7 @@ class Spares:
         if len(self._ready) < self._count:
             # a host that cannot start a jail just now says so when one is needed
             with contextlib.suppress(SandboxError, OSError):
-                port = start_slot(-1, 0, spec, key[1], None, self._host, self._open_dir)
+                port = start_slot(-1, 0, spec, key[0][1], None, self._host, self._open_dir)
                 self._ready.append((key, port))
 
     def drop(self) -> None:
@@ -110,3 +107,10 @@ def key_of(spec: JobSpec, interpreter: Interpreter) -> Key:
     """Time limits are the agent's to keep: jails that differ in them only are alike."""
     kind = spec.kind if spec.tier == "strict" else "function"
     return msgspec.structs.replace(spec.limits, wall_ms=1, cpu_ms=0), interpreter, kind
+
+
+def model_of(spec: JobSpec) -> JobSpec:
+    """A job of functions, if that will do, whose jails are as this job's; see the module."""
+    if spec.tier == "strict" or spec.kind == "function":
+        return spec
+    return msgspec.structs.replace(spec, kind="function", tier="job")

@@ -280,10 +280,11 @@ class Yard:
         )
 
     def expect(self, spec: JobSpec) -> None:
-        """Keep spare jails for jobs like this one until others were seen."""
+        """Have jails ready for jobs like this one until others were seen."""
 
         def then(answer: "Interpreter | BaseException") -> None:
-            if not isinstance(answer, BaseException):
+            if not isinstance(answer, BaseException) and not self._rooms:
+                self._mothers.want(spec, answer)
                 self._spares.want(spec, answer)
 
         self._errands.run(lambda: ready_python(sys.executable, self._host), then)
@@ -291,12 +292,13 @@ class Yard:
     @property
     def is_short_of_spares(self) -> bool:
         """Whether ``refill`` has something to do."""
-        return self._spares.is_short or self._mothers.is_short
+        return self._mothers.is_short or (not self._mothers.is_able and self._spares.is_short)
 
     def refill(self) -> None:
-        """Start a spare jail, or a mother of some."""
-        self._spares.refill()
+        """Have jails made ahead, by a mother where there can be one."""
         self._mothers.refill()
+        if not self._mothers.is_able:
+            self._spares.refill()
 
     def close(self) -> None:
         """End everything at once."""
@@ -320,7 +322,7 @@ class Yard:
         work_dir = self._state_dir / "open" / str(slot)
         try:
             known = self._parked.take(effect.job)
-            port = known or self._take_ready(effect.job, room)
+            port = known or self._take_ready(room)
             host = self._host
             if port is None and host is not None and (host.is_stopped or not host.is_alive):
                 host.replace_spawner()
@@ -345,15 +347,17 @@ class Yard:
         self._update_watch(occupant)
         if room.spec.tier == "strict":  # the next subtask needs one, while this one runs
             if self._mothers.is_able:
-                self._mothers.refill(effect.job)
+                self._mothers.refill_last()
             else:
                 self._spares.refill()
 
-    def _take_ready(self, job: int, room: JobRoom) -> Port | None:
+    def _take_ready(self, room: JobRoom) -> Port | None:
         spec, interpreter, inputs = room.spec, room.interpreter, room.inputs
-        is_warm = spec.tier == "strict" and self._mothers.is_able
-        port = self._mothers.take(job, spec, interpreter, inputs) if is_warm else None
-        return port or self._spares.take(spec, interpreter, inputs, is_once=is_warm)
+        if spec.tier == "trusted":
+            return None
+        opening = room.opening
+        port = self._mothers.take(opening.tenant, opening.job, spec, interpreter, inputs)
+        return port or self._spares.take(spec, interpreter, inputs)
 
     def _park(self, occupant: _Occupant) -> bool:
         """Whether the jail could leave its slot without an end."""

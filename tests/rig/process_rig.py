@@ -1,6 +1,7 @@
 """What /proc and the cgroups say of processes that others started."""
 
 import contextlib
+import os
 import pathlib
 
 
@@ -22,28 +23,48 @@ def inside(agent: int) -> list[int]:
     found = []
     for pid in descendants(agent):
         with contextlib.suppress(OSError, IndexError):
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
-            numbers = status.split("NSpid:")[1].splitlines()[0].split()
-            if len(numbers) > len(own_namespaces()):
+            if len(_numbers(pid)) > len(own_namespaces()):
                 found.append(pid)
     return found
 
 
 def own_namespaces() -> list[str]:
     """Our own pid in each pid namespace."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return status.split("NSpid:")[1].splitlines()[0].split()
+    return _numbers(os.getpid())
 
 
 def slot_processes(agent: int) -> list[int]:
-    """Process 1 of each jail of the agent: what the slot's leases are fed to."""
+    """Process 1 of each jail of the agent: what the slot's leases are fed to.
+
+    A mother is no slot: her children are jails of their own, in deeper namespaces.
+    """
     found = []
     for pid in inside(agent):
         with contextlib.suppress(OSError, IndexError):
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
-            if status.split("NSpid:")[1].splitlines()[0].split()[-1] == "1":
+            numbers = _numbers(pid)
+            if numbers[-1] == "1" and not _is_mother(pid):
                 found.append(pid)
     return found
+
+
+def _is_mother(pid: int) -> bool:
+    """She is told her children's walls as JSON. They and theirs have her words, but not nsjail."""
+    above = _words(_parent(pid))
+    return _words(pid).endswith(b"}") and b"--seccomp_policy" in above
+
+
+def _words(pid: int) -> bytes:
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
+
+
+def _numbers(pid: int) -> list[str]:
+    """Its number in each pid namespace."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return status.split("NSpid:")[1].splitlines()[0].split()
+
+
+def _parent(pid: int) -> int:
+    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def child_of(agent: int, word: bytes) -> int:

@@ -190,10 +190,11 @@ class Peer:
 
     def open_function(self, job: int, function: Any, **spec: Any) -> JobSpec:
         """Open a job over a function."""
+        tenant = spec.pop("tenant", "tenant")
         body = function if isinstance(function, bytes) else cloudpickle.dumps(function)
         limits = Limits(**spec.pop("limits", {}))
         made = JobSpec(kind="function", function=digest_of(body), limits=limits, **spec)
-        self._open(job, made, body)
+        self._open(job, made, body, tenant)
         return made
 
     def open_command(self, job: int, command: Command, **spec: Any) -> JobSpec:
@@ -203,9 +204,9 @@ class Peer:
         self._open(job, made, b"")
         return made
 
-    def _open(self, job: int, spec: JobSpec, body: bytes) -> None:
+    def _open(self, job: int, spec: JobSpec, body: bytes, tenant: str = "tenant") -> None:
         self._jobs[job] = spec
-        opening = JobOpening(job, "tenant", spec, TARIFF, self.put_grant, self.get_grant)
+        opening = JobOpening(job, tenant, spec, TARIFF, self.put_grant, self.get_grant)
         self.order(body=(body,), openings=[opening])
 
     def lease(

@@ -1,14 +1,32 @@
-"""Spare jails: taken by a job of their limits, made again, gone with the worker."""
+"""Jails made ahead, warm or cold: taken by a job of their limits, made again, gone at the end."""
 
 import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from gristmill.sandbox.interpreter import find_interpreter
-from gristmill.wire.spec import Command
+from gristmill.wire.spec import Command, Limits
+
+#: Without cgroups nothing would meter a warm jail, so jails are cold.
+WARM_AND_COLD = pytest.mark.parametrize("options", [(), ("--no-cgroups",)], ids=["warm", "cold"])
 
 
-def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(start: Any) -> None:
+def _warmth() -> Callable[[int], bool]:
+    """A function that tells whether its jail is warm; made here, so that it travels by value."""
+
+    def is_warm(x: int) -> bool:  # process 1 of a mother's child has one argument more
+        with open("/proc/1/cmdline", "rb") as file:
+            return b"program" in file.read()
+
+    return is_warm
+
+
+@WARM_AND_COLD
+def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(
+    start: Any, options: tuple[str, ...]
+) -> None:
     def where(x: int) -> list[object]:
         import os
 
@@ -18,7 +36,7 @@ def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(start: Any) -> 
     targets = [bind.target.split("/") for bind in find_interpreter().binds]
     seen = sorted({"work", *(parts[2] for parts in targets if parts[1] == "tmp")})
 
-    pair = start("--spares", "1").greet()
+    pair = start("--spares", "1", *options).greet()
     for number, memory in enumerate([1 << 30, 1 << 30, 64 << 20, 1 << 30]):
         pair.peer.forget()
         pair.run_function(where, [0], tier="batch", limits={"memory_bytes": memory})
@@ -34,32 +52,31 @@ def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(start: Any) -> 
     assert pair.peer.outcomes()[0].name == "OOM", "a spare of a larger limit was not taken"
 
 
-def test_spares_end_with_their_worker(start: Any) -> None:
+@WARM_AND_COLD
+def test_spares_end_with_their_worker(start: Any, options: tuple[str, ...]) -> None:
     from sys import modules
 
-    def is_warm(x: int) -> bool:  # process 1 of a mother's child has one argument more
-        with open("/proc/1/cmdline", "rb") as file:
-            return b"program" in file.read()
-
-    pair = start("--spares", "2", "--slots", "2").greet()
+    pair = start("--spares", "2", "--slots", "2", *options).greet()
     below = modules["gristmill_tests_worker_peer"].descendants
-    pair.pump(lambda: len(_slots(below(pair.worker.pid))) >= 4)  # nsjail and Python of each
+    pair.pump(lambda: len(_spares(below(pair.worker.pid))) == 2)
     _end(pair, below)
 
 
-def test_spares_fit_both_kinds_of_jobs(start: Any) -> None:
+@WARM_AND_COLD
+def test_spares_fit_both_kinds_of_jobs(start: Any, options: tuple[str, ...]) -> None:
     from sys import modules
 
-    pair = start("--spares", "1").greet()
+    pair = start("--spares", "1", *options).greet()
     below = modules["gristmill_tests_worker_peer"].descendants
 
     def is_another(spare: dict[int, bytes]) -> bool:
-        now = _kinds(below(pair.worker.pid))
-        return list(now.values()) == [b"function"] and not spare.keys() & now.keys()
+        now = _spares(below(pair.worker.pid))
+        kinds = set(now.values())
+        return kinds == {b"function"} and not spare.keys() & now.keys()
 
     for _ in range(2):
-        pair.pump(lambda: len(_kinds(below(pair.worker.pid))) == 1)
-        spare = _kinds(below(pair.worker.pid))
+        pair.pump(lambda: len(_spares(below(pair.worker.pid))) >= 1)
+        spare = _spares(below(pair.worker.pid))
         pair.peer.forget()
         pair.run_command(Command(["/bin/echo", "{}"]), ["x"], tier="job")
         assert pair.peer.values()[0]["stdout"] == b"x\n"
@@ -67,25 +84,119 @@ def test_spares_fit_both_kinds_of_jobs(start: Any) -> None:
         pair.pump(lambda spare=spare: is_another(spare))
 
 
+def test_jails_of_one_tenant_come_from_one_mother_and_of_another_from_another(start: Any) -> None:
+    from sys import modules
+
+    pair = start("--spares", "2", "--slots", "2", "--parked", "1").greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+
+    def mothers() -> set[int]:
+        return set(_mothers(below(pair.worker.pid)))
+
+    def run(tenant: str) -> None:
+        """A job to its end; its jail is warm."""
+        pair.peer.forget()
+        pair.run_function(_warmth(), [0], tier="batch", tenant=tenant)
+        assert pair.peer.values() == {0: True}
+        pair.peer.order(close=[pair.job])
+
+    pair.pump(lambda: len(_spares(below(pair.worker.pid))) == 2)
+    (hers,) = mothers()
+    run("ada")
+    pair.pump(lambda: len(mothers()) == 2)  # ada's, and one that is nobody's
+    (nobodys,) = mothers() - {hers}
+    for _ in range(3):
+        pair.pump(lambda: len(_spares(below(pair.worker.pid))) == 4)
+        run("ada")
+        assert mothers() == {hers, nobodys}, "her jobs share her mother"
+    run("bob")
+    # Bob has the one that was nobody's. One idle mother is kept: his, which was used last.
+    pair.pump(lambda: len(mothers()) == 2 and hers not in mothers())
+    assert nobodys in mothers()
+    _end(pair, below)
+
+
+def test_jobs_of_two_kinds_that_alternate_keep_their_mothers(start: Any) -> None:
+    from sys import modules
+
+    pair = start("--spares", "1").greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+    seen: list[set[int]] = []
+    for number in range(8):
+        # the one that was used last has a jail ahead, and so has the one that is nobody's
+        least = min(2, number + 1)
+        pair.pump(lambda least=least: len(_spares(below(pair.worker.pid))) >= least)
+        pair.peer.forget()
+        limits = {"memory_bytes": (64 << 20) << (number % 2)}
+        pair.run_function(_warmth(), [0], tier="batch", limits=limits)
+        pair.peer.order(close=[pair.job])
+        if number >= 4:  # both kinds have one by now
+            assert pair.peer.values() == {0: True}
+            seen.append(set(_mothers(below(pair.worker.pid))))
+    assert len(seen[0]) == 3 and seen == [seen[0]] * 4
+
+
+@WARM_AND_COLD
+def test_a_spare_made_for_another_tier_allows_no_process_more(
+    start: Any, options: tuple[str, ...]
+) -> None:
+    """Tier ``batch`` has a thread of ours beside the subtask, tier ``job`` has not."""
+    from sys import modules
+
+    def count_forks(x: int) -> int:
+        import os
+
+        made = 0
+        while made < 1_000:
+            try:
+                pid = os.fork()
+            except OSError:
+                return made
+            if pid == 0:
+                os.closerange(0, 1_000)
+                while True:
+                    __import__("time").sleep(60)
+            made += 1
+        return made
+
+    pair = start("--spares", "1", "--parked", "0", *options).greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+    counted = []
+    seen: list[set[int]] = []
+
+    def are_settled(count: int) -> bool:
+        """So many, and the same for a while: one that was made for trial is soon gone."""
+        seen.append(set(_spares(below(pair.worker.pid))))
+        return (
+            len(seen[-1]) == count
+            and len(seen) > 20
+            and all(each == seen[-1] for each in seen[-20:])
+        )
+
+    for number, tier in enumerate(("job", "batch", "job")):
+        pair.pump(lambda number=number: are_settled(1 if options or number == 0 else 2))
+        pair.peer.forget()
+        function = count_forks if tier == "job" else _warmth()
+        pair.run_function(function, [0], tier=tier)
+        counted += pair.peer.values().values() if tier == "job" else []
+        pair.peer.order(close=[pair.job])
+    pids_max = Limits().pids_max
+    assert counted == [pids_max - 1] * 2
+
+
 def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_ready(
     start: Any,
 ) -> None:
     from sys import modules
 
-    def is_warm(x: int) -> bool:  # process 1 of a mother's child has one argument more
-        with open("/proc/1/cmdline", "rb") as file:
-            return b"program" in file.read()
-
     pair = start("--spares", "2", "--slots", "2").greet()
     below = modules["gristmill_tests_worker_peer"].descendants
 
     def mothers() -> dict[int, bytes]:
-        """Those that are not a child of another one."""
-        found = _kinds(below(pair.worker.pid), is_mother=True)
-        return {pid: kind for pid, kind in found.items() if _parent(pid) not in found}
+        return _mothers(below(pair.worker.pid))
 
     job = pair.next_job()
-    pair.peer.open_function(job, is_warm, tier="strict")
+    pair.peer.open_function(job, _warmth(), tier="strict")
     warm: list[bool] = []
     for _ in range(100):
         pair.peer.forget()
@@ -103,8 +214,8 @@ def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_rea
 
     pair.peer.forget()
     job = pair.next_job()
-    pair.pump(lambda: len(_kinds(below(pair.worker.pid), is_mother=True)) == 1)
-    pair.peer.open_function(job, is_warm, tier="strict")
+    pair.pump(lambda: len(_kinds(below(pair.worker.pid), is_mother=True)) == 3)  # two jails ahead
+    pair.peer.open_function(job, _warmth(), tier="strict")
     pair.peer.lease(job, list(range(20)))
     pair.all_told(20)
     assert sum(pair.peer.values().values()) >= 10, "the mother was there before the job"
@@ -114,7 +225,8 @@ def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_rea
     _end(pair, below)
 
 
-def test_a_strict_job_goes_on_when_its_mother_is_killed_or_stands_still(start: Any) -> None:
+@pytest.mark.parametrize("tier", ["strict", "job", "batch"])
+def test_a_job_goes_on_when_its_mother_is_killed_or_stands_still(start: Any, tier: str) -> None:
     import os
     import signal
     from sys import modules
@@ -122,7 +234,8 @@ def test_a_strict_job_goes_on_when_its_mother_is_killed_or_stands_still(start: A
     pair = start("--spares", "1").greet()
     below = modules["gristmill_tests_worker_peer"].descendants
     job = pair.next_job()
-    pair.peer.open_function(job, lambda x: x, tier="strict")
+    pair.pump(lambda: _spares(below(pair.worker.pid)))
+    pair.peer.open_function(job, lambda x: x, tier=tier)
     hit = 0
     for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT):
         left = list(range(8))
@@ -157,6 +270,19 @@ def _parent(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[1])
     except OSError:
         return 0
+
+
+def _mothers(pids: list[int]) -> dict[int, bytes]:
+    """Those that are not a child of another one."""
+    found = _kinds(pids, is_mother=True)
+    return {pid: kind for pid, kind in found.items() if _parent(pid) not in found}
+
+
+def _spares(pids: list[int]) -> dict[int, bytes]:
+    """Jails that are up, warm or cold: of the tests that ask, nothing runs in them."""
+    found = _kinds(pids, is_mother=True)
+    warm = {pid: kind for pid, kind in found.items() if _parent(pid) in found}
+    return {**warm, **_kinds(pids)}
 
 
 def _kinds(pids: list[int], is_mother: bool = False) -> dict[int, bytes]:
