@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 
-AHEAD_BYTES_MAX = 16 << 20  #: of a blob that is fetched before its turn
+AHEAD_BYTES_MAX = 8 << 20  #: of a blob that is fetched before its turn
 
 
 class Piece(NamedTuple):

@@ -38,6 +38,7 @@ class Packed(NamedTuple):
     codec: str
     frame: bytes
     put: "Future[BlobRef] | None" = None
+    put_bytes: int = 0
 
 
 def pack(values: Sequence[Any]) -> tuple[str, bytes]:
@@ -171,7 +172,7 @@ class Parcels:
                 reference = self._store(frame)
             else:
                 reference, put = self._begin(frame)
-            self._ready.append(Packed(1, f"@{codec}", encode_ref(reference), put))
+            self._ready.append(Packed(1, f"@{codec}", encode_ref(reference), put, len(frame)))
         else:
             self._split(values, len(frame))
 

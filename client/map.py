@@ -24,6 +24,7 @@ from gristmill.wire.ids import format_job
 
 PARCELS_IN_FLIGHT = 64
 PUTS_AHEAD = 8  #: parcels that wait until their inputs are in the store
+PUT_BYTES_AHEAD = 64 << 20  #: of these inputs, but for the last
 FETCHES_AHEAD = 8  #: results whose values are fetched from there before their turn
 INPUT_BYTES_IN_FLIGHT = 8 << 20
 RESULT_BYTES_IN_FLIGHT = 64 << 20  #: expected size of all results on the way
@@ -369,8 +370,15 @@ class Stream:
     def _release(self, held_max: int) -> None:
         """Send parcels, in order, whose inputs are in the store; wait for those beyond so many."""
         held = self._held
-        while held and (len(held) > held_max or held[0].put is None or held[0].put.done()):
+        size_bytes = sum(packed.put_bytes for packed in held)
+        while held and (
+            len(held) > held_max
+            or size_bytes > PUT_BYTES_AHEAD
+            or held[0].put is None
+            or held[0].put.done()
+        ):
             packed = held.popleft()
+            size_bytes -= packed.put_bytes
             if packed.put is not None:
                 packed.put.result()
             self._link.send_parcel(self._upload, packed.items, packed.codec, packed.frame)

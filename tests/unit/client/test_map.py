@@ -19,6 +19,7 @@ from gristmill.client import (
     OutOfMemory,
     UnpicklableError,
 )
+from gristmill.client import map as maps
 from gristmill.client.blobs import THREADS, Blobs
 from gristmill.client.encode import SLOW_SOURCE_S
 from gristmill.client.errors import grid_error
@@ -357,6 +358,36 @@ def test_large_inputs_are_put_several_at_a_time_and_sent_in_order(
     assert stream._top_up(4) and len(begun) == 9
     stream._top_up(1)
     assert sent == [(encode_ref(reference), True) for reference, _ in begun]
+    stream.close()
+
+
+def test_large_inputs_wait_for_the_store_up_to_so_many_bytes(
+    client: Client, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_way, most = 0, 0
+
+    def begin(body: bytes) -> tuple[BlobRef, "Future[BlobRef]"]:
+        nonlocal on_the_way, most
+        future, reference = Future[BlobRef](), BlobRef("", len(body))
+
+        def end() -> None:
+            nonlocal on_the_way
+            on_the_way -= len(body)
+            future.set_result(reference)
+
+        on_the_way += len(body)
+        most = max(most, on_the_way)
+        threading.Timer(0.02, end).start()
+        return reference, future
+
+    size = 4 * FRAME_BYTES_MAX
+    monkeypatch.setattr(maps, "PUT_BYTES_AHEAD", 3 * size)
+    monkeypatch.setattr(client, "_begin_store", begin)
+    monkeypatch.setattr(client._link, "send_parcel", lambda *given: None)
+    stream = client.map(len, [bytes(size)] * 9)._stream
+    stream._submit()
+    stream._top_up(10)
+    assert on_the_way == 0 and most < 4 * size
     stream.close()
 
 
