@@ -223,8 +223,9 @@ class Execution:
     def _keep_parcel(self, effect: do.KeepParcel) -> None:
         body, job, first = self.inbox.body, effect.job, effect.first
         row = records.parcel_row(job, first, effect.count, effect.codec, body)
-        is_bulk = effect.count >= BULK_SUBTASKS
-        self._journal.record("parcels", schema.ADD_PARCEL, row, len(body) + 128, is_bulk)
+        # Credit goes with a tick: nobody waits for this row, and a short subtask's result,
+        # which somebody does, takes it along in the same sync.
+        self._journal.record("parcels", schema.ADD_PARCEL, row, len(body) + 128, can_wait=True)
         group = self._journal.group
         self._frames.put(job, first, body, group)
         if not self._parcels or self._parcels[-1][0] != group:

@@ -35,6 +35,22 @@ def test_a_map_keeps_its_budgets(figures: Callable[..., None]) -> None:
     assert collected <= 1.2 * COUNT / 700 + 20, "nothing else is made for each value"
 
 
+def test_an_input_and_its_result_are_one_commit(figures: Callable[..., None]) -> None:
+    each, rounds = 5, []
+    with Grid.temporary(workers=1, slots=1) as grid, Client(grid.address) as client:
+        submits = client.with_options(tier="batch")
+        for _ in range(40):
+            before = client.grid()["groups_committed"]
+            for number in range(each):
+                assert submits.submit(lambda value: value, number).result(timeout=60) == number
+            rounds.append(client.grid()["groups_committed"] - before)
+            if rounds[-1] <= each + 2:  # and acks of the ledger, as time goes by
+                break
+    figures(groups=rounds[-1], rounds=len(rounds))
+    # A result that takes longer than an input waits has a commit of its own: not every time.
+    assert min(rounds) <= each + 2, rounds
+
+
 #: what is compared with a budget
 COUNTED = frozenset(
     "front_messages reports leases parcels_kept results_kept outbox_added rows_committed"
