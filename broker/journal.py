@@ -296,8 +296,8 @@ class Journal:
                 while not self._write(group):
                     if self._stopping.wait(RETRY_S):
                         raise apsw.FullError("the disk stayed full while the broker ended")
-                self._run_chore()
                 self._finish()
+                self._run_chore()  # nobody waits for it
         except apsw.Error as error:
             self.failure = error
             if isinstance(error, salvage.DAMAGED):
