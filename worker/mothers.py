@@ -127,7 +127,7 @@ class Mothers:
             brood = self._adopt(owner, key)
             self.want(spec, interpreter)
         if brood is None and self._unable.get(key, 0) < TRIES_MAX:
-            brood = self._start(owner, key, spec, inputs)  # for the owner's next one
+            brood = self._start(owner, key, model_of(spec), inputs)  # for the owner's next one
         if brood is None or not self._is_well(brood):
             return None
         brood.spec = spec

@@ -116,6 +116,27 @@ def test_jails_of_one_tenant_come_from_one_mother_and_of_another_from_another(st
     _end(pair, below)
 
 
+def test_a_mother_that_a_command_asked_for_first_will_do_for_functions(start: Any) -> None:
+    from sys import modules
+
+    def site(x: int) -> bool:
+        import sys
+
+        return not sys.flags.no_site
+
+    pair = start("--spares", "1").greet()
+    below = modules["gristmill_tests_worker_peer"].descendants
+    limits = {"memory_bytes": 96 << 20}  # nobody has a mother for it
+    pair.run_command(Command(["/bin/true"]), ["x"], tier="job", limits=limits)
+    pair.peer.order(close=[pair.job])
+    pair.pump(lambda: len(_spares(below(pair.worker.pid))) >= 2)
+    for function in (_warmth(), site):
+        pair.peer.forget()
+        pair.run_function(function, [0], tier="job", limits=limits)
+        pair.peer.order(close=[pair.job])
+        assert pair.peer.values() == {0: True}
+
+
 def test_jobs_of_two_kinds_that_alternate_keep_their_mothers(start: Any) -> None:
     from sys import modules
 
