@@ -34,7 +34,6 @@ from gristmill.worker.yard import Yard
 LOOK_MS = 100  #: between two looks at the running slots
 LOOK_SOON_MS = 2  #: after a stop list was written
 READING_MS = 1_000
-REFILL_MS = 200  #: between two spare jails: their starts must not crowd out work
 MESSAGES_PER_TURN = 32
 LINES_PER_REPORT = 2  #: messages with the output of running subtasks, at most, in an interval
 IDLE_MS = 1_000  #: the longest that a turn waits
@@ -108,10 +107,13 @@ class Agent:
             is_open = self._state.phase == "open"
             if is_open and self._yard.live.has_news:
                 due = min(due, self._lines_at)
-            if is_open and not self._state.is_draining and self._yard.is_short_of_spares:
+            if not self._yard.is_short_of_spares:
+                refill_at = 0
+            elif is_open and not self._state.is_draining:
+                refill_at = refill_at or now + self._yard.refill_pause_ms
                 due = min(due, refill_at)
                 if now >= refill_at:
-                    refill_at = now + REFILL_MS
+                    refill_at = now + self._yard.refill_pause_ms
                     self._yard.refill()
             ready = dict(poller.poll(max(0, min(due - now, IDLE_MS))))
             if self._link.socket in ready:

@@ -36,6 +36,8 @@ from gristmill.worker.shipping import Cargo, FileTray, refuse_files, said
 from gristmill.worker.spares import Spares
 from gristmill.worker.starter import mode_of, ready_python, runtime_folder, start_slot
 
+#: Some jails are made in a few milliseconds; a cold one, at a time, takes most of a hundred.
+WARM_PAUSE_MS, COLD_PAUSE_MS = 50, 200
 #: A larger input is mapped by its slot; a smaller one is copied sooner than asked for.
 MAPPED_BYTES_MIN = 1 << 20
 
@@ -293,6 +295,11 @@ class Yard:
     def is_short_of_spares(self) -> bool:
         """Whether ``refill`` has something to do."""
         return self._mothers.is_short or (not self._mothers.is_able and self._spares.is_short)
+
+    @property
+    def refill_pause_ms(self) -> int:
+        """How long to wait before ``refill``: what it starts must not crowd out what just began."""
+        return WARM_PAUSE_MS if self._mothers.is_able else COLD_PAUSE_MS
 
     def refill(self) -> None:
         """Have jails made ahead, by a mother where there can be one."""

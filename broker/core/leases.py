@@ -95,6 +95,6 @@ def lease_items(job: Job, serving: int, concurrency_left: int) -> int:
 
 
 def next_ramp(lease: Lease) -> int:
-    """What a lease may hold after this one, which went well: eight times as much if it was tiny."""
-    times = 2 if lease.job.est_us * lease.size >= LEASE_FLOOR_US else 8
+    """What a lease may hold after this one, which went well: 64 times as much if it was tiny."""
+    times = 2 if lease.job.est_us * lease.size >= LEASE_FLOOR_US else 64
     return max(lease.job.ramp, min(times * lease.size, LEASE_ITEMS_MAX))

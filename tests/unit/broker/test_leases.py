@@ -68,8 +68,8 @@ def test_golden_lease_sizes_on_one_slot(
 def test_tiny_subtasks_reach_the_largest_lease(core: Core) -> None:
     found = play(core, 1, 600_000, slots=2)
     assert max(found) == limits.LEASE_ITEMS_MAX
-    assert found[:12] == [1] * 4 + [8] * 4 + [64] * 4, "a lease of microseconds tells enough"
-    assert found[12:17] == [512] * 4 + [4096]
+    assert found[:12] == [1] * 4 + [64] * 4 + [4096] * 4, "a lease of microseconds tells enough"
+    assert found[12:17] == [8192] * 4 + [limits.LEASE_ITEMS_MAX]
     assert min(found[16:-1]) >= limits.LEASE_FLOOR_US, "nor is one worth its price at the end"
 
 
