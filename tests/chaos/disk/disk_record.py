@@ -256,10 +256,10 @@ class Run:
         thread.start()
 
         def end() -> None:
-            self._speakers.pop(id(ledger._socket))
             wake.send(b"x")
             thread.join()
             ledger.close()
+            del self._speakers[id(ledger._socket)]  # what it says until then is promised, too
 
         return end
 
@@ -275,9 +275,9 @@ class Run:
         thread.start()
 
         def end() -> None:
-            self._speakers.pop(id(broker._front_socket))
             broker.stop()
             thread.join()
+            del self._speakers[id(broker._front_socket)]  # what it says until then is promised, too
 
         return end
 

@@ -59,14 +59,19 @@ class Party:
                 if not peer.socket.closed:
                     peer.report(is_full=True)
 
+    @property
+    def held(self):
+        """Subtasks that owner and forger have leases of."""
+        leases = (*self.owner.leases, *self.forger.leases)
+        return sum(count for lease, _ in leases for _, count in lease.runs)
+
     def work(self):
         """Owner and forger answer their own leases, honestly; the owner's words are overheard."""
         real = self.owner.socket.send_multipart
         self.owner.send = lambda header, *bodies: (
             self.replays.append([encode(header), *bodies]), real([encode(header), *bodies])
         )  # fmt: skip
-        for lease, _ in (*self.owner.leases, *self.forger.leases):
-            self.done += sum(count for _, count in lease.runs)
+        self.done += self.held
         self.owner.work_off()
         del self.owner.send, self.replays[:-20]
         self.forger.work_off()
@@ -242,7 +247,7 @@ def test_forged_results_renewals_and_credits_bring_nothing(broker, sized, figure
         client.drain()
         if made.total() >= wanted:
             break
-        if turn % 4 == 3 and party.done < SUBTASKS - 1_000:
+        if turn % 4 == 3 and party.done + party.held <= SUBTASKS - 100:  # there is more for both
             party.work()
             until(lambda: party.pump() or party.owner.leases, "the owner has a lease")
     give_up(broker, party, client, made)
