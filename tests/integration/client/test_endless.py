@@ -48,8 +48,10 @@ def test_a_map_that_is_kept_says_why_it_waits(grid: Grid) -> None:
         for _ in range(ROOM // INPUT):
             next(found)
         deadline = time.monotonic() + 30
-        expected = "QUOTA: inputs of tenant local fill its 2 MiB"
-        while not (reason := client.jobs()[0].reason).startswith(expected):  # it may name another
+        expected = (
+            "QUOTA: inputs of tenant local fill its 2 MiB"  # it may name others on its way there
+        )
+        while not (reason := client.jobs()[0].reason).startswith(expected):
             assert time.monotonic() < deadline, (
                 f"the reason given is {reason!r}"
             )  # on its way there
