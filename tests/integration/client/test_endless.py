@@ -48,13 +48,10 @@ def test_a_map_that_is_kept_says_why_it_waits(grid: Grid) -> None:
         for _ in range(ROOM // INPUT):
             next(found)
         deadline = time.monotonic() + 30
-        expected = (
-            "QUOTA: inputs of tenant local fill its 2 MiB"  # it may name others on its way there
-        )
+        expected = "QUOTA: inputs of tenant local fill its 2 MiB"
+        # on its way there it may name others
         while not (reason := client.jobs()[0].reason).startswith(expected):
-            assert time.monotonic() < deadline, (
-                f"the reason given is {reason!r}"
-            )  # on its way there
+            assert time.monotonic() < deadline, f"the reason given is {reason!r}"
             time.sleep(0.05)
         assert "keep=False" in reason
         found.close()
