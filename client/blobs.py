@@ -33,23 +33,25 @@ class Blobs:
         self._grants: dict[str, GrantAnswer] = {}
         self._begun: dict[str, concurrent.futures.Future[BlobRef]] = {}
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._is_closed = False
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more: what waits for its turn fails with ``UNREACHABLE``."""
         with self._lock:
+            self._is_closed = True
             pool = self._pool
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False)
 
-    def begin_put(self, body: bytes) -> tuple[BlobRef, "concurrent.futures.Future[BlobRef]"]:
+    def begin_put(self, body: bytes) -> tuple[BlobRef, concurrent.futures.Future[BlobRef]]:
         """As ``put``, meanwhile: it is in the store once the future has a result."""
         digest = digest_of(body)
         with self._lock:
             future = self._begun.get(digest)  # equal inputs often follow one another
-        if future is None:
-            future = self._threads().submit(self._put, body, digest)
-            with self._lock:
-                self._begun[digest] = future
+            is_new = future is None
+            if future is None:
+                future = self._begun[digest] = self._threads().submit(self._put, body, digest)
+        if is_new:
             future.add_done_callback(lambda _: self._forget(digest))
         return BlobRef(digest, len(body)), future
 
@@ -57,15 +59,21 @@ class Blobs:
         with self._lock:
             del self._begun[digest]
 
-    def begin_get(self, reference: BlobRef) -> "concurrent.futures.Future[bytes]":
+    def begin_get(self, reference: BlobRef) -> concurrent.futures.Future[bytes]:
         """As ``get``, meanwhile."""
-        return self._threads().submit(self.get, reference)
+        with self._lock:
+            return self._threads().submit(self.get, reference)
 
     def _threads(self) -> concurrent.futures.ThreadPoolExecutor:
-        with self._lock:
-            if self._pool is None:
-                self._pool = concurrent.futures.ThreadPoolExecutor(THREADS, "gristmill-store")
-            return self._pool
+        """Under the lock."""
+        self._check_open()
+        if self._pool is None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(THREADS, "gristmill-store")
+        return self._pool
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise grid_error("UNREACHABLE", "the client is closed", "make another one")
 
     def put(self, body: bytes) -> BlobRef:
         """Store bytes under their digest.
@@ -112,6 +120,7 @@ class Blobs:
 
     def _grant_to(self, verb: Literal["get", "put"]) -> GrantAnswer:
         with self._lock:
+            self._check_open()
             grant = self._grants.get(verb)
         if grant is None or grant.expires_ms < time.time_ns() // 1_000_000 + _SPARE_MS:
             answer = self._link.ask(Ask(b"", 0, "grant", text=verb, digest="*"))

@@ -1,7 +1,8 @@
 """Result frames to values and exceptions; nothing is decoded before somebody asks for it."""
 
+import concurrent.futures
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gristmill.client.errors import GridError, UnsafeResultError, grid_error
 from gristmill.client.outcomes import exception_for
@@ -12,10 +13,6 @@ from gristmill.wire.failure import unpack_failures, unpack_logs
 from gristmill.wire.meter import unpack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.values import BlobRef
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
 
 AHEAD_BYTES_MAX = 8 << 20  #: of a blob that is fetched before its turn
 
@@ -46,13 +43,13 @@ class ResultReader:
         loads: Callable[[Any], Any] | None,
         fetch: Callable[[BlobRef], bytes],
         convert: Callable[[Any], Any] | None = None,
-        begin: "Callable[[BlobRef], Future[bytes]] | None" = None,
+        begin: Callable[[BlobRef], concurrent.futures.Future[bytes]] | None = None,
     ) -> None:
         self._loads = loads
         self._fetch = fetch
         self._convert = convert
         self._begin = begin
-        self._begun: dict[str, Future[bytes]] = {}
+        self._begun: dict[str, concurrent.futures.Future[bytes]] = {}
 
     def expect(self, result: Results, frames: list[bytes]) -> None:
         """This result is read soon: what of it lies in the store is fetched meanwhile."""

@@ -3,11 +3,12 @@
 Memory stays flat: nothing is read from the source before it is asked for.
 """
 
+import concurrent.futures
 import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gristmill.client.pickling import dump_values
 from gristmill.wire import limits
@@ -22,9 +23,6 @@ from gristmill.wire.values import (
     raw_rows,
 )
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
 FIRST_ITEMS = 16  #: a small first parcel starts dispatch early
 RANGE_ITEMS = 16_384  #: inputs in one parcel of an arithmetic progression
 SLOW_SOURCE_S = 0.005  #: a source slower than this is sent on as it comes
@@ -37,7 +35,7 @@ class Packed(NamedTuple):
     items: int
     codec: str
     frame: bytes
-    put: "Future[BlobRef] | None" = None
+    put: concurrent.futures.Future[BlobRef] | None = None
     put_bytes: int = 0
 
 
@@ -66,7 +64,7 @@ class Parcels:
         source: Iterable[Any],
         items_max: int | None,
         store: Callable[[bytes], BlobRef],
-        begin: "Callable[[bytes], tuple[BlobRef, Future[BlobRef]]] | None" = None,
+        begin: Callable[[bytes], tuple[BlobRef, concurrent.futures.Future[BlobRef]]] | None = None,
     ) -> None:
         self._store = store
         self._begin = begin

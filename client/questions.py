@@ -213,10 +213,10 @@ class Questions(abc.ABC):
         """
         return self._blob_store().get(reference)  # type: ignore[no-any-return]
 
-    def _begin_store(self, body: bytes) -> tuple[BlobRef, "concurrent.futures.Future[BlobRef]"]:
+    def _begin_store(self, body: bytes) -> tuple[BlobRef, concurrent.futures.Future[BlobRef]]:
         return self._blob_store().begin_put(body)  # type: ignore[no-any-return]
 
-    def _begin_fetch(self, reference: BlobRef) -> "concurrent.futures.Future[bytes]":
+    def _begin_fetch(self, reference: BlobRef) -> concurrent.futures.Future[bytes]:
         return self._blob_store().begin_get(reference)  # type: ignore[no-any-return]
 
     def put(self, value: Any) -> Ref:

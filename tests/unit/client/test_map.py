@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import numpy
 import pytest
 from client_test_peer import wait_until  # type: ignore[import-not-found]
@@ -440,18 +441,29 @@ def test_equal_inputs_are_put_once_and_a_client_may_close_meanwhile() -> None:
             return BlobRef(digest, len(body))
 
     class Ours(Blobs):
-        def _grant_to(self, verb: str) -> wire.GrantAnswer:
-            return wire.GrantAnswer("grant", "unix:///x", 1 << 60)
-
         def _store(self, address: str) -> Any:
             return Store()
 
-    blobs = Ours(None)  # type: ignore[arg-type]
+    class Grants:
+        def ask(self, message: wire.Ask) -> wire.Answer:
+            grant = wire.GrantAnswer("grant", "unix:///x", 1 << 60)
+            return wire.Answer(1, msgspec.Raw(msgspec.msgpack.encode(grant)))
+
+    blobs = Ours(Grants())  # type: ignore[arg-type]
     begun = [blobs.begin_put(b"the same") for _ in range(6)]
     others = [blobs.begin_put(b"%d" % number) for number in range(THREADS)]
     wait_until(lambda: Store.puts == THREADS)
     blobs.close()
     Store.is_free.set()
     assert {future.result(20) for _, future in begun} == {begun[0][0]} and Store.puts == THREADS
-    assert [future.cancelled() for _, future in others] == [False] * (THREADS - 1) + [True]
+    for _, future in others[:-1]:
+        future.result(20)
+    for late in (
+        lambda: others[-1][1].result(20),  # it waited for its turn
+        lambda: blobs.begin_put(b"later"),
+        lambda: blobs.begin_get(BlobRef("0" * 64, 1)),
+        lambda: blobs.put(b"later"),
+    ):
+        with pytest.raises(GridError, match="the client is closed"):
+            late()
     wait_until(lambda: not blobs._begun)  # a future is told before what is called at its end
