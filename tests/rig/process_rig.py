@@ -41,14 +41,17 @@ def slot_processes(agent: int) -> list[int]:
     found = []
     for pid in inside(agent):
         with contextlib.suppress(OSError, IndexError):
-            numbers = _numbers(pid)
-            if numbers[-1] == "1" and not _is_mother(pid):
+            if _numbers(pid)[-1] == "1" and not is_mother(pid):
                 found.append(pid)
     return found
 
 
-def _is_mother(pid: int) -> bool:
-    """She is told her children's walls as JSON. They and theirs have her words, but not nsjail."""
+def is_mother(pid: int) -> bool:
+    """She is told her children's walls as JSON. They and theirs have her words, but not nsjail.
+
+    Raises:
+        OSError: there is no such process any more.
+    """
     above = _words(_parent(pid))
     return _words(pid).endswith(b"}") and b"--seccomp_policy" in above
 

@@ -3,7 +3,6 @@
 It grants what a test says, acknowledges results at once, and knows nothing of the worker's code.
 """
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -303,20 +302,3 @@ class Worker:
                 self.process.kill()
         self.process.wait()
         self._file.close()
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below one."""
-    found = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except FileNotFoundError:
-        return []
-    for thread in threads:
-        try:
-            text = pathlib.Path(f"/proc/{pid}/task/{thread}/children").read_text()
-        except FileNotFoundError:
-            continue
-        for child in map(int, text.split()):
-            found += [child, *descendants(child)]
-    return found

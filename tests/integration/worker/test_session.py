@@ -7,6 +7,8 @@ import signal
 import stat
 from typing import Any
 
+from process_rig import descendants
+
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.worker import Refused
 
@@ -162,10 +164,8 @@ def _readings(peer: Any) -> list[Any]:
 
 def _jailed(pair: Any) -> list[int]:
     """Processes of slots: what runs our boot module below the worker."""
-    from sys import modules
-
     found = []
-    for pid in modules["gristmill_tests_worker_peer"].descendants(pair.worker.pid):
+    for pid in descendants(pair.worker.pid):
         try:
             line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:

@@ -1,10 +1,12 @@
 """Jails made ahead, warm or cold: taken by a job of their limits, made again, gone at the end."""
 
 import contextlib
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from process_rig import descendants, is_mother
 
 from gristmill.sandbox.interpreter import find_interpreter
 from gristmill.wire.spec import Command, Limits
@@ -54,44 +56,31 @@ def test_jobs_of_other_limits_and_pythons_get_jails_of_their_own(
 
 @WARM_AND_COLD
 def test_spares_end_with_their_worker(start: Any, options: tuple[str, ...]) -> None:
-    from sys import modules
-
     pair = start("--spares", "2", "--slots", "2", *options).greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
-    pair.pump(lambda: len(_spares(below(pair.worker.pid))) == 2)
-    _end(pair, below)
+    pair.pump(lambda: len(_spares(descendants(pair.worker.pid))) == 2)
+    _end(pair)
 
 
 @WARM_AND_COLD
 def test_spares_fit_both_kinds_of_jobs(start: Any, options: tuple[str, ...]) -> None:
-    from sys import modules
-
     pair = start("--spares", "1", *options).greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
 
-    def is_another(spare: dict[int, bytes]) -> bool:
-        now = _spares(below(pair.worker.pid))
-        kinds = set(now.values())
-        return kinds == {b"function"} and not spare.keys() & now.keys()
-
+    spare = _settled(pair, 1)
     for _ in range(2):
-        pair.pump(lambda: len(_spares(below(pair.worker.pid))) >= 1)
-        spare = _spares(below(pair.worker.pid))
         pair.peer.forget()
         pair.run_command(Command(["/bin/echo", "{}"]), ["x"], tier="job")
         assert pair.peer.values()[0]["stdout"] == b"x\n"
         pair.peer.order(close=[pair.job])
-        pair.pump(lambda spare=spare: is_another(spare))
+        before, spare = spare, _settled(pair, 1 if options else 2)  # hers, and one of nobody's
+        assert len(before.keys() - spare.keys()) == 1, "one was taken"
+        assert set(spare.values()) == {b"function"}
 
 
 def test_jails_of_one_tenant_come_from_one_mother_and_of_another_from_another(start: Any) -> None:
-    from sys import modules
-
     pair = start("--spares", "2", "--slots", "2", "--parked", "1").greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
 
     def mothers() -> set[int]:
-        return set(_mothers(below(pair.worker.pid)))
+        return set(_mothers(descendants(pair.worker.pid)))
 
     def run(tenant: str) -> None:
         """A job to its end; its jail is warm."""
@@ -100,36 +89,33 @@ def test_jails_of_one_tenant_come_from_one_mother_and_of_another_from_another(st
         assert pair.peer.values() == {0: True}
         pair.peer.order(close=[pair.job])
 
-    pair.pump(lambda: len(_spares(below(pair.worker.pid))) == 2)
+    pair.pump(lambda: len(_spares(descendants(pair.worker.pid))) == 2)
     (hers,) = mothers()
     run("ada")
     pair.pump(lambda: len(mothers()) == 2)  # ada's, and one that is nobody's
     (nobodys,) = mothers() - {hers}
     for _ in range(3):
-        pair.pump(lambda: len(_spares(below(pair.worker.pid))) == 4)
+        pair.pump(lambda: len(_spares(descendants(pair.worker.pid))) == 4)
         run("ada")
         assert mothers() == {hers, nobodys}, "her jobs share her mother"
     run("bob")
     # Bob has the one that was nobody's. One idle mother is kept: his, which was used last.
     pair.pump(lambda: len(mothers()) == 2 and hers not in mothers())
     assert nobodys in mothers()
-    _end(pair, below)
+    _end(pair)
 
 
 def test_a_mother_that_a_command_asked_for_first_will_do_for_functions(start: Any) -> None:
-    from sys import modules
-
     def site(x: int) -> bool:
         import sys
 
         return not sys.flags.no_site
 
     pair = start("--spares", "1").greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
     limits = {"memory_bytes": 96 << 20}  # nobody has a mother for it
     pair.run_command(Command(["/bin/true"]), ["x"], tier="job", limits=limits)
     pair.peer.order(close=[pair.job])
-    pair.pump(lambda: len(_spares(below(pair.worker.pid))) >= 2)
+    _settled(pair, 2)
     for function in (_warmth(), site):
         pair.peer.forget()
         pair.run_function(function, [0], tier="job", limits=limits)
@@ -138,22 +124,19 @@ def test_a_mother_that_a_command_asked_for_first_will_do_for_functions(start: An
 
 
 def test_jobs_of_two_kinds_that_alternate_keep_their_mothers(start: Any) -> None:
-    from sys import modules
-
     pair = start("--spares", "1").greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
     seen: list[set[int]] = []
     for number in range(8):
         # the one that was used last has a jail ahead, and so has the one that is nobody's
         least = min(2, number + 1)
-        pair.pump(lambda least=least: len(_spares(below(pair.worker.pid))) >= least)
+        pair.pump(lambda least=least: len(_spares(descendants(pair.worker.pid))) >= least)
         pair.peer.forget()
         limits = {"memory_bytes": (64 << 20) << (number % 2)}
         pair.run_function(_warmth(), [0], tier="batch", limits=limits)
         pair.peer.order(close=[pair.job])
         if number >= 4:  # both kinds have one by now
             assert pair.peer.values() == {0: True}
-            seen.append(set(_mothers(below(pair.worker.pid))))
+            seen.append(set(_mothers(descendants(pair.worker.pid))))
     assert len(seen[0]) == 3 and seen == [seen[0]] * 4
 
 
@@ -162,7 +145,6 @@ def test_a_spare_made_for_another_tier_allows_no_process_more(
     start: Any, options: tuple[str, ...]
 ) -> None:
     """Tier ``batch`` has a thread of ours beside the subtask, tier ``job`` has not."""
-    from sys import modules
 
     def count_forks(x: int) -> int:
         import os
@@ -181,21 +163,9 @@ def test_a_spare_made_for_another_tier_allows_no_process_more(
         return made
 
     pair = start("--spares", "1", "--parked", "0", *options).greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
     counted = []
-    seen: list[set[int]] = []
-
-    def are_settled(count: int) -> bool:
-        """So many, and the same for a while: one that was made for trial is soon gone."""
-        seen.append(set(_spares(below(pair.worker.pid))))
-        return (
-            len(seen[-1]) == count
-            and len(seen) > 20
-            and all(each == seen[-1] for each in seen[-20:])
-        )
-
     for number, tier in enumerate(("job", "batch", "job")):
-        pair.pump(lambda number=number: are_settled(1 if options or number == 0 else 2))
+        _settled(pair, 1 if options or number == 0 else 2)
         pair.peer.forget()
         function = count_forks if tier == "job" else _warmth()
         pair.run_function(function, [0], tier=tier)
@@ -208,13 +178,10 @@ def test_a_spare_made_for_another_tier_allows_no_process_more(
 def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_ready(
     start: Any,
 ) -> None:
-    from sys import modules
-
     pair = start("--spares", "2", "--slots", "2").greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
 
     def mothers() -> dict[int, bytes]:
-        return _mothers(below(pair.worker.pid))
+        return _mothers(descendants(pair.worker.pid))
 
     job = pair.next_job()
     pair.peer.open_function(job, _warmth(), tier="strict")
@@ -235,7 +202,7 @@ def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_rea
 
     pair.peer.forget()
     job = pair.next_job()
-    pair.pump(lambda: len(_kinds(below(pair.worker.pid), is_mother=True)) == 3)  # two jails ahead
+    pair.pump(lambda: len(_spares(descendants(pair.worker.pid))) == 2)
     pair.peer.open_function(job, _warmth(), tier="strict")
     pair.peer.lease(job, list(range(20)))
     pair.all_told(20)
@@ -243,19 +210,17 @@ def test_each_subtask_of_tier_strict_has_a_warm_jail_once_its_jobs_mother_is_rea
     pair.pump(lambda: len(mothers()) == 2)
     assert spare in mothers() and first.keys() != mothers().keys()
 
-    _end(pair, below)
+    _end(pair)
 
 
 @pytest.mark.parametrize("tier", ["strict", "job", "batch"])
 def test_a_job_goes_on_when_its_mother_is_killed_or_stands_still(start: Any, tier: str) -> None:
     import os
     import signal
-    from sys import modules
 
     pair = start("--spares", "1").greet()
-    below = modules["gristmill_tests_worker_peer"].descendants
     job = pair.next_job()
-    pair.pump(lambda: _spares(below(pair.worker.pid)))
+    _settled(pair, 1)
     pair.peer.open_function(job, lambda x: x, tier=tier)
     hit = 0
     for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT):
@@ -269,65 +234,58 @@ def test_a_job_goes_on_when_its_mother_is_killed_or_stands_still(start: Any, tie
             if not left:
                 break
         assert not left
-        for pid in _kinds(below(pair.worker.pid), is_mother=True):
+        for pid in _mothers(descendants(pair.worker.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
                 hit += 1
     assert hit
 
 
-def _end(pair: Any, below: Callable[[int], list[int]]) -> None:
+def _end(pair: Any) -> None:
     """The worker ends well, and nothing of it is left."""
-    left = _slots(below(pair.worker.pid))
+    left = _slots(descendants(pair.worker.pid))
     pair.worker.terminate()
     pair.peer.pump(lambda: pair.worker.poll() is not None)
     assert pair.worker.returncode == 0 and left
     pair.peer.pump(lambda: not _slots(left))
 
 
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0
+def _settled(pair: Any, count: int) -> dict[int, bytes]:
+    """The spares, once they are so many and the same for a while: one made for trial soon goes."""
+    seen: list[dict[int, bytes]] = []
+
+    def are_settled() -> bool:
+        seen.append(_spares(descendants(pair.worker.pid)))
+        return len(seen[-1]) == count and len(seen) > 20 and seen[-20:] == [seen[-1]] * 20
+
+    pair.pump(are_settled)
+    return seen[-1]
 
 
 def _mothers(pids: list[int]) -> dict[int, bytes]:
-    """Those that are not a child of another one."""
-    found = _kinds(pids, is_mother=True)
-    return {pid: kind for pid, kind in found.items() if _parent(pid) not in found}
+    return _kinds(pids, lambda pid, words: words[-1].startswith(b"{") and is_mother(pid))
 
 
 def _spares(pids: list[int]) -> dict[int, bytes]:
     """Jails that are up, warm or cold: of the tests that ask, nothing runs in them."""
-    found = _kinds(pids, is_mother=True)
-    warm = {pid: kind for pid, kind in found.items() if _parent(pid) in found}
-    return {**warm, **_kinds(pids)}
+    return _kinds(pids, lambda pid, _: not is_mother(pid))
 
 
-def _kinds(pids: list[int], is_mother: bool = False) -> dict[int, bytes]:
-    """Slots, without the nsjail around each: what they were made for. Or mothers."""
+def _kinds(pids: list[int], fits: Callable[[int, list[bytes]], bool]) -> dict[int, bytes]:
+    """Processes that run boot.py, without the nsjail around each: what they were made for."""
     found = {}
     for pid in _slots(pids):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-        except OSError:
-            continue
-        if len(words) > 1 and b"--" not in words:  # it may have ended since
-            if is_mother == words[-2].startswith(b"{"):
-                found[pid] = words[-2 - is_mother]
+        with contextlib.suppress(OSError):  # it may have ended since
+            words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            if len(words) > 1 and b"--" not in words and fits(pid, words):
+                found[pid] = words[-2] if words[-1].startswith(b"{") else words[-1]
     return found
 
 
 def _slots(pids: list[int]) -> list[int]:
     found = []
     for pid in pids:
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if b"boot.py" in file.read():
-                    found.append(pid)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            if b"boot.py" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
