@@ -112,8 +112,7 @@ def read_fact(row: records.Row) -> ResultFact:
     head = message.head
     if (head.first, head.count, message.attempt) != (first, count, attempt):
         raise records.DamagedError("results", f"{job}/{sequence}", "its columns contradict it")
-    readings = wall_us, cpu_us, amount
-    fact = dataclasses.replace(_fact(message, outcomes, failures, readings), peak_kib=peak_kib)
+    fact = _fact(message, outcomes, failures, (wall_us, cpu_us, amount), peak_kib)
     if records.is_result_head_whole((job, sequence, *row[8:]), crc):
         return fact
     told = head.wall_us, head.cpu_us, head.peak_kib
@@ -128,17 +127,21 @@ def read_fact(row: records.Row) -> ResultFact:
 def fact_of(told: Told) -> ResultFact:
     """What a result means that was recorded by this very process."""
     outcomes = unpack_outcomes(told.meter, told.message.head.count)
-    return _fact(told.message, outcomes, told.failures, told.readings)
+    return _fact(told.message, outcomes, told.failures, told.readings, told.message.head.peak_kib)
 
 
 def _fact(
-    message: Results, outcomes: bytes, failures: bytes, readings: tuple[int, int, int]
+    message: Results,
+    outcomes: bytes,
+    failures: bytes,
+    readings: tuple[int, int, int],
+    peak_kib: int,
 ) -> ResultFact:
     head, (wall_us, cpu_us, amount) = message.head, readings
     return ResultFact(
         message.sequence, head.first, head.count, message.attempt, outcomes,
         [(head.first + start, length) for start, length in message.not_final],
-        amount, wall_us, cpu_us, head.peak_kib,
+        amount, wall_us, cpu_us, peak_kib,
         _first_message(failures) if head.number == 0 else "",
     )  # fmt: skip
 

@@ -73,7 +73,7 @@ def _of_warmth(folder: Path) -> Finding:
     except (SandboxError, OSError) as error:
         reason = str(error)
     if not reason:
-        return Finding("warm jails", "ok", "a jail starts in some 7 ms of cpu")
+        return Finding("warm jails", "ok", "jails come from a process that is up")
     told = f"each jail starts cold (some 70 ms of cpu more): {reason}"
     return Finding("warm jails", "note", told)
 

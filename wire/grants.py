@@ -72,7 +72,7 @@ def check_grant(
 
 @functools.lru_cache(1_024)
 def _read(text: str, key: VerifyKey) -> Grant:
-    """What was signed; a grant is shown with each blob, and to verify one takes 60 us."""
+    """What was signed; a grant is shown with each blob, and verified once."""
     body_text, _, signature_text = text.partition(".")
     try:
         body = _unb64(body_text)

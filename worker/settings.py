@@ -35,8 +35,8 @@ class WorkerSettings(pydantic.BaseModel):
     memory: int = pydantic.Field(0, ge=0)  #: bytes on offer; 0 for all of the host's
     grace: int = pydantic.Field(30_000, ge=0)  #: ms that a drain lets subtasks run
     cache: int = pydantic.Field(1 << 30, ge=0)  #: bytes of input blobs kept on disk
-    spares: int = pydantic.Field(4, ge=0, le=64)  #: jails kept ready, some 15 MB each
-    #: idle jails kept for jobs that share the slots, up to 64 MiB each
+    spares: int = pydantic.Field(4, ge=0, le=64)  #: jails kept ready: nobody's and a tenant's
+    #: idle jails kept for jobs that share the slots, up to 64 MiB each; and idle mothers
     parked: int = pydantic.Field(8, ge=0, le=1_024)
     #: False does without cgroups: rlimits stand in, and every outcome says so
     cgroups: bool = True
