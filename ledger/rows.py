@@ -120,7 +120,7 @@ def contribution_rows(effects: Iterable[fx.AddContribution], tallies: Tallies) -
     for effect in effects:
         (
             _, tenant, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us,
-            peak_kib, metering, is_estimated, amount, toll, ended_ms, replica, signature,
+            peak_kib, metering, is_estimated, amount, toll, ended_ms, replica, signature, *_,
         ) = _astuple(effect.entry)  # fmt: skip
         if lease_id >> 63:  # u64 on the wire, signed 64 bits in SQLite
             lease_id -= 1 << 64

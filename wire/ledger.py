@@ -38,7 +38,11 @@ class Contribution(msgspec.Struct, array_like=True, frozen=True, tag="contributi
     it has. ``ref``: the job's
     hold. ``subtasks`` of ``count`` are billed (own doing); ``amount_ucredits`` is the whole
     bill, of which ``toll_ucredits``
-    is kept and the rest is the node's. ``signature``: the worker's, over the receipt.
+    is kept and the rest is the node's. ``signature``: the worker's, over the receipt
+    (wire/receipts.py), of which the fields from ``work`` on are what is not among the others:
+    ``work``: sha-256 of what was run; ``outcome_digest``: of the result's frames; the worker's own
+    readings, of which ``wall_us`` and ``cpu_us`` are what is billed; the tariff of the node's class
+    and the memory that was reserved. ``countersignature``: the broker's, over all of it.
     """
 
     ref: str
@@ -60,6 +64,29 @@ class Contribution(msgspec.Struct, array_like=True, frozen=True, tag="contributi
     ended_ms: int
     replica: int = 0
     signature: bytes = b""
+    work: bytes = b""
+    outcome_digest: bytes = b""
+    signed_wall_us: int = 0
+    signed_cpu_us: int = 0
+    cpu_second_ucredits: int = 0
+    subtask_ucredits: int = 0
+    gib_second_ucredits: int = 0
+    memory_bytes: int = 0
+    node_class: str = ""
+    countersignature: bytes = b""
+
+
+class Key(msgspec.Struct, array_like=True, frozen=True, tag="key"):
+    """From ``from_ms`` on this public key (hex, Ed25519) speaks for ``name``.
+
+    Pinned by the broker: its own (``broker``) before anything it countersigned, and each node's
+    (``node``) at its first HELLO.
+    """
+
+    kind: Literal["broker", "node"]
+    name: str
+    public: str
+    from_ms: int
 
 
 Entry = Hold | Release | Contribution

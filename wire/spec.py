@@ -18,19 +18,28 @@ TIERS: tuple[Tier, ...] = ("strict", "job", "batch", "trusted")  #: most isolate
 DEFAULT_CAP_UCREDITS = 10_000 * UCREDITS_PER_CREDIT
 
 
-class Tariff(msgspec.Struct, array_like=True, frozen=True):
-    """What work costs.
+_GIB_SECOND = (1 << 30) * 1_000_000  #: bytes times microseconds
 
-    The bill of a result is ``(cpu_us * cpu_second_ucredits) // 1_000_000 + subtasks *
-    subtask_ucredits``.
+
+class Tariff(msgspec.Struct, array_like=True, frozen=True):
+    """What work costs, in micro-credits.
+
+    The bill of a result is ``cpu_us * cpu_second_ucredits // 10**6``, and ``memory_bytes * wall_us
+    * gib_second_ucredits // (2**30 * 10**6)`` for the memory that the job asked for, and
+    ``subtasks * subtask_ucredits``.
     """
 
     cpu_second_ucredits: int = UCREDITS_PER_CREDIT
     subtask_ucredits: int = 10
+    gib_second_ucredits: int = 0
 
-    def price(self, cpu_us: int, subtasks: int) -> int:
-        """Micro-credits for this much cpu and this many billed subtasks."""
-        return cpu_us * self.cpu_second_ucredits // 1_000_000 + subtasks * self.subtask_ucredits
+    def price(self, cpu_us: int, subtasks: int, byte_us: int = 0) -> int:
+        """Micro-credits for this cpu, these billed subtasks, these bytes times microseconds."""
+        return (
+            cpu_us * self.cpu_second_ucredits // 1_000_000
+            + subtasks * self.subtask_ucredits
+            + byte_us * self.gib_second_ucredits // _GIB_SECOND
+        )
 
 
 ZERO_TARIFF = Tariff(0, 0)

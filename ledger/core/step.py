@@ -281,7 +281,7 @@ def _contribute(
         values = _astuple(entry)
         (
             ref, _, node_name, _, first, count, attempt, subtasks, failed, wall_us, cpu_us,
-            _, _, _, amount, toll, _, replica, _,
+            _, _, _, amount, toll, _, replica, *_,
         ) = values  # fmt: skip
         if ref != job:
             job, wrong_ref = ref, _check_ref(broker, ref)
@@ -380,7 +380,7 @@ def _wrong_field(values: tuple[Any, ...]) -> str:
     """What is wrong with a contribution in itself, or nothing; takes all its fields."""
     (
         _, _, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us, peak_kib,
-        metering, _, amount, toll, ended_ms, replica, signature,
+        metering, _, amount, toll, ended_ms, replica, signature, *_,
     ) = values  # fmt: skip
     if (first | count | attempt | replica | wall_us | cpu_us | peak_kib | ended_ms) & ~_INT_MAX:
         named = dict(zip(Contribution.__struct_fields__, values, strict=True))
