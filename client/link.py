@@ -4,6 +4,7 @@ Other threads leave commands in a deque and wake it; nobody else touches the soc
 The sinks' ``on_...`` methods run in this thread: they must not block.
 """
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -31,6 +32,7 @@ from gristmill.wire.frames import encode
 
 _MESSAGES_PER_TURN = 64
 CLOSE_S = 2.0  #: how long a close waits for what was said to leave
+_PAUSE_S = 0.02  #: before another connection: a broker may drop each one at once
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = zmq.EVENT_DISCONNECTED
 
@@ -93,10 +95,32 @@ class Link:
         self._wake_lock = threading.Lock()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._context = zmq.Context(io_threads=1)
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._core = State(hello, self._timeout_ms, heard_ms=_now_ms())
+        try:
+            self._connect()
+        except zmq.ZMQError as error:
+            self._drop_sockets()
+            raise grid_error(
+                "INVALID_SPEC",
+                f"{address!r} is not an address ({error})",
+                "write ipc:///path or tcp://127.0.0.1:7031",
+            ) from None
+        self._thread = threading.Thread(target=self._run, name="gristmill-client", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> None:
+        """A socket for one connection: with that, what is on its way either way is gone.
+
+        IMMEDIATE would do that, too, but libzmq 4.3.5 then aborts the process when it drops a
+        connection between two frames of a message that we are reading (src/fq.cpp).
+        """
+        self._is_up = False
         self._socket = self._context.socket(zmq.DEALER)
+        self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
         for option, value in (
             (zmq.LINGER, int(CLOSE_S * 1000)),
-            (zmq.IMMEDIATE, 1),  # without a connection nothing queues: the core says it again
             (zmq.SNDHWM, 0),  # what may be on the way is bounded by credit
             (zmq.RCVHWM, 0),
             (zmq.MAXMSGSIZE, limits.ZMQ_FRAME_BYTES_MAX),
@@ -107,19 +131,9 @@ class Link:
             (zmq.HEARTBEAT_TTL, 3000),
         ):
             self._socket.setsockopt(option, value)
-        self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
-        self._core = State(hello, self._timeout_ms, heard_ms=_now_ms())
-        try:
-            self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self._drop_sockets()
-            raise grid_error(
-                "INVALID_SPEC",
-                f"{address!r} is not an address ({error})",
-                "write ipc:///path or tcp://127.0.0.1:7031",
-            ) from None
-        self._thread = threading.Thread(target=self._run, name="gristmill-client", daemon=True)
-        self._thread.start()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._socket.connect(self.address)
 
     # ------------------------------------------------------------ from other threads
 
@@ -253,13 +267,9 @@ class Link:
     # ------------------------------------------------------------ in the thread
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
-        poller.register(self._wake_fd, zmq.POLLIN)
         try:
             while not self._is_stopping:
-                self._turn(poller)
+                self._turn()
         except Exception:  # the edge of the thread: whoever waits must hear of it
             self._warn(f"the client's thread failed:\n{traceback.format_exc()}")
             self._step(on.Closed())
@@ -272,17 +282,17 @@ class Link:
             self._run_commands()
             self._drop_sockets()
 
-    def _turn(self, poller: zmq.Poller) -> None:
+    def _turn(self) -> None:
         self._is_asleep = True
         pause_ms = 0 if self._commands else self._pause_ms()
-        ready = dict(poller.poll(pause_ms))
+        ready = dict(self._poller.poll(pause_ms))
         self._is_asleep = False
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
-        if self._monitor in ready:
-            self._read_monitor()
         if self._socket in ready:
             self._read_messages()
+        if self._monitor in ready:
+            self._read_monitor()
         self._run_commands()
         if _now_ms() >= self._core.next_ms:
             self._step(on.TimePassed())
@@ -308,8 +318,12 @@ class Link:
             frames = self._monitor.recv_multipart()
             kind = int.from_bytes(frames[0][:2], sys.byteorder)
             if kind == _UP:
+                self._is_up = True
                 self._step(on.LinkUp())
-            elif kind == _DOWN:
+            elif kind == _DOWN and self._is_up:  # else libzmq tries again, ever more slowly
+                self._disconnect(0)
+                time.sleep(_PAUSE_S)
+                self._connect()
                 self._step(on.LinkLost())
 
     def _read_messages(self) -> None:
@@ -332,12 +346,12 @@ class Link:
     def _perform(self, effect: out.AnyEffect) -> None:
         match effect:
             case out.Send():
-                try:
+                if not self._is_up:
+                    return  # the core says it again
+                with contextlib.suppress(zmq.Again):  # the simulator's queues have an end
                     self._socket.send_multipart(
                         [encode(effect.message), *effect.frames], zmq.NOBLOCK
                     )
-                except zmq.Again:
-                    pass  # no connection: the core says it again
             case out.ResultArrived():
                 if sink := self._jobs.get(effect.result.job):
                     sink.on_result(effect.result, effect.frames)
@@ -392,10 +406,15 @@ class Link:
             )
         return grid_error(code, message, hint)
 
-    def _drop_sockets(self) -> None:
+    def _disconnect(self, linger_ms: int | None = None) -> None:
+        self._poller.unregister(self._socket)
+        self._poller.unregister(self._monitor)
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
-        self._socket.close()
+        self._socket.close(linger_ms)
+
+    def _drop_sockets(self) -> None:
+        self._disconnect()
         self._context.term()
         os.close(self._wake_fd)
 

@@ -60,7 +60,8 @@ class Agent:
         seed = int.from_bytes(hello.instance[:4], "little")
         self._state = new_state(Setting(hello, settings.grace, seed))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._link = Link(self._context, settings.broker)
+        self._poller = zmq.Poller()
+        self._link = Link(self._context, settings.broker, self._poller)
         self._exit: do.Exit | None = None
         self._signals: list[int] = []
         self._was_asked = False
@@ -76,13 +77,11 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: self._signals.append(number))
         signal.set_wakeup_fd(self._errands.wake_fd, warn_on_full_buffer=False)
-        poller = zmq.Poller()
-        poller.register(self._link.socket, zmq.POLLIN)
-        poller.register(self._epoll.fileno(), zmq.POLLIN)
+        self._poller.register(self._epoll.fileno(), zmq.POLLIN)
         try:
             self._tell(on.Began())
             self._yard.expect(JobSpec(kind="function"))
-            self._loop(poller)
+            self._loop()
         finally:
             signal.set_wakeup_fd(-1)
             self._yard.close()
@@ -95,7 +94,7 @@ class Agent:
             say(self._exit.message)
         return self._exit.code
 
-    def _loop(self, poller: zmq.Poller) -> None:
+    def _loop(self) -> None:
         look_at = reading_at = refill_at = now_ms()
         while self._exit is None:
             now = now_ms()
@@ -115,9 +114,11 @@ class Agent:
                 if now >= refill_at:
                     refill_at = now + self._yard.refill_pause_ms
                     self._yard.refill()
-            ready = dict(poller.poll(max(0, min(due - now, IDLE_MS))))
+            ready = dict(self._poller.poll(max(0, min(due - now, IDLE_MS))))
             if self._link.socket in ready:
                 self._on_messages()
+            if self._link.monitor in ready:
+                self._link.look()
             if self._epoll.fileno() in ready:
                 for fd, _ in self._epoll.poll(0):
                     call = self._calls.get(fd)

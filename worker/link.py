@@ -1,5 +1,7 @@
 """The socket to the broker: one DEALER, never blocking, drops rather than waits."""
 
+import sys
+import time
 from collections.abc import Sequence
 
 import zmq
@@ -16,20 +18,36 @@ from gristmill.wire.worker import (
 from gristmill.worker.core import events as on
 
 Part = bytes | bytearray | memoryview
+_PAUSE_S = 0.02  #: before another connection: a broker may drop each one at once
+_UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_DOWN = zmq.EVENT_DISCONNECTED
 
 
 class Link:
     """Sends and receives messages of the worker dialogue.
 
     What cannot be sent at once is dropped: the core sends again what is not answered. Without a
-    connection nothing queues (IMMEDIATE), so a broker that comes back is not met by old reports.
+    connection nothing queues, so a broker that comes back is not met by old reports: each
+    connection has a socket of its own. IMMEDIATE would do that, too, but libzmq 4.3.5 then aborts
+    the process when it drops a connection while we are between two frames of a message
+    (src/fq.cpp).
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", address: str) -> None:
-        self.socket = context.socket(zmq.DEALER)
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", address: str, poller: zmq.Poller
+    ) -> None:
+        self._context = context
+        self._address = address
+        self._poller = poller
+        self.dropped = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        self._is_up = False
+        self.socket = self._context.socket(zmq.DEALER)
+        self.monitor = self.socket.get_monitor_socket(_UP | _DOWN)
         options = {
             zmq.LINGER: 0,
-            zmq.IMMEDIATE: 1,
             zmq.SNDHWM: 1_000,
             # A bound and a heartbeat together let a broker that ends abort us (libzmq 4.3.5); what
             # may be on the way is bounded by leases.
@@ -43,11 +61,26 @@ class Link:
         }
         for option, value in options.items():
             self.socket.setsockopt(option, value)
-        self.socket.connect(address)
-        self.dropped = 0
+        self._poller.register(self.socket, zmq.POLLIN)
+        self._poller.register(self.monitor, zmq.POLLIN)
+        self.socket.connect(self._address)
+
+    def look(self) -> None:
+        """Whether there is a connection; to be called when ``monitor`` is readable."""
+        while self.monitor.poll(0):
+            kind = int.from_bytes(self.monitor.recv_multipart()[0][:2], sys.byteorder)
+            if kind == _UP:
+                self._is_up = True
+            elif self._is_up:  # else libzmq tries again, ever more slowly
+                self.close(0)
+                time.sleep(_PAUSE_S)
+                self._connect()
 
     def send(self, header: WorkerMessage, body: Sequence[Part] = ()) -> bool:
         """One message; False when there is no connection or no room for it."""
+        if not self._is_up:
+            self.dropped += 1
+            return False
         try:
             self.socket.send_multipart([encode(header), *body], zmq.DONTWAIT)
         except zmq.Again:
@@ -71,6 +104,10 @@ class Link:
 
     def close(self, linger_ms: int) -> None:
         """Close; a goodbye may linger."""
+        self._poller.unregister(self.socket)
+        self._poller.unregister(self.monitor)
+        self.socket.disable_monitor()
+        self.monitor.close(0)
         self.socket.close(linger_ms)
 
 

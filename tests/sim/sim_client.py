@@ -5,16 +5,14 @@ answers.
 """
 
 import os
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import zmq
 from sim_jobs import Work
-from sim_net import Dealer, Network
+from sim_net import Dealer, Network, Poller
 from sim_process import Process
 from sim_servers import FRONT, Name
 from sim_world import Shim, World, need
@@ -40,49 +38,10 @@ if TYPE_CHECKING:
 AGAIN = ("UNREACHABLE", "QUOTA", "QUEUE_FULL", "EXPIRED", "INTERNAL")
 
 
-class Monitor:
-    """The monitor socket of a DEALER: connections that came and went."""
-
-    def __init__(self) -> None:
-        self.events: deque[int] = deque()
-
-    def poll(self, _: int) -> bool:
-        """Whether something happened."""
-        return bool(self.events)
-
-    def recv_multipart(self) -> list[bytes]:
-        """The next event, as libzmq packs it."""
-        return [self.events.popleft().to_bytes(2, sys.byteorder) + bytes(4)]
-
-
 class ClientSocket(Dealer):
-    """A DEALER whose monitor can be read."""
+    """What comes down to a client is never lost or reordered within a connection."""
 
     is_orderly = True
-
-    def get_monitor_socket(self, _: int) -> Monitor:
-        """The link asks for it before it connects."""
-        self.monitor = Monitor()
-        self.linked = lambda is_up: self.monitor.events.append(
-            client_link._UP if is_up else client_link._DOWN
-        )
-        return self.monitor
-
-
-class Poller:
-    """``zmq.Poller`` of a link's turn: says at once what is ready."""
-
-    def __init__(self, link: "SimLink") -> None:
-        self._link = link
-
-    def poll(self, _: int) -> list[tuple[Any, int]]:
-        """What is ready now."""
-        ready: list[tuple[Any, int]] = []
-        if self._link._monitor.events:
-            ready.append((self._link._monitor, zmq.POLLIN))
-        if self._link._socket.inbox:
-            ready.append((self._link._socket, zmq.POLLIN))
-        return ready
 
 
 class SimLink(Link):
@@ -245,11 +204,20 @@ class SimClient(Process):
     def names(self) -> list[Name]:
         """What is replaced in the real module while a link is made or turned."""
         world = self.world
-        clock = Shim(time, monotonic_ns=lambda: world.now * 1_000_000, monotonic=world.monotonic)
+        clock = Shim(
+            time,
+            monotonic_ns=lambda: world.now * 1_000_000,
+            monotonic=world.monotonic,
+            sleep=lambda _: None,
+        )
         return [
             (client_link, "time", clock),
             (client_link, "threading", Shim(threading, Thread=lambda **_: _NoThread())),
-            (client_link, "zmq", Shim(zmq, Context=lambda io_threads=1: _Sockets.current)),
+            (
+                client_link,
+                "zmq",
+                Shim(zmq, Context=lambda io_threads=1: _Sockets.current, Poller=Poller),
+            ),
         ]
 
     def begin(self) -> None:
@@ -281,7 +249,7 @@ class SimClient(Process):
 
     def turn(self) -> None:
         """One turn of the link's thread."""
-        self.link._turn(Poller(self.link))  # type: ignore[arg-type]
+        self.link._turn()
         if self.link._socket.inbox or self.link._commands:
             self.wake()
 

@@ -6,6 +6,7 @@ until heartbeats give the connection up; a peer that does not read fills its que
 do, and what the *harsh* mode does all the same: lose, repeat or reorder single messages.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -254,10 +255,28 @@ class Router(_Socket):
             connection.cut()
 
 
-class Dealer(_Socket):
-    """DEALER with IMMEDIATE: without a connection nothing is sent.
+class Monitor:
+    """The monitor socket of a DEALER: connections that came and went."""
 
-    ``linked`` is called with True and False when a connection came or went. ``is_orderly``: what
+    def __init__(self) -> None:
+        self.events: deque[int] = deque()
+
+    def poll(self, _: int) -> bool:
+        """Whether something happened."""
+        return bool(self.events)
+
+    def recv_multipart(self) -> list[bytes]:
+        """The next event, as libzmq packs it."""
+        return [self.events.popleft().to_bytes(2, sys.byteorder) + bytes(4)]
+
+    def close(self, linger: int = 0) -> None:
+        """Nobody reads it any more."""
+
+
+class Dealer(_Socket):
+    """DEALER whose process sends nothing without a connection.
+
+    Its monitor tells when a connection came or went. ``is_orderly``: what
     comes down is never lost or reordered within a connection, even in the harsh mode: a client
     takes a gap in its results that stays for what was freed.
     """
@@ -269,14 +288,26 @@ class Dealer(_Socket):
         net: Network,
         host: str,
         wake: Callable[[], None],
-        linked: Callable[[bool], None] = lambda _: None,
     ) -> None:
         super().__init__(net, host, wake)
         self.address = ""
         self.connection: Connection | None = None
         self.inbox: deque[list[bytes]] = deque()
-        self.linked = linked
+        self._monitor: Monitor | None = None
         net.dealers.append(self)
+
+    def get_monitor_socket(self, _: int) -> Monitor:
+        """A link asks for it before it connects."""
+        self._monitor = Monitor()
+        return self._monitor
+
+    def disable_monitor(self) -> None:
+        """The link closes the monitor next."""
+        self._monitor = None
+
+    def _linked(self, event: int) -> None:
+        if self._monitor is not None:
+            self._monitor.events.append(event)
 
     def connect(self, address: str) -> None:
         """Connects, now or as soon as somebody listens, and again after each cut."""
@@ -295,7 +326,7 @@ class Dealer(_Socket):
             there, back = (self.host, router.host), (router.host, self.host)
             if there not in net.blocked and back not in net.blocked:
                 self.connection = Connection(self, router)
-                self.linked(True)
+                self._linked(zmq.EVENT_HANDSHAKE_SUCCEEDED)
                 self.wake()
                 return
         self._try_later(net.world.random.randint(20, 300))
@@ -304,7 +335,7 @@ class Dealer(_Socket):
         """The connection is gone."""
         if not self.is_closed:
             self.net.world.saw("connection lost")
-            self.linked(False)
+            self._linked(zmq.EVENT_DISCONNECTED)
             self._try_later(self.net.world.random.randint(20, 300))
 
     def take(self, message: list[bytes]) -> None:
@@ -336,6 +367,29 @@ class Dealer(_Socket):
         if connection is not None:
             connection.is_open[0] = False
             connection.cut()
+
+
+class Poller:
+    """``zmq.Poller`` of a link: says at once what is ready."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[Any, None] = {}
+
+    def register(self, socket: Any, _: int) -> None:
+        """A socket, its monitor, or a descriptor, which is never ready here."""
+        self._sockets[socket] = None
+
+    def unregister(self, socket: Any) -> None:
+        """It is closed next."""
+        del self._sockets[socket]
+
+    def poll(self, _: int) -> list[tuple[Any, int]]:
+        """What is ready now."""
+        return [
+            (one, zmq.POLLIN)
+            for one in self._sockets
+            if (isinstance(one, Monitor) and one.events) or (isinstance(one, Dealer) and one.inbox)
+        ]
 
 
 class Context:

@@ -7,6 +7,7 @@ long after they were killed. What they run and when is told to the checker as it
 import functools
 import hashlib
 import pathlib
+import time
 import types
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import msgspec
 import zmq
 from nacl.signing import SigningKey
 from sim_jobs import Work, value_of
-from sim_net import Network
+from sim_net import Network, Poller
 from sim_process import Process
 from sim_world import Shim, World, need, replaced
 
@@ -27,6 +28,7 @@ from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import OWN_DOING, Outcome
 from gristmill.wire.worker import Hello
 from gristmill.worker import agent as worker_agent
+from gristmill.worker import link as worker_link
 from gristmill.worker.agent import LOOK_MS, LOOK_SOON_MS, Agent
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
@@ -371,7 +373,7 @@ class SimAgent(Agent):
                 (worker_agent, "Monitor", lambda _: None),
                 (worker_agent, "Yard", lambda *_: worker.yard),
                 (worker_agent, "select", types.SimpleNamespace(epoll=lambda: None)),
-                (worker_agent, "zmq", Shim(zmq, Context=lambda: worker.context)),
+                (worker_agent, "zmq", Shim(zmq, Context=lambda: worker.context, Poller=Poller)),
             ]
         ):
             super().__init__(settings, worker.key, hello, None)  # type: ignore[arg-type]
@@ -452,6 +454,8 @@ class SimWorker(Process):
         """As ``Agent._loop``: messages, slots, a look, what is due."""
         agent, now = self.agent, self.world.now
         agent._on_messages()
+        with replaced([(worker_link, "time", Shim(time, sleep=lambda _: None))]):
+            agent._link.look()
         agent._tell_all()
         if self.yard.is_look_due:
             self.look_at = min(self.look_at, now + LOOK_SOON_MS)
