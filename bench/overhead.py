@@ -27,7 +27,7 @@ from gristmill.client import Client, Options
 from gristmill.wire.meter import Meter, pack_meter, unpack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.receipts import is_signed, receipt_of, sign_receipt
-from gristmill.wire.spec import Tariff
+from gristmill.wire.spec import JobSpec, Tariff
 from gristmill.wire.worker import ResultHead
 
 MEMORY = pathlib.Path("/dev/shm")
@@ -101,8 +101,10 @@ def alone(runs: Runs, options: Any, results_each: float) -> None:
     )  # fmt: skip
     frames = (b"v" * 11 * count, pack_meter(count, Outcome.OK, [20] * count), b"", b"")
 
+    spec = JobSpec("function", function="0" * 64)
+
     def receipts() -> None:
-        receipt = receipt_of("b" * 16, head, frames, Tariff())
+        receipt = receipt_of("b" * 16, head, frames, 1, spec, Tariff())
         assert is_signed(receipt, sign_receipt(receipt, key), node)
 
     clock = time.perf_counter_ns

@@ -33,6 +33,7 @@ from gristmill.broker.core import events as on
 from gristmill.broker.core.invariants import check
 from gristmill.broker.core.state import Config
 from gristmill.broker.core.step import step
+from gristmill.broker.countersigning import Countersigner
 from gristmill.broker.delivery import Delivery
 from gristmill.broker.descriptors import DescriptorWatch
 from gristmill.broker.execution import Execution
@@ -146,9 +147,9 @@ class Broker:
         backlog_bytes = settings.journal_backlog_bytes // LINES_SHARE
         self._lines = LineKeeper(self.state, self.journal, metrics, backlog_bytes)
         self.execution = Execution(
-            self.journal, self.outbox, self._frames, self.delivery, self._desk, self._front_box,
-            self.clients, self.workers, grants, self._on_core_dropped, self._quota, self._lines,
-            metrics,
+            self.journal, self.outbox, Countersigner(key), self._frames, self.delivery, self._desk,
+            self._front_box, self.clients, self.workers, grants, self._on_core_dropped, self._quota,
+            self._lines, metrics,
         )  # fmt: skip
         self._note_time()
         self.ledger = LedgerLink(
@@ -169,7 +170,7 @@ class Broker:
         self.execution.find_past = answers.find_past
         self._back = Back(
             settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
-            found.nodes, self._lines, self._apply, metrics,
+            found.nodes, self._lines, self._apply, self._attempt_of, metrics,
         )  # fmt: skip
         for job in found.jobs:
             self.execution.adopt(job.record, job.results, 0, job.freed)
@@ -259,6 +260,11 @@ class Broker:
         while self.journal.pump():
             for event in self.execution.settle():
                 self._apply(event)
+
+    def _attempt_of(self, worker: int, lease: int) -> int | None:
+        its = self.state.workers.get(worker)
+        found = None if its is None else its.leases.get(lease)
+        return None if found is None else found.attempt
 
     def _apply(self, event: on.AnyEvent) -> None:
         self.execution.run(step(self.state, event, self._now_ms()))

@@ -41,6 +41,7 @@ class Back:
     Args:
         nodes: worker names pinned to keys, from the journal.
         apply: steps the core with an event and does its effects.
+        attempt_of: of a lease of a worker, by their numbers; None when it is over.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Back:
         nodes: dict[str, str],
         lines: LineKeeper,
         apply: Callable[[on.AnyEvent], None],
+        attempt_of: Callable[[int, int], int | None],
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -65,6 +67,7 @@ class Back:
         self._nodes = nodes
         self._lines = lines
         self._apply = apply
+        self._attempt_of = attempt_of
         self._metrics = metrics
         self._last_ref = 0
 
@@ -204,7 +207,7 @@ class Back:
             )
         inbox, events = self._execution.inbox, []
         results = inbox.results
-        results.clear()
+        inbox.clear_results()
         at = 2
         for head in heads:
             body = frames[at : at + _FRAMES]
@@ -233,7 +236,7 @@ class Back:
                 [job for job, _ in message.open_jobs],
             )
         )  # fmt: skip
-        results.clear()
+        inbox.clear_results()
 
     def _check_result(
         self, session: WorkerSession, head: say.ResultHead, body: list[bytes]
@@ -278,9 +281,11 @@ class Back:
 
     def _is_signed(self, session: WorkerSession, head: say.ResultHead, body: list[bytes]) -> bool:
         facts = self._execution.jobs.get(head.job)
-        if facts is None:
-            return True  # the job is over: the core will call it superseded
-        receipt = receipt_of(self._journal.broker, head, body, facts.tariff)
+        attempt = self._attempt_of(session.number, head.lease_id)
+        if facts is None or attempt is None:
+            return True  # the job or the lease is over: the core will call it superseded
+        receipt = receipt_of(self._journal.broker, head, body, attempt, facts.spec, facts.tariff)
+        self._execution.inbox.digests[self._last_ref] = receipt.outcome_digest
         return is_signed(receipt, head.signature, session.hello.node)
 
 

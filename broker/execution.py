@@ -17,6 +17,7 @@ from gristmill.broker import records, schema
 from gristmill.broker.checkpoints import Told
 from gristmill.broker.core import effects as do
 from gristmill.broker.core.events import ParcelsCommitted
+from gristmill.broker.countersigning import Countersigner
 from gristmill.broker.delivery import Delivery, Flow
 from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal
@@ -44,6 +45,7 @@ from gristmill.wire.ledger import Contribution, Entry
 from gristmill.wire.limits import INPUT_CREDIT_BYTES
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.receipts import outcome_digest_of, work_of
 from gristmill.wire.spec import JobSpec, Tariff
 from gristmill.wire.worker import JobOpening, ResultHead, grants_mark
 
@@ -63,6 +65,7 @@ class JobFacts:
     tenant: str
     spec: JobSpec
     tariff: Tariff
+    work: bytes
 
 
 class Inbox:
@@ -71,13 +74,24 @@ class Inbox:
     The core never sees them and names results by ``ref``.
     """
 
-    __slots__ = ("body", "results", "tariff", "utc_ms")
+    __slots__ = ("body", "digests", "results", "tariff", "utc_ms")
 
     def __init__(self) -> None:
         self.body = b""
         self.tariff = Tariff()
         self.utc_ms = 0
         self.results: dict[int, tuple[ResultHead, list[bytes]]] = {}
+        self.digests: dict[int, bytes] = {}  # of results whose signature was looked at
+
+    def clear_results(self) -> None:
+        """The report is done, or another one comes."""
+        self.results.clear()
+        self.digests.clear()
+
+    def outcome_digest(self, ref: int) -> bytes:
+        """Of this result's frames."""
+        digest = self.digests.get(ref)
+        return outcome_digest_of(self.results[ref][1]) if digest is None else digest
 
 
 class Execution:
@@ -87,6 +101,7 @@ class Execution:
         self,
         journal: Journal,
         outbox: Outbox,
+        countersigner: Countersigner,
         frames: FrameCache,
         delivery: Delivery,
         desk: OrderDesk,
@@ -104,6 +119,7 @@ class Execution:
         self.uploaders: dict[int, int] = {}  # job to the client that sends its inputs
         self._journal = journal
         self._outbox = outbox
+        self._countersign = countersigner
         self._frames = frames
         self._delivery = delivery
         self._desk = desk
@@ -119,6 +135,7 @@ class Execution:
         self._allowed: dict[int, int] = {}  # job to the credit that its client was told
         self._credit: dict[int, InputCredit] = {}  # a little more than that: told at the next tick
         self._metrics = metrics
+        self._last_kept = 0  # ref of the result that was recorded last
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._results: deque[tuple[int, dict[int, tuple[Flow, int]]]] = deque()
         self._parcels: deque[tuple[int, dict[int, tuple[int, int]]]] = deque()
@@ -213,7 +230,9 @@ class Execution:
         Those up to ``freed`` were acknowledged and have left the disk.
         """
         spec = record.spec
-        self.jobs[record.job] = JobFacts(record.job, record.tenant, spec, record.tariff)
+        self.jobs[record.job] = JobFacts(
+            record.job, record.tenant, spec, record.tariff, work_of(spec)
+        )
         flow = Flow(record.job, record.tenant, spec.keep, spec.is_durable, upto)
         flow.acked = flow.freed = freed
         self._delivery.open(flow)
@@ -261,6 +280,7 @@ class Execution:
         if not flow.is_kept:
             told = Told(message, frames[1], frames[2], readings, size - 512)
             self._delivery.remember(told)
+        self._last_kept = effect.ref
 
     def _keep_superseded(self, effect: do.KeepSuperseded) -> None:
         self._metrics.superseded += 1  # the core may record an event, too
@@ -288,7 +308,13 @@ class Execution:
         self._journal.record("job_states", schema.AMEND_CARD, row, len(row[0]) + 64)
 
     def _add_to_outbox(self, effect: do.AddToOutbox) -> None:
-        self._outbox.add(effect.entry)
+        entry = effect.entry
+        if isinstance(entry, Contribution):  # right behind its result, always
+            head, _ = self.inbox.results[self._last_kept]
+            assert (head.first, head.lease_id) == (entry.first, entry.lease_id), (head, entry)
+            digest = self.inbox.outcome_digest(self._last_kept)
+            entry = self._countersign(entry, head, self.jobs[head.job].work, digest)
+        self._outbox.add(entry)
 
     def _free_parcels(self, effect: do.FreeParcels) -> None:
         job, upto = effect.job, effect.upto

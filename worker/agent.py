@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import zmq
@@ -20,7 +20,15 @@ from gristmill.sandbox.host import Host
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.receipts import receipt_of, sign_receipt
 from gristmill.wire.spec import JobSpec
-from gristmill.wire.worker import Hello, Lines, Orders, Refused, Welcome
+from gristmill.wire.worker import (
+    Hello,
+    JobOpening,
+    Lines,
+    Orders,
+    Refused,
+    ResultHead,
+    Welcome,
+)
 from gristmill.worker.blobs import Blobs, Errands
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
@@ -214,12 +222,9 @@ class Agent:
         if message.results:
             broker = self._state.broker
             signed = [
-                msgspec.structs.replace(
-                    head,
-                    signature=sign_receipt(receipt_of(broker, head, frames, tariff), self._key),
-                )
-                for head, frames, tariff in zip(
-                    message.results, effect.frames, effect.tariffs, strict=True
+                sign_result(broker, head, frames, attempt, opening, self._key)
+                for head, frames, attempt, opening in zip(
+                    message.results, effect.frames, effect.attempts, effect.openings, strict=True
                 )
             ]
             message = msgspec.structs.replace(message, results=signed)
@@ -254,6 +259,19 @@ class Agent:
             del self._calls[fd]
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
+
+
+def sign_result(
+    broker: str,
+    head: ResultHead,
+    frames: Sequence[bytes],
+    attempt: int,
+    opening: JobOpening,
+    key: SigningKey,
+) -> ResultHead:
+    """The head with the signature of its receipt."""
+    receipt = receipt_of(broker, head, frames, attempt, opening.spec, opening.tariff)
+    return msgspec.structs.replace(head, signature=sign_receipt(receipt, key))
 
 
 def now_ms() -> int:

@@ -32,7 +32,6 @@ from gristmill.wire.frames import encode
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.receipts import receipt_of, sign_receipt
-from gristmill.wire.spec import Tariff
 
 #: first pause between two HELLOs that were not answered, doubled each time; and between the first
 #: HELLOs of two workers of a process: ten thousand at once would wait, and ask again meanwhile
@@ -65,7 +64,7 @@ class Light:
         self.name, self.slots = name, slots
         self.key = SigningKey(hashlib.sha256(name.encode()).digest())
         self.broker = ""
-        self.tariffs: dict[int, Tariff] = {}
+        self.openings: dict[int, ww.JobOpening] = {}
         self.instance, self.session = os.urandom(16), b""
         self.report = self.result = self.leases_taken = self.rejoins = 0
         self.report_s, self.due, self.pause_s = 1.0, 0.0, HELLO_S
@@ -112,7 +111,7 @@ class Light:
                 self.due = now + self.report_s * self.instance[1] / 255
             elif isinstance(message, ww.Orders):
                 self.report_s = message.report_ms / 1e3
-                self.tariffs |= {opening.job: opening.tariff for opening in message.openings}
+                self.openings |= {opening.job: opening for opening in message.openings}
                 for lease in message.leases:
                     self.first_lease_at = self.first_lease_at or now
                     self.held[lease.lease_id] = lease, now
@@ -143,7 +142,10 @@ class Light:
                 )  # fmt: skip
                 meter = pack_meter(count, Outcome.OK, [each_us] * count)
                 frames = [_values(first, count), meter, b"", b""]
-                receipt = receipt_of(self.broker, head, frames, self.tariffs[lease.job])
+                opening = self.openings[lease.job]
+                receipt = receipt_of(
+                    self.broker, head, frames, lease.attempt, opening.spec, opening.tariff
+                )
                 signature = sign_receipt(receipt, self.key)
                 heads.append(msgspec.structs.replace(head, signature=signature))
                 bodies += frames

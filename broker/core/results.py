@@ -207,7 +207,7 @@ def _contribution(
     cpu_us: int,
     amount: int,
 ) -> Contribution:
-    head = event.head
+    head, tariff = event.head, lease.job.tariff
     return Contribution(
         ref,
         lease.job.tenant.name,
@@ -228,6 +228,10 @@ def _contribution(
         event.now_utc_ms,
         0,
         head.signature,
+        cpu_second_ucredits=tariff.cpu_second_ucredits,
+        subtask_ucredits=tariff.subtask_ucredits,
+        gib_second_ucredits=tariff.gib_second_ucredits,
+        memory_bytes=lease.job.spec.limits.memory_bytes,
     )
 
 

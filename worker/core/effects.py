@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Literal
 
-from gristmill.wire.spec import Tariff
 from gristmill.wire.worker import Goodbye, Hello, JobOpening, ParcelHead, Report, Run
 
 #: Why a jail is killed. ``retire``: it is idle; ``park``: it is, but its job goes on, so it may be
@@ -24,14 +23,15 @@ class SendHello:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SendReport:
-    """``frames``: four for each result, in order. ``tariffs``: of each result's job.
+    """``frames``: four for each result, in order; ``attempts`` and ``openings``: of each.
 
     The agent signs each result's receipt on the way out.
     """
 
     message: Report
     frames: tuple[tuple[bytes, bytes, bytes, bytes], ...]
-    tariffs: tuple[Tariff, ...]
+    attempts: tuple[int, ...]
+    openings: tuple[JobOpening, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -308,6 +308,7 @@ def _report(state: State, now_ms: int) -> Effects:
         do.SendReport(
             report,
             tuple(pending.frames for pending in batch),
-            tuple(pending.tariff for pending in batch),
+            tuple(pending.grant.attempt for pending in batch),
+            tuple(pending.opening for pending in batch),
         )
     ]

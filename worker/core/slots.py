@@ -535,6 +535,6 @@ def _keep_result(state: State, lease: Lease, event: on.ResultArrived) -> None:
 
 def _append(state: State, lease: Lease, head: ResultHead, frames: Frames4) -> None:
     """Numbered when it is sent: numbers begin at 1 in each session."""
-    tariff = tariff_of(state, lease.grant.job)
-    state.results.append(Pending(head, frames, tariff, lease.grant, lease.since_ms))
+    opening = state.jobs[lease.grant.job].opening
+    state.results.append(Pending(head, frames, opening, lease.grant, lease.since_ms))
     state.unsent += 1

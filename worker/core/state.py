@@ -5,7 +5,6 @@ from collections import deque
 from typing import Literal
 
 from gristmill.wire.limits import REPORT_MS, TTL_MS
-from gristmill.wire.spec import Tariff
 from gristmill.wire.worker import (
     Hello,
     HostReading,
@@ -119,14 +118,16 @@ class Slot:
 
 @dataclasses.dataclass(slots=True)
 class Pending:
-    """A result until its ack. ``grant``, ``since_ms``: of its lease, without the inputs.
+    """A result until its ack.
+
+    ``opening``: of its job; ``grant``, ``since_ms``: of its lease, without the inputs.
 
     ``report``: number of the report that it was last sent in.
     """
 
     head: ResultHead
     frames: Frames4
-    tariff: Tariff
+    opening: JobOpening
     grant: LeaseGrant
     since_ms: int
     is_sent: bool = False

@@ -235,7 +235,8 @@ def _unpack_typed(frame: bytes, random_: random.Random) -> Any:
 
 _KEY = SigningKey(bytes(range(32)))
 _HEAD = worker.ResultHead(1, 1, 1, 0, 1, "q", 1, 1, 1, "wait4")
-_SIGNED = receipts.receipt_of("b", _HEAD, [b"", b"", b"", b""], spec.Tariff())
+_SPEC = spec.JobSpec("function", function="0" * 64)
+_SIGNED = receipts.receipt_of("b", _HEAD, [b"", b"", b"", b""], 1, _SPEC, spec.Tariff())
 
 
 def _grant(frame: bytes, random_: random.Random) -> Any:

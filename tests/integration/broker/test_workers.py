@@ -7,12 +7,15 @@ import sqlite3
 import struct
 
 import msgspec
+import pytest
 from nacl.signing import SigningKey, VerifyKey
 
 import gristmill.wire.client as wc
 import gristmill.wire.worker as ww
-from gristmill.wire import limits
+from gristmill.wire import limits, receipts
 from gristmill.wire.grants import check_grant
+from gristmill.wire.keys import BROKER_KEY, load_key
+from gristmill.wire.ledger import Contribution
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.receipts import Receipt, sign_receipt
@@ -118,9 +121,11 @@ def signed(grid, worker, job, lease, key, payload=b"12345678"):
     digest = hashlib.sha256(b"".join(struct.pack("<Q", len(f)) + f for f in frames)).digest()
     tariff = worker.openings[job].tariff
     broker = grid.client().ask("grid")["broker"]
+    spec = worker.openings[job].spec
     receipt = Receipt(
-        broker, job, lease.lease_id, first, count, digest, 1, 1, 1, "wait4",
-        tariff.cpu_second_ucredits, tariff.subtask_ucredits,
+        broker, job, lease.lease_id, first, count, lease.attempt, bytes.fromhex(spec.function),
+        digest, 1, 1, 1, "wait4", "", tariff.cpu_second_ucredits, tariff.subtask_ucredits,
+        tariff.gib_second_ucredits, spec.limits.memory_bytes,
     )  # fmt: skip
     head = ww.ResultHead(
         worker.numbers["result"], lease.lease_id, job, first, count, "q", 1, 1, 1, "wait4",
@@ -145,6 +150,50 @@ def test_a_signature_that_is_not_the_workers_is_kept_and_not_used(grid):
     worker.report([good], frames)
     client.watch(lambda: client.results)
     assert client.ask("grid")["signatures_bad"] == 1
+
+
+def test_a_signature_is_of_one_attempt(grid):
+    key = SigningKey.generate()
+    worker = grid.worker(node=key.verify_key.encode().hex())
+    worker.hello()
+    client, job = leased(grid, worker)
+    lease, _ = worker.leases.pop()
+    other = msgspec.structs.replace(lease, attempt=lease.attempt + 1)
+    bad, frames = signed(grid, worker, job, other, key)
+    worker.report([bad], frames)
+    grid.until(lambda: worker.take(0.01) and worker.acked == bad.number, "it is acked")
+    assert client.ask("grid")["signatures_bad"] == 1 and client.results == []
+
+
+@pytest.mark.parametrize("is_signing", [True, False])
+def test_a_contribution_has_all_of_its_receipt_and_the_brokers_signature(grid, is_signing):
+    key = SigningKey.generate()
+    node = key.verify_key.encode().hex()
+    worker = grid.worker(node=node)
+    worker.hello()
+    client, job = leased(grid, worker)
+    lease, _ = worker.leases.pop()
+    head, frames = signed(grid, worker, job, lease, key)
+    if not is_signing:
+        head = msgspec.structs.replace(head, signature=b"")
+    worker.report([head], frames)
+    client.watch(lambda: client.results)
+    peer = grid.ledger_peer
+    mine = lambda: [e for e in peer.entries if isinstance(e, Contribution)]  # noqa: E731
+    grid.until(mine, "the contribution")
+    (entry,) = mine()
+    receipt = receipts.receipt_in(entry)
+    assert receipts.is_signed(receipt, entry.signature, node) == is_signing
+    assert (entry.signed_wall_us, entry.signed_cpu_us) == (head.wall_us, head.cpu_us)
+    assert entry.work == bytes.fromhex(worker.openings[job].spec.function)
+    assert entry.memory_bytes == worker.openings[job].spec.limits.memory_bytes
+    public = load_key(grid.state / BROKER_KEY).verify_key.encode().hex()
+    assert receipts.is_countersigned(entry, public)
+    for field in entry.__struct_fields__:
+        value = getattr(entry, field)
+        other = value + 1 if isinstance(value, int) else value + value or b"x"
+        changed = msgspec.structs.replace(entry, **{field: other})
+        assert not receipts.is_countersigned(changed, public), field
 
 
 def test_a_result_without_a_lease_is_superseded(grid):

@@ -169,11 +169,16 @@ class Peer:
         digest = hashlib.sha256()
         for frame in result.frames:
             digest.update(len(frame).to_bytes(8, "little") + frame)
-        head = result.head
+        head, spec = result.head, self._jobs[result.head.job]
+        work = bytes.fromhex(spec.function)
+        if spec.kind == "command":
+            work = hashlib.sha256(msgspec.msgpack.encode(spec.command)).digest()
         receipt = Receipt(
-            BROKER, head.job, head.lease_id, head.first, head.count, digest.digest(),
-            head.wall_us, head.cpu_us, head.peak_kib, head.metering,
-            TARIFF.cpu_second_ucredits, TARIFF.subtask_ucredits,
+            BROKER, head.job, head.lease_id, head.first, head.count,
+            1, work, digest.digest(),
+            head.wall_us, head.cpu_us, head.peak_kib, head.metering, "",
+            TARIFF.cpu_second_ucredits, TARIFF.subtask_ucredits, TARIFF.gib_second_ucredits,
+            spec.limits.memory_bytes,
         )  # fmt: skip
         assert is_signed(receipt, head.signature, self.hellos[-1].node)
 

@@ -115,7 +115,9 @@ def test_a_grant_gives_its_right_and_no_other():
 def test_a_receipt_is_its_workers_and_every_field_counts():
     key = SigningKey.generate()
     node = bytes(key.verify_key).hex()
-    receipt = receipts.Receipt("b", 1, 2, 3, 4, b"d", 5, 6, 7, "cgroup", 8, 9)
+    receipt = receipts.Receipt(
+        "b", 1, 2, 3, 4, 1, b"w", b"d", 5, 6, 7, "cgroup", "large", 8, 9, 10, 11
+    )  # fmt: skip
     signature = receipts.sign_receipt(receipt, key)
     assert receipts.is_signed(receipt, signature, node)
     assert not receipts.is_signed(receipt, signature, "00" * 32)
