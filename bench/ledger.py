@@ -22,7 +22,8 @@ from harness.measure import Runs, arguments, own_cpu_us, process_cpu_us
 
 from gristmill.broker.outbox import BATCH_ENTRIES
 from gristmill.ledger import audit, schema
-from gristmill.ledger.book import Book
+from gristmill.ledger.sqlite import SqliteBook
+from gristmill.ledger.sqlite_checks import TABLES as SCRIPT
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import (
     Acked,
@@ -74,7 +75,7 @@ def opening(count: int) -> Post:
 
 def check(db: apsw.Connection, count: int) -> None:
     """The books are in order, and everything is billed once."""
-    faults, _ = audit.audit_seconds(db)
+    faults = audit.audit(db)
     assert not faults, faults
     billed = db.execute("SELECT count(*), sum(amount), sum(toll) FROM contribution").fetchone()
     assert billed == (count, AMOUNT * count, TOLL * count), billed
@@ -82,7 +83,7 @@ def check(db: apsw.Connection, count: int) -> None:
 
 def book(folder: pathlib.Path, count: int, batch: int) -> dict[str, float]:
     """``Book.apply``, one post a transaction."""
-    made = Book(folder)
+    made = SqliteBook(folder)
     made.load()
     made.apply([Fund(0, TENANT, AMOUNT * count, "fund"), opening(count)], 1)
     posts = batches(count, batch)
@@ -100,7 +101,7 @@ def rows(folder: pathlib.Path, source: pathlib.Path, count: int, batch: int) -> 
     """The same rows, inserted raw."""
     old = apsw.Connection(str(source / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)
     found = {
-        table: list(old.execute(f"SELECT {columns}, crc FROM {table}"))
+        table: list(old.execute(f"SELECT {columns}, {schema.seal_of(table)} FROM {table}"))
         for table, columns in TABLES.items()
     }
     brokers = list(old.execute(f"SELECT {schema.OUTBOX}, crc FROM outbox"))
@@ -108,7 +109,7 @@ def rows(folder: pathlib.Path, source: pathlib.Path, count: int, batch: int) -> 
     db = apsw.Connection(str(folder / "raw.db"))
     db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
     db.execute("PRAGMA cache_size=-65536")
-    db.execute(f"BEGIN IMMEDIATE; {schema.TABLES} COMMIT;")
+    db.execute(f"BEGIN IMMEDIATE; {SCRIPT} COMMIT;")
     statements = {table: schema.insert(table, columns) for table, columns in TABLES.items()}
     is_ours = len(found["transfer"]) - 2 * count  # funding and the hold's own transfer
     db.execute("BEGIN IMMEDIATE")

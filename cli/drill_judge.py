@@ -62,7 +62,7 @@ def judge(state: pathlib.Path, promises: Sequence[Promise], *, is_over: bool) ->
     accepted = [promise for promise in promises if promise.job]
     acked = {promise.job: set(promise.values) for promise in accepted}
     from gristmill.broker import bodies
-    from gristmill.ledger.audit import open_for_reading
+    from gristmill.ledger.sqlite_checks import open_for_reading
 
     journal = open_for_reading(state / "broker" / "journal.db")
     bodies.register(journal, state / "broker")
@@ -196,9 +196,10 @@ def _overlaps(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
 def _judge_books(ledger: Database, verdict: Verdict) -> None:
     """The ledger's own audit, and the sum of all accounts."""
     from gristmill.ledger.audit import audit
+    from gristmill.ledger.sqlite_checks import check
 
     with ledger:
-        for fault in audit(ledger):
+        for fault in audit(ledger, check(ledger)):
             verdict.note(f"ledger: {fault}")
         ((total,),) = ledger.execute("SELECT ifnull(sum(credits - debits), 0) FROM account")
     verdict.ledger_sum_ucredits = total

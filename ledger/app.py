@@ -20,11 +20,13 @@ import apsw
 import msgspec
 import zmq
 
-from gristmill.ledger import audit, bills
-from gristmill.ledger.book import Book
+from gristmill.ledger import bills
+from gristmill.ledger.book import Asked
 from gristmill.ledger.core import effects as fx
+from gristmill.ledger.engine import PostponedError, RefusedError
 from gristmill.ledger.floods import Floods
 from gristmill.ledger.settings import Settings
+from gristmill.ledger.sqlite import SqliteBook
 from gristmill.wire import limits
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.frames import encode
@@ -37,6 +39,7 @@ from gristmill.wire.ledger import (
     LedgerRefused,
     Ping,
     Post,
+    Transfer,
     Verdict,
     decode_to_ledger,
 )
@@ -50,7 +53,7 @@ from gristmill.wire.units import format_credits
 
 log = logging.getLogger("gristmill.ledger")
 _YES = msgspec.Raw(b"\xc0")
-_NOTHING_MS = -1
+LOOK_MS = 60_000  #: how often it is asked whether a broker was lost for good
 ACKED_CHARS_MAX = 12 << 10  #: of verdicts in one message: at 4 bytes a character, 48 KiB of 64
 
 
@@ -66,7 +69,8 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         self._floods = Floods()
         self.read_only = ""
-        self.book = Book(settings.state)
+        self.book = SqliteBook(settings.state)
+        self._began_ms = self._looked_ms = _now_ms()
         self._context = zmq.Context()
         self._socket = self._listen()
 
@@ -105,14 +109,14 @@ class Ledger:
 
     def open(self) -> None:
         """Audit the books, read them, mint what the settings say."""
-        faults, seconds = audit.audit_seconds(self.book.db)
-        if self.book.loss:
-            faults.insert(0, self.book.loss)
+        began = time.monotonic()
+        faults = self.book.faults()
+        seconds = time.monotonic() - began
         if faults:
             self._set_read_only("its audit failed: " + "; ".join(faults))
         try:
             self.book.load()
-        except (apsw.Error, AssertionError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # a damaged page can make anything of a value
             self._set_read_only(f"its books cannot be read: {error}")
         log.info(
             "audit of %s in %.2f s: %d accounts, %d transfers, %s",
@@ -127,7 +131,7 @@ class Ledger:
                 break
             fund = Fund(0, tenant, amount, f"up/{tenant}")
             for effect in self.book.apply([fund], _now_ms())[0]:
-                if isinstance(effect, fx.AnswerFunding) and effect.code:
+                if isinstance(effect, fx.AnswerOperator) and effect.code:
                     log.warning("not funded again: %s", effect.message)
 
     def _set_read_only(self, reason: str) -> None:
@@ -136,7 +140,7 @@ class Ledger:
             "ALARM: this ledger is read-only: %s. Posts are refused and stay in the broker's "
             "outbox; restore %s from a backup or have it examined, then restart",
             reason,
-            self.book.path,
+            self.book.place,
         )
 
     # ------------------------------------------------------------ the loop
@@ -147,15 +151,31 @@ class Ledger:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(stop.fileno(), zmq.POLLIN)
         while True:
-            ready = dict(poller.poll(_NOTHING_MS))
+            ready = dict(poller.poll(LOOK_MS))
             if self._socket in ready:
                 self.turn()
+            self.look(_now_ms())
             if stop.fileno() in ready:
                 return
 
+    def look(self, now_ms: int) -> None:
+        """Now and then: what brokers hold that were lost for good goes back to their tenants."""
+        if now_ms - self._looked_ms < LOOK_MS or self.read_only:
+            return
+        self._looked_ms = now_ms
+        silence_ms = self.settings.hold_expiry_s * 1000
+        try:
+            for effect in self.book.expire(silence_ms, self._began_ms, now_ms):
+                if isinstance(effect, fx.RaiseAlarm):
+                    self.counts["alarms"] += 1
+                    log.error("ALARM %s: %.500s", effect.code, effect.message)
+        except (PostponedError, RefusedError) as error:
+            self.counts["postponed"] += 1
+            log.error("holds cannot expire now: %s", error)
+
     def turn(self) -> None:
         """Take what waits, commit it as one group, answer."""
-        posts: list[tuple[bytes, Post | Fund]] = []
+        posts: list[tuple[bytes, Asked]] = []
         questions: list[tuple[bytes, Any]] = []
         size = 0
         while size < self.settings.group_entries:
@@ -168,7 +188,7 @@ class Ledger:
             if isinstance(message, Post):
                 posts.append((frames[0], message))
                 size += len(message.entries)
-            elif isinstance(message, Fund):
+            elif isinstance(message, Fund | Transfer):
                 posts.append((frames[0], message))
             elif message is not None:
                 questions.append((frames[0], message))
@@ -196,23 +216,20 @@ class Ledger:
             self._send(frames[0], LedgerRefused(0, error.code, error.message))
             return None
 
-    def _apply(self, posts: list[tuple[bytes, Post | Fund]]) -> None:
+    def _apply(self, posts: list[tuple[bytes, Asked]]) -> None:
         if self.read_only:
             self._refuse(posts, f"the ledger is read-only: {self.read_only:.1000}")
             return
         try:
             done = self.book.apply([message for _, message in posts], _now_ms())
-        except (apsw.FullError, apsw.BusyError) as error:
-            # No room, or somebody's SQLite shell holds the file. Nothing of the group happened, on
-            # disk or in memory; the broker sends it again.
+        except PostponedError as error:  # the broker sends it again
             self.counts["postponed"] += 1
             log.error("%d messages cannot be written now: %s", len(posts), error)
-            self._refuse(posts, f"the ledger cannot write now: {error}")
+            self._refuse(posts, str(error))
             return
-        except (apsw.ConstraintError, apsw.CorruptError) as error:
-            # The tables refuse what our own core decided, or cannot be read: people must look.
+        except RefusedError as error:
             self.counts["broken"] += 1
-            self._set_read_only(f"a group of {len(posts)} messages was refused by SQLite: {error}")
+            self._set_read_only(f"a group of {len(posts)} messages was refused: {error}")
             self._refuse(posts, f"the ledger is read-only: {self.read_only:.1000}")
             return
         self.counts["groups"] += 1
@@ -220,7 +237,7 @@ class Ledger:
             for effect in effects:
                 self._report(peer, message, effect)
 
-    def _report(self, peer: bytes, message: Post | Fund, effect: fx.AnyEffect) -> None:
+    def _report(self, peer: bytes, message: Asked, effect: fx.AnyEffect) -> None:
         """Count, log or send what became of a message, after the commit."""
         if isinstance(effect, fx.AddContribution):
             self.counts["contributions"] += 1
@@ -240,23 +257,17 @@ class Ledger:
                     )  # fmt: skip
             for acked in split_acked(effect):
                 self._send(peer, acked)
-        elif isinstance(effect, fx.AnswerFunding):
-            assert isinstance(message, Fund)
+        elif isinstance(effect, fx.AnswerOperator):
+            assert not isinstance(message, Post)
             if effect.code:
                 self._send(peer, LedgerRefused(message.request, effect.code, effect.message))
-            else:
-                log.info(
-                    "%s credits to %s (%s)%s",
-                    format_credits(message.amount_ucredits),
-                    message.tenant,
-                    message.ref,
-                    ", minted before" if effect.is_repeat else "",
-                )
-                self._send(peer, LedgerAnswer(message.request, _YES))
+                return
+            log.info("%s%s", _told(message), ", done before" if effect.is_repeat else "")
+            self._send(peer, LedgerAnswer(message.request, _YES))
 
-    def _refuse(self, posts: list[tuple[bytes, Post | Fund]], message: str) -> None:
+    def _refuse(self, posts: list[tuple[bytes, Asked]], message: str) -> None:
         for peer, post in posts:
-            request = post.request if isinstance(post, Fund) else 0
+            request = 0 if isinstance(post, Post) else post.request
             self._send(peer, LedgerRefused(request, "LEDGER_DOWN", message))
 
     def _answer(self, peer: bytes, question: Ping | AskUsage | AskBalance) -> None:
@@ -307,6 +318,19 @@ class Ledger:
         if address.startswith("ipc://"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(address.removeprefix("ipc://"))
+
+
+def _told(message: Fund | Transfer) -> str:
+    """What an operator did, for the log."""
+    if isinstance(message, Fund):
+        return (
+            f"{format_credits(message.amount_ucredits)} credits to {message.tenant} ({message.ref})"
+        )
+    return "; ".join(
+        f"{format_credits(leg.amount_ucredits)} credits from {leg.debit} to {leg.credit} "
+        f"({leg.id.hex()})"
+        for leg in message.legs
+    )
 
 
 def split_acked(effect: fx.Acknowledge) -> list[Acked]:

@@ -1,79 +1,53 @@
-"""Whether the books are in order: every checksum, every balance from its transfers, sum zero.
+"""Whether the books are in order: every chain and checksum, every balance from its transfers.
 
-Run whenever the ledger opens its file. It reads every row (about 10 us for each contribution,
-with its transfers and its entry): what is money is not sampled.
+Run whenever the ledger opens its books, and by ``gristmill ledger audit``. Everything is computed
+again from row one: what is money is not sampled. What is told first is the first bad row.
 """
 
 import itertools
-import pathlib
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
 from typing import Any
 
-import apsw
-
 from gristmill.ledger import schema
+from gristmill.ledger.core.ids import NODES_LEG, TOLLS_LEG, named_id, outbox_id, outbox_prefix
+from gristmill.ledger.core.step import digest_of_entry
+from gristmill.ledger.engine import Database
+from gristmill.wire.ledger import Contribution
 
+DAY_MS = 86_400_000
 FAULTS_MAX = 20  #: faults named; a broken file has thousands
 
 _MONEY = {
     "account": schema.ACCOUNT,
-    "transfer": schema.TRANSFER,
     "hold": schema.HOLD,
     "contribution": schema.CONTRIBUTION,
     "mint": schema.MINT,
-    "entry": schema.ENTRY,
     "outbox": schema.OUTBOX,
 }
 
 
-def open_for_reading(path: pathlib.Path, patience_ms: int = 10_000) -> apsw.Connection:
-    """A SQLite file that another process may be writing."""
-    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    db.set_busy_timeout(patience_ms)
-    return db
+def audit(db: Database, own: Iterable[str] = ()) -> list[str]:
+    """Faults in words, at most ``FAULTS_MAX``; empty when the books are in order.
 
-
-def audit(db: apsw.Connection) -> list[str]:
-    """Faults in words, at most ``FAULTS_MAX``; empty when the books are in order."""
+    ``own``: what the database itself finds wrong with its files.
+    """
     faults: list[str] = []
     try:
-        for fault in _faults(db):
+        for fault in itertools.chain(own, _faults(db)):
             faults.append(fault)
             if len(faults) >= FAULTS_MAX:
                 faults.append("and perhaps more")
                 break
-    except (apsw.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:
         # A damaged page can make anything of a value: a text that is none, a number that is null.
         faults.append(f"the file cannot be read: {error!r}")
     return faults
 
 
-def list_fault(db: apsw.Connection) -> str:
-    """What of SQLite's list of tables is not as this release makes it, in words; empty for nothing.
-
-    The list has no checksum of its own: a flipped bit changes a name, a check or a trigger.
-    """
-    fresh = apsw.Connection(":memory:")
-    fresh.execute(schema.TABLES)
-    query = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
-    try:
-        missing = set(fresh.execute(query)) - set(db.execute(query))
-    except (apsw.Error, UnicodeDecodeError) as error:
-        return f"the list of tables cannot be read: {error}"
-    finally:
-        fresh.close()
-    names = sorted(str(name) for _, name, *_ in missing)
-    return f"the list of tables is damaged: {', '.join(names[:5])} not as made" if names else ""
-
-
-def _faults(db: apsw.Connection) -> Iterator[str]:
-    for (told,) in db.execute("PRAGMA quick_check(5)"):
-        if told != "ok":
-            yield f"SQLite says: {told}"
-    for (told,) in db.execute("SELECT \"table\" || ' ' || rowid FROM pragma_foreign_key_check"):
-        yield f"a row of {told} refers to nothing"
+def _faults(db: Database) -> Iterator[str]:
+    yield from _chain_faults(db)
     for table, columns in _MONEY.items():
         for row in db.execute(f"SELECT {columns}, crc FROM {table}"):
             if schema.checksum(row[:-1]) != row[-1]:
@@ -83,7 +57,35 @@ def _faults(db: apsw.Connection) -> Iterator[str]:
     yield from _entry_faults(db)
 
 
-def _transfer_faults(db: apsw.Connection) -> Iterator[str]:
+def _chain_faults(db: Database) -> Iterator[str]:
+    """Transfers and entries from row one: each in its place, and none changed since."""
+    chain, number = schema.NO_CHAIN, 0
+    for *row, found in db.execute(f"SELECT {schema.TRANSFER}, chain FROM transfer ORDER BY number"):
+        number += 1
+        if row[0] != number:
+            yield f"transfer {number} is missing; the next is {row[0]}"
+            number = row[0]
+        elif schema.chained(chain, row) != found:
+            yield f"transfer {number} is not the one that was chained to the last: {row!r:.200}"
+        chain = found
+    whose, sequence = 0, 0
+    query = f"SELECT {schema.ENTRY}, chain FROM entry ORDER BY broker, sequence"
+    for *row, found in db.execute(query):
+        if row[0] != whose:
+            whose, sequence, chain = row[0], 0, schema.NO_CHAIN
+        sequence += 1
+        if row[1] != sequence:
+            yield f"entry {sequence} of outbox {whose} is missing; the next is {row[1]}"
+            sequence = row[1]
+        elif schema.chained(chain, row) != found:
+            yield (
+                f"entry {sequence} of outbox {whose} is not the one that was chained to the last: "
+                f"{row!r:.200}"
+            )
+        chain = found
+
+
+def _transfer_faults(db: Database) -> Iterator[str]:
     """Balances and holds against the transfers that made them."""
     debits: defaultdict[int, int] = defaultdict(int)
     credits_: defaultdict[int, int] = defaultdict(int)
@@ -91,21 +93,16 @@ def _transfer_faults(db: apsw.Connection) -> Iterator[str]:
     spent: defaultdict[int, int] = defaultdict(int)
     amounts: dict[int, int] = {}
     voids: dict[int, int] = {}
-    expected = 0
     for id_, kind, debit, credit, amount, pending in db.execute(
-        "SELECT id, kind, debit, credit, amount, pending FROM transfer ORDER BY id"
+        "SELECT number, kind, debit, credit, amount, pending FROM transfer"
     ):
-        expected += 1
-        if id_ != expected:
-            yield f"transfer {expected} is missing; the next is {id_}"
-            expected = id_
         if kind == 1:
             debits_pending[debit] += amount
             amounts[id_] = amount
             continue
-        if kind in (2, 3):
+        if kind in (2, 3, 4):
             debits_pending[debit] -= amount
-            if kind == 3:
+            if kind != 2:
                 voids[pending] = amount
                 continue
             spent[pending] += amount
@@ -134,22 +131,23 @@ def _transfer_faults(db: apsw.Connection) -> Iterator[str]:
             yield f"hold {ref}: {was_spent} of {amount} spent; its transfers make {spent[id_]}"
         if voids.get(id_) != (amount - was_spent if closed_ms else None):
             yield f"hold {ref} is {'closed' if closed_ms else 'open'}; void: {voids.get(id_)}"
-    for (ref,) in db.execute(
-        "SELECT ref FROM mint LEFT JOIN transfer AS t ON t.id = mint.transfer"
-        " LEFT JOIN account ON account.id = t.credit WHERE t.kind IS NOT 0"
-        " OR t.amount IS NOT mint.amount OR name IS NOT 'tenant:' || tenant"
+    for ref, tenant, minted, *moved in db.execute(
+        "SELECT ref, tenant, mint.amount, t.id, t.kind, t.amount, name FROM mint"
+        " LEFT JOIN transfer AS t ON t.number = mint.transfer"
+        " LEFT JOIN account ON account.id = t.credit"
     ):
-        yield f"funding {ref} is not what its transfer moved"
+        if moved != [named_id("fund", ref), 0, minted, f"tenant:{tenant}"]:
+            yield f"funding {ref} is not what its transfer moved"
     for id_ in amounts:
         yield f"pending transfer {id_} has no hold"
 
 
-def _contribution_faults(db: apsw.Connection) -> Iterator[str]:
+def _contribution_faults(db: Database) -> Iterator[str]:
     """Contributions against holds, tallies and each other."""
     query = (
         "SELECT ref, hold.subtasks, hold.failed, hold.cpu_us, hold.wall_us, spent, hold.toll,"
-        " ifnull(sum(c.subtasks), 0), ifnull(sum(c.failed), 0), ifnull(sum(c.cpu_us), 0),"
-        " ifnull(sum(c.wall_us), 0), ifnull(sum(c.amount), 0), ifnull(sum(c.toll), 0)"
+        " coalesce(sum(c.subtasks), 0), coalesce(sum(c.failed), 0), coalesce(sum(c.cpu_us), 0),"
+        " coalesce(sum(c.wall_us), 0), coalesce(sum(c.amount), 0), coalesce(sum(c.toll), 0)"
         " FROM hold LEFT JOIN contribution AS c ON c.hold = hold.id GROUP BY hold.id"
     )
     for ref, *sums in db.execute(query):
@@ -166,40 +164,86 @@ def _contribution_faults(db: apsw.Connection) -> Iterator[str]:
         if first < end:
             yield f"subtask {first} of hold {hold}, attempt {attempt}, is billed twice"
         end = first + count
-    (toll,) = db.execute("SELECT ifnull(sum(toll), 0) FROM contribution").fetchone() or (0,)
+    (toll,) = db.execute("SELECT coalesce(sum(toll), 0) FROM contribution").fetchone() or (0,)
     row = db.execute("SELECT credits FROM account WHERE name = 'toll'").fetchone()
     if toll != (row[0] if row else 0):
         yield f"contributions make a toll of {toll}; the account toll got {row and row[0]}"
-    made = (
-        "sum(c.subtasks), sum(c.failed), sum(c.cpu_us), sum(c.wall_us), sum(c.amount), sum(c.toll)"
-    )
-    contributed = db.execute(
-        f"SELECT tenant, date(ended_ms / 1000, 'unixepoch') AS day, node, {made}"
-        " FROM contribution AS c JOIN hold ON hold.id = c.hold"
-        " GROUP BY tenant, day, node ORDER BY tenant, day, node"
-    )
-    tallied = db.execute(
+    yield from _tally_faults(db)
+    yield from _receipt_faults(db)
+
+
+def _tally_faults(db: Database) -> Iterator[str]:
+    """Sums for bills against the contributions that made them."""
+    contributed: defaultdict[tuple[str, int, str], list[int]] = defaultdict(lambda: [0] * 6)
+    for tenant, day, node, *sums in db.execute(
+        f"SELECT tenant, ended_ms / {DAY_MS}, node, sum(c.subtasks), sum(c.failed), sum(c.cpu_us),"
+        " sum(c.wall_us), sum(c.amount), sum(c.toll) FROM contribution AS c"
+        f" JOIN hold ON hold.id = c.hold GROUP BY tenant, ended_ms / {DAY_MS}, node"
+    ):
+        contributed[tenant, day, node] = sums
+    for tenant, day, node, *sums in db.execute(
         "SELECT tenant, day, node, subtasks, failed, cpu_us, wall_us, amount, toll FROM tally"
-        " ORDER BY tenant, day, node"
-    )
-    for found, expected in itertools.zip_longest(tallied, contributed):
-        if found != expected:
-            yield f"a tally is {found!r:.200}; contributions make {expected!r:.200}"
-            break
+    ):
+        made = contributed.pop((tenant, day_number(day), node), None)
+        if made != sums:
+            yield f"the tally of {tenant}, {node}, {day} is {sums}; contributions make {made}"
+    for tenant, day, node in contributed:
+        yield f"there is no tally of {tenant}, {node}, day {day}"
 
 
-def _entry_faults(db: apsw.Connection) -> Iterator[str]:
-    """Every outbox without a gap."""
+def _receipt_faults(db: Database) -> Iterator[str]:
+    """Contributions against the entries that brought them and the transfers that paid them."""
+    fields = ", ".join(f"c.{name.strip()}" for name in schema.CONTRIBUTION.split(","))
+    prefixes: dict[str, bytes] = {}
+    for ref, tenant, digest, code, *row in db.execute(
+        f"SELECT ref, tenant, entry.digest, entry.code, {fields}, paid.id, paid.amount, kept.id,"
+        " kept.amount FROM contribution AS c JOIN hold ON hold.id = c.hold"
+        " LEFT JOIN entry ON entry.broker = c.broker AND entry.sequence = c.sequence"
+        " LEFT JOIN transfer AS paid ON paid.number = c.node_transfer"
+        " LEFT JOIN transfer AS kept ON kept.number = c.toll_transfer"
+    ):
+        *row, paid_id, paid, kept_id, kept = row
+        entry = entry_of(ref, tenant, row)
+        told = f"subtasks {entry.first} to {entry.first + entry.count - 1} of {ref}"
+        if code != "" or digest_of_entry(entry) != digest:
+            yield f"the contribution of {told} is not what entry {row[6]} brought"
+        broker = ref.rpartition("/")[0]
+        prefix = prefixes.setdefault(broker, outbox_prefix(broker))
+        share = entry.amount_ucredits - entry.toll_ucredits
+        legs = ((share, NODES_LEG, paid_id, paid), (entry.toll_ucredits, TOLLS_LEG, kept_id, kept))
+        for amount, leg, id_, moved in legs:
+            asked = (outbox_id(prefix, row[6], leg), amount) if amount else (None, None)
+            if (id_, moved) != asked:
+                yield f"the contribution of {told} is not what its transfers paid"
+                break
+
+
+def entry_of(ref: str, tenant: str, row: Sequence[Any]) -> Contribution:
+    """The entry that a row of ``contribution`` (``schema.CONTRIBUTION``) came from."""
+    (
+        _, replica, attempt, first, count, _, _, node, lease_id, subtasks, failed, wall_us, cpu_us,
+        peak_kib, metering, is_estimated, amount, toll, ended_ms, signature, work, *receipt, _, _,
+    ) = row  # fmt: skip
+    if lease_id < 0:  # u64 on the wire, signed 64 bits in a database
+        lease_id += 1 << 64
+    return Contribution(
+        ref, tenant, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us,
+        peak_kib, metering, bool(is_estimated), amount, toll, ended_ms, replica, signature, work,
+        *receipt,
+    )  # fmt: skip
+
+
+def _entry_faults(db: Database) -> Iterator[str]:
+    """Every outbox up to where it is applied."""
     query = (
-        "SELECT outbox.broker, applied, count(sequence), ifnull(max(sequence), 0) FROM outbox"
-        " LEFT JOIN entry ON entry.broker = outbox.id GROUP BY outbox.id"
+        "SELECT outbox.broker, applied, count(sequence), coalesce(max(sequence), 0) FROM outbox"
+        " LEFT JOIN entry ON entry.broker = outbox.id GROUP BY outbox.id, outbox.broker, applied"
     )
     for broker, applied, count, last in db.execute(query):
         if not applied == last == count:
             yield f"outbox {broker} is applied up to {applied}; it has {count} entries up to {last}"
 
 
-def audit_seconds(db: apsw.Connection) -> tuple[list[str], float]:
-    """The audit and how long it took."""
-    started = time.monotonic()
-    return audit(db), time.monotonic() - started
+def day_number(day: str) -> int:
+    """Days since the epoch until ``2026-11-22``."""
+    return date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()

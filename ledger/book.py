@@ -1,136 +1,77 @@
-"""The ledger's one file: applies what the core decides, in one transaction for each group.
+"""The books: applies what the core decides, in one transaction for each group.
 
-WAL with ``synchronous=FULL``, one connection in the whole machine (a lock file says so); answers
-leave after COMMIT. The state in memory is a copy of the file: when a transaction fails, the copy is
-thrown away and read again.
+In which database they are is a matter of the classes that derive from this one
+(``ledger/sqlite.py``, ``ledger/postgres.py``): there is one writer, and answers leave after COMMIT.
+The state in memory is a copy of what is there: when a transaction fails, the copy is thrown away
+and read again.
 """
 
-import contextlib
 import functools
 import itertools
-import os
-import pathlib
-import shutil
-import time
 from collections.abc import Container, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import apsw
-
 from gristmill.ledger import audit, rows, schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.coverage import Coverage
-from gristmill.ledger.core.events import Applied, CreditsFunded, OutboxReceived
+from gristmill.ledger.core.events import (
+    Applied,
+    CreditsFunded,
+    Event,
+    OutboxReceived,
+    SilenceEnded,
+    TransfersAsked,
+)
 from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
-from gristmill.wire.errors import RemoteError
-from gristmill.wire.ledger import Fund, Post
-from gristmill.wire.process import own_folder
-from gristmill.wire.units import format_bytes
-from gristmill.wire.write_ahead import Mark
+from gristmill.ledger.engine import Database
+from gristmill.wire.ledger import Fund, Post, Transfer
 
-CHECKPOINT_PAGES = 1_000  #: of the log, between two checkpoints
+Asked = Post | Fund | Transfer  #: what changes the books
 
 
 class Book:
-    """One ledger file, opened for writing.
-
-    Args:
-        folder: has ``ledger.db``; made with mode 0700 if it is missing.
-        vfs: name of the SQLite VFS, None for the system's own; proofs of durability give theirs.
+    """Books in a database that is open, and nobody else's.
 
     Attributes:
-        loss: what of its log is lost, or of its list of tables damaged, in words; then the books
-            must not be written.
-
-    Raises:
-        RemoteError: ``ALREADY_RUNNING`` when another process has it open; ``INVALID_SPEC`` when a
-            newer release made it, or it is empty and was not.
-        apsw.Error: it cannot be read at all.
+        state: what the core decides by; empty before ``load``.
+        loss: what is lost or damaged of them, in words; then they must not be written.
+        place: where they are, for a person.
     """
 
-    def __init__(self, folder: pathlib.Path, vfs: str | None = None) -> None:
-        self.path = folder / "ledger.db"
-        self._lock = own_folder(folder, "ledger")
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self.db = apsw.Connection(str(self.path), vfs=vfs)
-        # A process that ends after a failure closes its files, too; a log that went by that,
-        # without the mark that says so, would look like a loss at the next start.
-        self.db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        self._mark = Mark(self._lock, folder / "ledger.db-wal")
-        self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("PRAGMA synchronous=FULL")
-        self.db.execute("PRAGMA foreign_keys=ON")
-        self.db.execute("PRAGMA cache_size=-65536")
-        self.db.set_busy_timeout(5_000)  # a person with a SQLite shell may be reading
-        self.loss = self._find_loss()
-        self.db.set_wal_hook(self._on_commit)
-        try:
-            self._make_tables()
-        except RemoteError:
-            self.db.close()
-            os.close(self._lock)
-            raise
-        self.loss = self.loss or audit.list_fault(self.db)
+    begin = "BEGIN"  #: of a transaction that will write
+
+    def __init__(self, db: Database, place: str) -> None:
+        self.db = db
+        self.place = place
+        self.loss = ""
+        self.state = LedgerState()
         self._outbox_ids: dict[str, int] = {}
         self._accounts: dict[int, Account] = {}
-        self.state = LedgerState()
-
-    def _make_tables(self) -> None:
-        version = self._one("PRAGMA user_version")
-        if version == 0:
-            # The lock file has a mark since the first commit: these books were not always empty.
-            is_new = self._one("PRAGMA page_count") <= 1 and not os.fstat(self._lock).st_size
-            if not self.loss and not (is_new and self._one("SELECT 1 FROM sqlite_schema") is None):
-                raise RemoteError(
-                    "INVALID_SPEC",
-                    f"{self.path} is damaged: its first page says that it has no books",
-                    f"restore {self.path} from a backup; to begin with empty books, move "
-                    f"{self.path.parent} away",
-                )
-            self.db.execute(f"BEGIN IMMEDIATE; {schema.TABLES} COMMIT;")
-        elif version != schema.VERSION:
-            raise RemoteError(
-                "INVALID_SPEC",
-                f"{self.path} is of version {version}; this release reads {schema.VERSION}",
-                "start the release that made it",
-            )
-
-    def _on_commit(self, connection: apsw.Connection, name: str, frames: int) -> int:
-        """Notes how far the log has come; and what SQLite does where there is no hook."""
-        self._mark.move(frames)
-        if frames >= CHECKPOINT_PAGES:
-            with contextlib.suppress(apsw.Error):  # tried again after the next commit
-                connection.wal_checkpoint(name, apsw.SQLITE_CHECKPOINT_PASSIVE)
-        return apsw.SQLITE_OK
-
-    def _find_loss(self) -> str:
-        """What SQLite leaves out of a damaged log without a word, in words; empty for nothing.
-
-        What is found is kept beside the file and found again at each start, until somebody has
-        looked at it and removed it: the books without it look like books in order.
-        """
-        log = self.path.with_name("ledger.db-wal")
-        self._one("PRAGMA user_version")  # from here on the log is read
-        frames, _ = self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        loss = self._mark.find_loss(max(0, frames))
-        if loss is not None and loss.is_certain:
-            aside = log.with_name(f"{log.name}.lost-{time.time_ns()}")
-            if log.exists():
-                shutil.copyfile(log, aside)
-            with open(aside.with_name(aside.name + ".txt"), "w") as file:
-                file.write(loss.told(log) + "\n")
-        for kept in sorted(self.path.parent.glob("ledger.db-wal.lost-*.txt")):
-            return f"{kept.read_text().strip()} (remove {kept} to accept that)"
-        return ""
+        self._transfer_chain = schema.NO_CHAIN
+        self._entry_chains: dict[int, bytes] = {}  # of each broker's outbox
 
     def close(self) -> None:
-        """Close the file; what is committed is safe without it too."""
-        self._mark.close()
-        self.db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-        self.db.close()
-        os.close(self._lock)
+        """Close them; what is committed is safe without it, too."""
+        raise NotImplementedError
+
+    def size(self) -> str:
+        """How large they are, for a person."""
+        raise NotImplementedError
+
+    def faults(self) -> list[str]:
+        """What is not in order in them, in words: the audit, and what was lost."""
+        found = audit.audit(self.db, self.check())
+        return [self.loss, *found] if self.loss else found
+
+    def check(self) -> Iterable[str]:
+        """What the database itself finds wrong with its files, in words."""
+        raise NotImplementedError
+
+    def explain(self, error: Exception) -> Exception:
+        """An error of the database as ``PostponedError`` or ``RefusedError``, or as it is."""
+        raise NotImplementedError
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
         row = self.db.execute(query, values).fetchone()
@@ -156,11 +97,17 @@ class Book:
         ):
             billed = by_id[id_].billed.setdefault((replica, attempt), Coverage())
             billed.add(first, first + count)
-        self._outbox_ids = {}
-        for id_, broker, applied in self.db.execute(f"SELECT {schema.OUTBOX} FROM outbox"):
+        self._outbox_ids, self._entry_chains = {}, {}
+        for id_, broker, applied, heard_ms in list(
+            self.db.execute(f"SELECT {schema.OUTBOX} FROM outbox")
+        ):
             self._outbox_ids[broker] = id_
-            state.applied[broker] = applied
-        state.transfers = self._one("SELECT max(id) FROM transfer") or 0
+            state.applied[broker], state.heard[broker] = applied, heard_ms
+            last = "SELECT chain FROM entry WHERE broker = ? AND sequence = ?"
+            self._entry_chains[id_] = self._one(last, (id_, applied)) or schema.NO_CHAIN
+        state.transfers = self._one("SELECT max(number) FROM transfer") or 0
+        last = "SELECT chain FROM transfer WHERE number = ?"
+        self._transfer_chain = self._one(last, (state.transfers,)) or schema.NO_CHAIN
         self._accounts = {account.id: account for account in state.accounts.values()}
         self.state = state
 
@@ -203,43 +150,88 @@ class Book:
 
     # ------------------------------------------------------------ writing
 
-    def apply(self, messages: Sequence[Post | Fund], now_ms: int) -> list[list[fx.AnyEffect]]:
+    def apply(self, messages: Sequence[Asked], now_ms: int) -> list[list[fx.AnyEffect]]:
         """Apply messages in order, in one transaction; their effects, once they are on disk.
 
         Raises:
-            apsw.Error: nothing of it happened, on disk or in memory.
+            PostponedError, RefusedError, or what the database raises: nothing of it happened, on
+                disk or in memory.
         """
+        brokers = {message.broker: None for message in messages if isinstance(message, Post)}
+        return self._commit(messages, brokers, now_ms)
+
+    def expire(self, silence_ms: int, since_ms: int, now_ms: int) -> list[fx.AnyEffect]:
+        """Give back what brokers hold that were silent for so long; nobody is before ``since_ms``.
+
+        Raises:
+            As ``apply``.
+        """
+        open_ = {ref.rpartition("/")[0] for ref in self.state.holds}
+        heard = self.state.heard
+        silent = [b for b in open_ if now_ms - max(heard.get(b, 0), since_ms) > silence_ms]
+        if not silent:
+            return []
+        return self._commit([SilenceEnded(sorted(silent))], (), now_ms)[0]
+
+    def _commit(
+        self, asked: Sequence[Asked | Event], brokers: Iterable[str], now_ms: int
+    ) -> list[list[fx.AnyEffect]]:
         done: list[list[fx.AnyEffect]] = []
         closed: list[Hold] = []
-        self.db.execute("BEGIN IMMEDIATE")
         try:
-            for message in messages:
-                event: OutboxReceived | CreditsFunded
-                if isinstance(message, Post):
-                    event = self._recall(message, done)
+            self.db.execute(self.begin)
+        except Exception as error:
+            raise self.explain(error) from error
+        try:
+            for one in asked:
+                event = self._event(one, done)
+                if isinstance(event, OutboxReceived):
                     closed += event.recalled  # open ones are known
-                else:
-                    event = CreditsFunded(
-                        message.tenant,
-                        message.amount_ucredits,
-                        message.ref,
-                        self._earlier_mint(message.ref, done),
-                    )
                 done.append(step(self.state, event, now_ms))
-            closed += self._write(itertools.chain.from_iterable(done), messages)
+            closed += self._write(itertools.chain.from_iterable(done), brokers)
             self.db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             self.load()
+            if isinstance(error, Exception):
+                raise self.explain(error) from error
             raise
         if closed:
             self.state.forget_closed(hold.ref for hold in closed)
         return done
 
-    def _write(
-        self, effects: Iterable[fx.AnyEffect], messages: Sequence[Post | Fund]
-    ) -> Iterable[Hold]:
+    def _event(self, asked: Asked | Event, group: Sequence[list[fx.AnyEffect]]) -> Event:
+        """What a message means to the core, with what the books and this group know of it."""
+        match asked:
+            case Post():
+                return self._recall(asked, group)
+            case Fund():
+                earlier = self._earlier_mint(asked.ref, group)
+                return CreditsFunded(asked.tenant, asked.amount_ucredits, asked.ref, earlier)
+            case Transfer():
+                return TransfersAsked(asked.legs, self._earlier_transfers(asked, group))
+            case _:
+                return asked
+
+    def _earlier_transfers(
+        self, asked: Transfer, group: Sequence[list[fx.AnyEffect]]
+    ) -> dict[bytes, tuple[str, str, int]]:
+        """(debit, credit, amount) of the transfers that have these ids."""
+        found: dict[bytes, tuple[str, str, int]] = {}
+        names = {account.id: account.name for account in self.state.accounts.values()}
+        ids = {leg.id for leg in asked.legs}
+        for effect in (effect for effects in group for effect in effects):
+            if isinstance(effect, fx.AddTransfer) and effect.id in ids:
+                found[effect.id] = names[effect.debit], names[effect.credit], effect.amount
+        query = "SELECT debit, credit, amount FROM transfer WHERE id = ?"
+        for id_ in ids:
+            row = self.db.execute(query, (id_,)).fetchone()
+            if row:
+                found[id_] = names[row[0]], names[row[1]], row[2]
+        return found
+
+    def _write(self, effects: Iterable[fx.AnyEffect], brokers: Iterable[str]) -> Iterable[Hold]:
         """Write what was decided, of which a small group has a few kinds only; the closed holds."""
         of: dict[type[fx.AnyEffect], list[Any]] = {}
         for effect in effects:
@@ -263,7 +255,7 @@ class Book:
             self.db.executemany(_CLOSE_HOLD, values)
         if fx.AddMint in of:
             self._add("mint", schema.MINT, map(rows.mint_row, of[fx.AddMint]))
-        for broker in {m.broker: None for m in messages if isinstance(m, Post)}:
+        for broker in brokers:
             self._write_outbox(broker, of.get(fx.AddEntry, ()))
         return closed.values()
 
@@ -274,7 +266,8 @@ class Book:
         self, effects: Sequence[fx.AddTransfer], opened: Sequence[Account]
     ) -> None:
         """Transfers, and the accounts of them that were not opened just now."""
-        moved = rows.transfer_rows(effects)
+        moved = rows.transfer_rows(effects, self._transfer_chain)
+        self._transfer_chain = moved[-1]
         touched = rows.accounts_of(moved)
         if rows.is_any_pending(moved):  # it lowers what is pending
             touched[self.state.accounts[ESCROW].id] = None
@@ -291,7 +284,7 @@ class Book:
     ) -> None:
         """Contributions, what they drew from holds that stay open, and their sums."""
         tallies: rows.Tallies = {}
-        lines = rows.contribution_rows(effects, tallies)
+        lines = rows.contribution_rows(effects, self._outbox_of, tallies)
         rows.insert_all(self.db, "contribution", schema.CONTRIBUTION, lines)
         drawn = {effect.hold.id: effect.hold for effect in effects}
         left = [rows.hold_row(hold) for id_, hold in drawn.items() if id_ not in closed]
@@ -303,29 +296,25 @@ class Book:
     def _write_outbox(self, broker: str, entries: Sequence[fx.AddEntry]) -> None:
         """What became of this broker's entries, and how far its outbox is applied."""
         if its := [effect for effect in entries if effect.broker == broker]:
-            flat = rows.entry_rows(self._outbox_id(broker), its)
+            id_ = self._outbox_id(broker)
+            flat = rows.entry_rows(id_, its, self._entry_chains.get(id_, schema.NO_CHAIN))
+            self._entry_chains[id_] = flat[-1]
             rows.insert_all(self.db, "entry", schema.ENTRY, flat)
         if broker in self._outbox_ids:
-            applied = self.state.applied[broker]
-            row = schema.sealed((self._outbox_ids[broker], broker, applied))
-            self.db.execute(_SET_OUTBOX, (applied, row[3], row[0], applied))
+            applied, heard_ms = self.state.applied[broker], self.state.heard[broker]
+            row = schema.sealed((self._outbox_ids[broker], broker, applied, heard_ms))
+            self.db.execute(_SET_OUTBOX, (applied, heard_ms, row[4], row[0], applied))
+
+    def _outbox_of(self, hold: Hold) -> int:
+        return self._outbox_id(hold.ref.rpartition("/")[0])
 
     def _outbox_id(self, broker: str) -> int:
         id_ = self._outbox_ids.get(broker)
         if id_ is None:
             id_ = self._outbox_ids[broker] = len(self._outbox_ids) + 1
-            self.db.execute(schema.insert("outbox", schema.OUTBOX), schema.sealed((id_, broker, 0)))
+            row = schema.sealed((id_, broker, 0, 0))
+            self.db.execute(schema.insert("outbox", schema.OUTBOX), row)
         return id_
-
-    # ------------------------------------------------------------ room
-
-    def size(self) -> str:
-        """Bytes of the file and its log, for a person."""
-        sizes = 0
-        for name in (self.path, self.path.with_name("ledger.db-wal")):
-            with contextlib.suppress(FileNotFoundError):
-                sizes += name.stat().st_size
-        return format_bytes(sizes)
 
 
 # ---------------------------------------------------------------- statements
@@ -342,13 +331,13 @@ _CLOSE_HOLD = (
     "UPDATE hold SET spent = ?, closed_ms = ?, subtasks = ?, failed = ?, cpu_us = ?,"
     " wall_us = ?, toll = ?, crc = ? WHERE id = ?"
 )
-_SET_OUTBOX = "UPDATE outbox SET applied = ?, crc = ? WHERE id = ? AND applied <> ?"
+_SET_OUTBOX = "UPDATE outbox SET applied = ?, heard_ms = ?, crc = ? WHERE id = ? AND applied <> ?"
 _ADD_TALLY = (
     f"INSERT INTO tally({schema.TALLY}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT DO UPDATE SET subtasks = subtasks + excluded.subtasks,"
-    " failed = failed + excluded.failed, cpu_us = cpu_us + excluded.cpu_us,"
-    " wall_us = wall_us + excluded.wall_us, amount = amount + excluded.amount,"
-    " toll = toll + excluded.toll"
+    "ON CONFLICT(tenant, day, node) DO UPDATE SET subtasks = tally.subtasks + excluded.subtasks,"
+    " failed = tally.failed + excluded.failed, cpu_us = tally.cpu_us + excluded.cpu_us,"
+    " wall_us = tally.wall_us + excluded.wall_us, amount = tally.amount + excluded.amount,"
+    " toll = tally.toll + excluded.toll"
 )
 
 

@@ -5,18 +5,19 @@ triggers, references and checks see each row all the same.
 """
 
 import functools
+import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import apsw
 import msgspec
 
 from gristmill.ledger import schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.state import Account, Hold
+from gristmill.ledger.engine import Database
 
-ROWS_A_STATEMENT = 32  #: of 22 columns at most, far below the values that a statement may have
+ROWS_A_STATEMENT = 32  #: of 32 columns at most, far below the values that a statement may have
 
 Row = tuple[Any, ...]
 Flat = list[Any]  #: sealed rows one behind the other
@@ -26,6 +27,7 @@ DAY_MS = 86_400_000
 _astuple = msgspec.structs.astuple
 _encode = msgspec.msgpack.Encoder().encode
 _crc32 = zlib.crc32
+_sha256 = hashlib.sha256
 _TRANSFER_WIDTH = schema.TRANSFER.count(",") + 2
 
 
@@ -37,7 +39,7 @@ def _statements(table: str, columns: str) -> tuple[int, list[str]]:
     return marks.count("?"), [f"{head}VALUES{', '.join([marks] * (1 << at))}" for at in powers]
 
 
-def insert_all(db: apsw.Connection, table: str, columns: str, flat: Flat) -> None:
+def insert_all(db: Database, table: str, columns: str, flat: Flat) -> None:
     """Inserts rows in their order; the caller's transaction undoes all of them when one is bad."""
     width, statements = _statements(table, columns)
     size = width * ROWS_A_STATEMENT
@@ -67,25 +69,26 @@ def account_row(account: Account) -> Row:
     )
 
 
-def transfer_rows(effects: Iterable[fx.AddTransfer]) -> Flat:
-    """Rows of ``transfer``: the effect has its columns in their order."""
+def transfer_rows(effects: Iterable[fx.AddTransfer], chain: bytes) -> Flat:
+    """Rows of ``transfer`` behind ``chain``: an effect has the columns in their order."""
     flat: Flat = []
     for row in map(_astuple, effects):
+        chain = _sha256(chain + _encode(row)).digest()
         flat += row
-        flat.append(_crc32(_encode(row)))
+        flat.append(chain)
     return flat
 
 
 def accounts_of(transfers: Flat) -> dict[int, None]:
     """The accounts that these rows of ``transfer`` debit or credit."""
-    return dict.fromkeys(transfers[2::_TRANSFER_WIDTH]) | dict.fromkeys(
-        transfers[3::_TRANSFER_WIDTH]
+    return dict.fromkeys(transfers[3::_TRANSFER_WIDTH]) | dict.fromkeys(
+        transfers[4::_TRANSFER_WIDTH]
     )
 
 
 def is_any_pending(transfers: Flat) -> bool:
     """Whether one of these rows of ``transfer`` is of a hold."""
-    return any(transfers[5::_TRANSFER_WIDTH])
+    return any(transfers[6::_TRANSFER_WIDTH])
 
 
 def hold_row(hold: Hold) -> Row:
@@ -112,22 +115,29 @@ def opened_row(hold: Hold) -> Row:
     return hold_row(Hold(hold.id, hold.ref, hold.tenant, hold.amount))
 
 
-def contribution_rows(effects: Iterable[fx.AddContribution], tallies: Tallies) -> Flat:
+def contribution_rows(
+    effects: Iterable[fx.AddContribution], outbox_of: Callable[[Hold], int], tallies: Tallies
+) -> Flat:
     """Rows of ``contribution``; their sums are added to ``tallies``."""
     flat: Flat = []
+    last: Hold | None = None
+    outbox = 0
     key: tuple[str, str, int] | None = None
     sums: list[int] = []
     for effect in effects:
         (
             _, tenant, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us,
-            peak_kib, metering, is_estimated, amount, toll, ended_ms, replica, signature, *_,
+            peak_kib, metering, is_estimated, amount, toll, ended_ms, replica, *receipt,
         ) = _astuple(effect.entry)  # fmt: skip
         if lease_id >> 63:  # u64 on the wire, signed 64 bits in SQLite
             lease_id -= 1 << 64
+        hold = effect.hold
+        if hold is not last:
+            last, outbox = hold, outbox_of(hold)
         row = (
-            effect.hold.id, replica, attempt, first, count, effect.sequence, node, lease_id,
+            hold.id, replica, attempt, first, count, outbox, effect.sequence, node, lease_id,
             subtasks, failed, wall_us, cpu_us, peak_kib, metering, int(is_estimated), amount, toll,
-            ended_ms, signature, effect.node_transfer, effect.toll_transfer,
+            ended_ms, *receipt, effect.node_transfer, effect.toll_transfer,
         )  # fmt: skip
         flat += row
         flat.append(_crc32(_encode(row)))
@@ -143,13 +153,15 @@ def contribution_rows(effects: Iterable[fx.AddContribution], tallies: Tallies) -
     return flat
 
 
-def entry_rows(outbox: int, effects: Iterable[fx.AddEntry]) -> Flat:
-    """Rows of ``entry``; ``outbox``: the number of their broker's."""
+def entry_rows(outbox: int, effects: Iterable[fx.AddEntry], chain: bytes) -> Flat:
+    """Rows of ``entry`` behind ``chain``; ``outbox``: the number of their broker's."""
     flat: Flat = []
     for effect in effects:
-        row = (outbox, effect.sequence, effect.digest, effect.code, effect.message)
+        _, sequence, kind, digest, code, message = _astuple(effect)
+        row = (outbox, sequence, kind, digest, code, message)
+        chain = _sha256(chain + _encode(row)).digest()
         flat += row
-        flat.append(_crc32(_encode(row)))
+        flat.append(chain)
     return flat
 
 

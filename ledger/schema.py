@@ -1,59 +1,70 @@
-"""The ledger's tables: what SQLite itself enforces, whatever our code does.
+"""The ledger's tables: what the database itself enforces, whatever our code does.
 
-Every row of money ends in ``crc``: crc-32 of the MessagePack array of its other columns in the
-order of the table, because SQLite does not notice a flipped bit. Transfers, contributions, mints
-and entries are never changed or deleted; accounts and holds only by whoever writes their
+The statements are SQLite's; ``ledger/postgres.py`` says what PostgreSQL calls the same. Transfers
+and entries of outboxes are *chained*: each row has the sha-256 of the chain of the row before and
+of its own other columns, so nobody changes, drops or inserts one without changing all that follow.
+An entry has the digest of the content that came, which is how contributions are held to the chain.
+Every other row of money ends in ``crc``: crc-32 of the MessagePack array of its other columns in
+the order of the table, because a database does not notice a flipped bit. Transfers, contributions,
+mints and entries are never changed or deleted; accounts and holds only by whoever writes their
 transfers, and the audit compares the two.
 """
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-VERSION = 1  #: PRAGMA user_version
+VERSION = 2  #: of the tables
+NO_CHAIN = bytes(32)  #: before the first row
 
 ACCOUNT = "id, name, may_overdraw, debits, credits, debits_pending, credits_pending"
-TRANSFER = "id, kind, debit, credit, amount, pending, at_ms"
+TRANSFER = "number, id, kind, debit, credit, amount, pending, at_ms"
 HOLD = "id, ref, tenant, amount, spent, closed_ms, subtasks, failed, cpu_us, wall_us, toll"
 CONTRIBUTION = (
-    "hold, replica, attempt, first, count, sequence, node, lease_id, subtasks, failed, wall_us, "
-    "cpu_us, peak_kib, metering, is_estimated, amount, toll, ended_ms, signature, node_transfer, "
-    "toll_transfer"
+    "hold, replica, attempt, first, count, broker, sequence, node, lease_id, subtasks, failed, "
+    "wall_us, cpu_us, peak_kib, metering, is_estimated, amount, toll, ended_ms, signature, work, "
+    "outcome_digest, signed_wall_us, signed_cpu_us, cpu_second, subtask, gib_second, memory_bytes, "
+    "node_class, countersignature, node_transfer, toll_transfer"
 )
 TALLY = "tenant, node, day, subtasks, failed, cpu_us, wall_us, amount, toll"
 MINT = "ref, tenant, amount, transfer"
-ENTRY = "broker, sequence, digest, code, message"
-OUTBOX = "id, broker, applied"
+ENTRY = "broker, sequence, kind, digest, code, message"
+OUTBOX = "id, broker, applied, heard_ms"
+CHAINED = ("transfer", "entry")
+NEVER_CHANGED = ("transfer", "contribution", "mint", "entry")
+NEVER_DELETED = ("account", "transfer", "hold", "contribution", "mint", "entry", "outbox")
 
-TABLES = f"""
+TABLES = """
 CREATE TABLE account(
   id INTEGER PRIMARY KEY,
   name TEXT NOT NULL UNIQUE,
-  may_overdraw INTEGER NOT NULL CHECK(may_overdraw = (name = 'world')),
+  may_overdraw INTEGER NOT NULL CHECK((may_overdraw = 1) = (name = 'world')),
   debits INTEGER NOT NULL CHECK(debits >= 0),
   credits INTEGER NOT NULL CHECK(credits >= 0),
   debits_pending INTEGER NOT NULL CHECK(debits_pending >= 0),
   credits_pending INTEGER NOT NULL CHECK(credits_pending >= 0),
   crc INTEGER NOT NULL,
-  CONSTRAINT no_overdraft CHECK(may_overdraw OR debits + debits_pending <= credits)
+  CONSTRAINT no_overdraft CHECK(may_overdraw = 1 OR debits + debits_pending <= credits)
 ) STRICT;
 
--- kind: 0 posted, 1 pending, 2 post (of part of a pending one), 3 void (of its rest, once)
+-- kind: 0 posted, 1 pending, 2 post (of part of a pending one), 3 void or 4 expire (its rest, once)
 CREATE TABLE transfer(
-  id INTEGER PRIMARY KEY,
-  kind INTEGER NOT NULL CHECK(kind BETWEEN 0 AND 3),
+  number INTEGER PRIMARY KEY,
+  id BLOB NOT NULL UNIQUE CHECK(length(id) = 16),
+  kind INTEGER NOT NULL CHECK(kind BETWEEN 0 AND 4),
   debit INTEGER NOT NULL REFERENCES account,
   credit INTEGER NOT NULL REFERENCES account,
-  amount INTEGER NOT NULL CHECK(amount > 0 OR amount = 0 AND kind IN (1, 3)),
+  amount INTEGER NOT NULL CHECK(amount > 0 OR amount = 0 AND kind IN (1, 3, 4)),
   pending INTEGER NOT NULL,
   at_ms INTEGER NOT NULL,
-  crc INTEGER NOT NULL,
+  chain BLOB NOT NULL CHECK(length(chain) = 32),
   CHECK(debit <> credit),
-  CHECK((kind IN (2, 3)) = (pending > 0))
+  CHECK((kind IN (2, 3, 4)) = (pending > 0))
 ) STRICT;
-CREATE UNIQUE INDEX one_void ON transfer(pending) WHERE kind = 3;
+CREATE UNIQUE INDEX one_void ON transfer(pending) WHERE kind IN (3, 4);
 
 CREATE TABLE hold(
   id INTEGER PRIMARY KEY REFERENCES transfer,
@@ -72,12 +83,22 @@ CREATE TABLE hold(
 CREATE INDEX hold_of_tenant ON hold(tenant, id);
 CREATE INDEX open_hold ON hold(id) WHERE closed_ms = 0;
 
+-- How far each broker's outbox is applied, when it was heard, and what became of each entry.
+CREATE TABLE outbox(
+  id INTEGER PRIMARY KEY,
+  broker TEXT NOT NULL UNIQUE,
+  applied INTEGER NOT NULL,
+  heard_ms INTEGER NOT NULL,
+  crc INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE contribution(
   hold INTEGER NOT NULL REFERENCES hold,
   replica INTEGER NOT NULL CHECK(replica >= 0),
   attempt INTEGER NOT NULL CHECK(attempt >= 0),
   first INTEGER NOT NULL CHECK(first >= 0),
   count INTEGER NOT NULL CHECK(count > 0),
+  broker INTEGER NOT NULL REFERENCES outbox,
   sequence INTEGER NOT NULL,
   node TEXT NOT NULL,
   lease_id INTEGER NOT NULL,
@@ -92,6 +113,16 @@ CREATE TABLE contribution(
   toll INTEGER NOT NULL CHECK(toll BETWEEN 0 AND amount),
   ended_ms INTEGER NOT NULL,
   signature BLOB NOT NULL,
+  work BLOB NOT NULL,
+  outcome_digest BLOB NOT NULL,
+  signed_wall_us INTEGER NOT NULL,
+  signed_cpu_us INTEGER NOT NULL,
+  cpu_second INTEGER NOT NULL,
+  subtask INTEGER NOT NULL,
+  gib_second INTEGER NOT NULL,
+  memory_bytes INTEGER NOT NULL,
+  node_class TEXT NOT NULL,
+  countersignature BLOB NOT NULL,
   node_transfer INTEGER NOT NULL,
   toll_transfer INTEGER NOT NULL,
   crc INTEGER NOT NULL,
@@ -120,29 +151,26 @@ CREATE TABLE mint(
   crc INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- How far each broker's outbox is applied, and what became of each entry.
-CREATE TABLE outbox(
-  id INTEGER PRIMARY KEY,
-  broker TEXT NOT NULL UNIQUE,
-  applied INTEGER NOT NULL,
-  crc INTEGER NOT NULL
-) STRICT;
+-- kind: 1 hold, 2 release, 3 contribution; chain: over the entries of its broker
 CREATE TABLE entry(
   broker INTEGER NOT NULL REFERENCES outbox,
   sequence INTEGER NOT NULL,
-  digest BLOB NOT NULL CHECK(length(digest) = 16),
+  kind INTEGER NOT NULL,
+  digest BLOB NOT NULL CHECK(length(digest) = 32),
   code TEXT NOT NULL,
   message TEXT NOT NULL,
-  crc INTEGER NOT NULL,
+  chain BLOB NOT NULL CHECK(length(chain) = 32),
   PRIMARY KEY(broker, sequence)
 ) STRICT, WITHOUT ROWID;
+"""
 
-CREATE TRIGGER transfer_of_hold BEFORE INSERT ON transfer WHEN NEW.kind IN (2, 3) BEGIN
+TRIGGERS = f"""
+CREATE TRIGGER transfer_of_hold BEFORE INSERT ON transfer WHEN NEW.kind IN (2, 3, 4) BEGIN
   SELECT RAISE(ABORT, 'not out of a pending transfer of this account') WHERE NOT EXISTS (
     SELECT 1 FROM transfer AS held
-    WHERE held.id = NEW.pending AND held.kind = 1 AND held.debit = NEW.debit);
+    WHERE held.number = NEW.pending AND held.kind = 1 AND held.debit = NEW.debit);
   SELECT RAISE(ABORT, 'the pending transfer is void') WHERE EXISTS (
-    SELECT 1 FROM transfer AS ended WHERE ended.pending = NEW.pending AND ended.kind = 3);
+    SELECT 1 FROM transfer AS ended WHERE ended.pending = NEW.pending AND ended.kind IN (3, 4));
 END;
 CREATE TRIGGER contribution_overlap BEFORE INSERT ON contribution BEGIN
   SELECT RAISE(ABORT, 'overlaps what is billed') WHERE NEW.first < (
@@ -164,7 +192,7 @@ CREATE TRIGGER hold_closed BEFORE UPDATE ON hold WHEN OLD.closed_ms > 0
         f'''CREATE TRIGGER {table}_stays BEFORE DELETE ON {table}
   BEGIN SELECT RAISE(ABORT, 'no {table} is ever deleted'); END;
 '''
-        for table in ("account", "transfer", "hold", "contribution", "mint", "entry", "outbox")
+        for table in NEVER_DELETED
     )
 }
 {
@@ -172,10 +200,9 @@ CREATE TRIGGER hold_closed BEFORE UPDATE ON hold WHEN OLD.closed_ms > 0
         f'''CREATE TRIGGER {table}_immutable BEFORE UPDATE ON {table}
   BEGIN SELECT RAISE(ABORT, 'no {table} is ever changed'); END;
 '''
-        for table in ("transfer", "contribution", "mint", "entry")
+        for table in NEVER_CHANGED
     )
 }
-PRAGMA user_version = {VERSION};
 """
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -191,7 +218,17 @@ def sealed(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*values, zlib.crc32(_encode(values)))
 
 
+def chained(chain: bytes, values: Sequence[Any]) -> bytes:
+    """The ``chain`` of a row whose other columns are ``values``, after the row with ``chain``."""
+    return hashlib.sha256(chain + _encode(values)).digest()
+
+
 def insert(table: str, columns: str) -> str:
-    """The statement that inserts a sealed row."""
+    """The statement that inserts a sealed or chained row."""
     marks = ", ".join("?" * (columns.count(",") + 2))
-    return f"INSERT INTO {table}({columns}, crc) VALUES({marks})"
+    return f"INSERT INTO {table}({columns}, {seal_of(table)}) VALUES({marks})"
+
+
+def seal_of(table: str) -> str:
+    """The last column of a table's rows, by which a changed one is found."""
+    return "chain" if table in CHAINED else "crc"

@@ -21,7 +21,8 @@ class Settings(pydantic.BaseModel):
 
     ``state``: folder of ``ledger.db``. ``listen``: a ZeroMQ address, ipc or loopback TCP.
     ``fund``: (tenant, micro-credits) minted once, at the first start that names the tenant.
-    ``group_entries``: about how many outbox entries share one transaction. ``ready_fd``: a
+    ``group_entries``: about how many outbox entries share one transaction. ``hold_expiry_s``: after
+    this silence of a broker its holds go back to their tenants. ``ready_fd``: a
     descriptor to say READY on.
     """
 
@@ -31,6 +32,7 @@ class Settings(pydantic.BaseModel):
     listen: str
     fund: tuple[tuple[str, int], ...] = ()
     group_entries: int = pydantic.Field(default=8_192, ge=1, le=1_000_000)
+    hold_expiry_s: int = pydantic.Field(default=30 * 86_400, ge=3_600, le=10 * 366 * 86_400)
     ready_fd: int | None = pydantic.Field(default=None, ge=3)
     is_dying_with_parent: bool = False
 
@@ -68,6 +70,11 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         help="mint credits for a tenant at the first start that says so",
     )
     parser.add_argument("--group-entries", metavar="N", help="entries in one transaction, about")
+    parser.add_argument(
+        "--hold-expiry-s",
+        metavar="SECONDS",
+        help="holds of a broker that was silent for so long go back to their tenants; 30 days",
+    )
     parser.add_argument("--ready-fd", metavar="N", help="write READY to this descriptor")
     parser.add_argument("--die-with-parent", action="store_true", help="end when the starter ends")
     given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v not in (None, False)}

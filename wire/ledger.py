@@ -131,7 +131,26 @@ class Ping(Message, frozen=True, tag=5):
     broker: str
 
 
-ToLedger = Post | AskUsage | AskBalance | Fund | Ping
+class Leg(msgspec.Struct, array_like=True, frozen=True):
+    """One transfer of a linked group; ``id``: 16 bytes made by the sender, its idempotency key."""
+
+    id: bytes
+    debit: str
+    credit: str
+    amount_ucredits: int
+
+
+class Transfer(Message, frozen=True, tag=6):
+    """Operator: move credits between accounts that exist, all legs or none.
+
+    A correction is a new transfer: none is ever changed.
+    """
+
+    request: Integer
+    legs: list[Leg]
+
+
+ToLedger = Post | AskUsage | AskBalance | Fund | Ping | Transfer
 decode_to_ledger: HeaderDecoder[Any] = HeaderDecoder(ToLedger)
 
 

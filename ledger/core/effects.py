@@ -20,6 +20,7 @@ class Kind(enum.IntEnum):
     PENDING = 1  #: reserves it: debits and credits pending
     POST = 2  #: moves part of what a pending transfer reserves
     VOID = 3  #: gives back what is left of a pending transfer and ends it; once
+    EXPIRE = 4  #: as VOID, because whoever made it fell silent for good
 
 
 class Effect(msgspec.Struct, frozen=True, gc=False):
@@ -33,9 +34,14 @@ class OpenAccount(Effect, frozen=True):
 
 
 class AddTransfer(Effect, frozen=True):
-    """One immutable transfer between account ids; ``pending`` is the id of the hold's or 0."""
+    """One immutable transfer between account ids; ``pending`` is the number of the hold's or 0.
 
-    id: int
+    ``number``: 1, 2, 3, ... in this ledger; ``id``: 16 bytes, the same wherever and whenever its
+    sender asks for it (core/ids.py).
+    """
+
+    number: int
+    id: bytes
     kind: Kind
     debit: int
     credit: int
@@ -51,13 +57,13 @@ class OpenHold(Effect, frozen=True):
 
 
 class CloseHold(Effect, frozen=True):
-    """The hold's rest was voided."""
+    """The hold's rest was voided, or expired."""
 
     hold: Hold
 
 
 class AddContribution(Effect, frozen=True):
-    """A row with everything about a contribution; transfer ids are 0 for a share of nothing."""
+    """A row with everything about a contribution; its transfers, 0 for a share of nothing."""
 
     hold: Hold
     sequence: int
@@ -67,7 +73,7 @@ class AddContribution(Effect, frozen=True):
 
 
 class AddMint(Effect, frozen=True):
-    """A row that makes the funding's ``ref`` known."""
+    """A row that makes the funding's ``ref`` known; ``transfer``: its number."""
 
     ref: str
     tenant: str
@@ -76,10 +82,11 @@ class AddMint(Effect, frozen=True):
 
 
 class AddEntry(Effect, frozen=True):
-    """An entry of an outbox is dealt with, whatever its verdict."""
+    """An entry of an outbox is dealt with, whatever its verdict; ``kind``: of ``KIND_OF_ENTRY``."""
 
     broker: str
     sequence: int
+    kind: int
     digest: bytes
     code: str
     message: str
@@ -102,7 +109,7 @@ class Acknowledge(Effect, frozen=True):
     verdicts: list[Verdict]
 
 
-class AnswerFunding(Effect, frozen=True):
+class AnswerOperator(Effect, frozen=True):
     """After the commit, tell the operator; ``code`` empty for yes (a repeat is a yes)."""
 
     code: str
@@ -120,5 +127,5 @@ AnyEffect = (
     | AddEntry
     | RaiseAlarm
     | Acknowledge
-    | AnswerFunding
+    | AnswerOperator
 )

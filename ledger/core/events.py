@@ -3,7 +3,7 @@
 import msgspec
 
 from gristmill.ledger.core.state import Hold
-from gristmill.wire.ledger import Contribution, Release
+from gristmill.wire.ledger import Contribution, Leg, Release
 from gristmill.wire.ledger import Hold as HoldEntry
 
 
@@ -44,4 +44,20 @@ class CreditsFunded(msgspec.Struct, frozen=True):
     earlier: tuple[str, int] | None = None
 
 
-Event = OutboxReceived | CreditsFunded
+class TransfersAsked(msgspec.Struct, frozen=True):
+    """An operator moves credits between accounts: all of these legs or none.
+
+    ``earlier``: (debit, credit, amount) of those ids that the ledger has already.
+    """
+
+    legs: list[Leg]
+    earlier: dict[bytes, tuple[str, str, int]] = {}
+
+
+class SilenceEnded(msgspec.Struct, frozen=True):
+    """These brokers were not heard for so long that their open holds go back to their tenants."""
+
+    brokers: list[str]
+
+
+Event = OutboxReceived | CreditsFunded | TransfersAsked | SilenceEnded

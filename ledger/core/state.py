@@ -46,8 +46,8 @@ class Account(msgspec.Struct):
 class Hold(msgspec.Struct):
     """A job's cap, reserved from its tenant: one pending transfer and what was posted out of it.
 
-    ``id``: of the pending transfer. ``closed_ms``: when the rest was voided; 0 while open.
-    ``billed``: covered indices for each (replica, attempt), only of open holds. The sums of
+    ``id``: the number of the pending transfer. ``closed_ms``: when the rest was voided; 0 while
+    open. ``billed``: covered indices for each (replica, attempt), only of open holds. The sums of
     contributions (``subtasks`` and on) are the job's line of the bill.
     """
 
@@ -75,13 +75,15 @@ class LedgerState:
 
     ``holds`` has every open hold, and closed ones for as long as the shell leaves them here: an
     event brings those that it needs (``recalled``). ``applied``: the last entry of each broker's
-    outbox that was applied. ``transfers``: the number of transfers, which is the last one's id.
+    outbox that was applied; ``heard``: when it last posted something, in ms. ``transfers``: how
+    many there are.
     """
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
         self.holds: dict[str, Hold] = {}
         self.applied: dict[str, int] = {}
+        self.heard: dict[str, int] = {}
         self.transfers = 0
 
     def forget_closed(self, refs: Iterable[str]) -> None:

@@ -11,7 +11,9 @@ posted after it. TigerBeetle's pending transfer, but drawn on more than once.
     Hold          | PENDING tenant -> escrow              | not covered; the ref has other content
     Contribution  | POST tenant -> node, tenant -> toll   | overlap; over the hold; no open hold
     Release       | VOID tenant -> escrow, the rest       | released before
+    (silence)     | EXPIRE tenant -> escrow, the rest     | never: its broker was lost for good
     (funding)     | POSTED world -> tenant                | the ref has other content
+    (transfer)    | POSTED, a linked group                | not covered; unknown; other content
 
 Nothing is ever adjusted to fit: what contradicts the books is refused whole, with an alarm.
 Each entry is applied once for each (broker, sequence): a repeat is answered from what is stored.
@@ -23,45 +25,52 @@ from typing import Any
 
 import msgspec
 
+from gristmill.ledger.core.accounts import account_of, transfer
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.effects import (
     Acknowledge,
     AddContribution,
     AddEntry,
-    AddMint,
     AddTransfer,
-    AnswerFunding,
     AnyEffect,
     CloseHold,
     Kind,
-    OpenAccount,
     OpenHold,
     RaiseAlarm,
 )
-from gristmill.ledger.core.events import CreditsFunded, Event, OutboxReceived
-from gristmill.ledger.core.state import (
-    AMOUNT_MAX,
-    ESCROW,
-    MINTED_MAX,
-    TOLL,
-    WORLD,
-    Account,
-    Hold,
-    LedgerState,
+from gristmill.ledger.core.events import (
+    CreditsFunded,
+    Event,
+    OutboxReceived,
+    SilenceEnded,
+    TransfersAsked,
 )
+from gristmill.ledger.core.ids import (
+    NODES_LEG,
+    TOLLS_LEG,
+    named_id,
+    outbox_id,
+    outbox_prefix,
+)
+from gristmill.ledger.core.operators import on_credits_funded, on_transfers_asked
+from gristmill.ledger.core.state import AMOUNT_MAX, ESCROW, TOLL, Hold, LedgerState
 from gristmill.wire.ledger import Contribution, Release, Verdict
 from gristmill.wire.ledger import Hold as HoldEntry
 from gristmill.wire.limits import NAME_CHARS_MAX
 from gristmill.wire.spec import toll_of
 from gristmill.wire.units import format_credits
 
+#: what the books call an entry of this kind
+KIND_OF_ENTRY = {"Hold": 1, "Release": 2, "Contribution": 3}
 REF_CHARS_MAX = NAME_CHARS_MAX + 24
 ENDED_MS_MAX = 253_402_300_799_999  #: the last moment that has a day to be billed on
 _INT_MAX = (1 << 62) - 1
 _NUMBERS = (
     "first", "count", "attempt", "replica", "wall_us", "cpu_us", "peak_kib", "ended_ms",
 )  # fmt: skip
+_CONTRIBUTION = KIND_OF_ENTRY["Contribution"]
 _SIGNATURE_SIZES = (0, 64)
+_HASH_SIZES = (0, 32)
 _YES = ("", "")
 _POST = Kind.POST  # an enum's attributes are not cheap
 _encode = msgspec.msgpack.Encoder().encode
@@ -73,15 +82,20 @@ Refusal = tuple[str, str]  #: (code, message); both empty for yes
 def step(state: LedgerState, event: Event, now_ms: int) -> list[AnyEffect]:
     """Apply one event; the effects belong in one transaction, answers after its commit."""
     effects: list[AnyEffect] = []
-    if isinstance(event, OutboxReceived):
-        on_outbox_received(state, event, now_ms, effects)
-    else:
-        on_credits_funded(state, event, now_ms, effects)
+    match event:
+        case OutboxReceived():
+            on_outbox_received(state, event, now_ms, effects)
+        case CreditsFunded():
+            on_credits_funded(state, event, now_ms, effects)
+        case TransfersAsked():
+            on_transfers_asked(state, event, now_ms, effects)
+        case SilenceEnded():
+            on_silence_ended(state, event, now_ms, effects)
     return effects
 
 
 def digest_of_entry(entry: HoldEntry | Release | Contribution) -> bytes:
-    """16 bytes that tell an entry's content from another.
+    """32 bytes that tell an entry's content from another.
 
     Trailing fields at their default are left out, so that a release which adds fields knows the
     entries of the one before.
@@ -96,7 +110,7 @@ def _digest(entry: HoldEntry | Release | Contribution, values: tuple[Any, ...]) 
         while spare and values[size - 1] == defaults[spare - 1]:
             size, spare = size - 1, spare - 1
         values = values[:size]
-    return _sha256(_encode((type(entry).__name__, *values))).digest()[:16]
+    return _sha256(_encode((type(entry).__name__, *values))).digest()
 
 
 # ---------------------------------------------------------------- the outbox
@@ -126,12 +140,14 @@ def on_outbox_received(
             else:
                 code, message = _new(state, event.broker, sequence, entry, now_ms, effects)
                 digest = digest_of_entry(entry)
-                effects.append(AddEntry(event.broker, sequence, digest, code, message))
+                kind = KIND_OF_ENTRY[type(entry).__name__]
+                effects.append(AddEntry(event.broker, sequence, kind, digest, code, message))
                 applied = sequence
             if code or isinstance(entry, HoldEntry):
                 verdicts.append(Verdict(sequence, entry.ref, code, message))
             at += 1
         state.applied[event.broker] = applied
+        state.heard[event.broker] = now_ms
     effects.append(Acknowledge(event.broker, applied, verdicts))
 
 
@@ -161,9 +177,9 @@ def _new(
     effects: list[AnyEffect],
 ) -> Refusal:
     if isinstance(entry, HoldEntry):
-        refusal = _hold(state, broker, entry, now_ms, effects)
+        refusal = _hold(state, broker, sequence, entry, now_ms, effects)
     else:
-        refusal = _release(state, broker, entry, now_ms, effects)
+        refusal = _release(state, broker, sequence, entry, now_ms, effects)
     return _alarmed(broker, sequence, refusal, effects)
 
 
@@ -190,6 +206,7 @@ def _check_ref(broker: str, ref: str) -> Refusal:
 def _hold(
     state: LedgerState,
     broker: str,
+    sequence: int,
     entry: HoldEntry,
     now_ms: int,
     effects: list[AnyEffect],
@@ -210,7 +227,7 @@ def _hold(
             f"the hold {entry.ref} is there already: {format_credits(before.amount)} credits of "
             f"{before.tenant}, {'released' if before.closed_ms else 'open'}"
         )
-    tenant = _account(state, f"tenant:{entry.tenant}", effects)
+    tenant = account_of(state, f"tenant:{entry.tenant}", effects)
     if entry.amount_ucredits > tenant.available:
         return "INSUFFICIENT_CREDITS", (
             f"the cap is {format_credits(entry.amount_ucredits)} credits; tenant {entry.tenant} "
@@ -218,11 +235,12 @@ def _hold(
             f"({format_credits(tenant.posted)} less {format_credits(tenant.debits_pending)} held "
             "by unfinished jobs)"
         )
-    escrow = _account(state, ESCROW, effects)
-    transfer = _transfer(
-        state, Kind.PENDING, tenant, escrow, entry.amount_ucredits, 0, now_ms, effects
+    escrow = account_of(state, ESCROW, effects)
+    id_ = outbox_id(outbox_prefix(broker), sequence, 0)
+    number = transfer(
+        state, id_, Kind.PENDING, tenant, escrow, entry.amount_ucredits, 0, now_ms, effects
     )
-    hold = Hold(transfer, entry.ref, entry.tenant, entry.amount_ucredits)
+    hold = Hold(number, entry.ref, entry.tenant, entry.amount_ucredits)
     state.holds[entry.ref] = hold
     effects.append(OpenHold(hold))
     return _YES
@@ -231,6 +249,7 @@ def _hold(
 def _release(
     state: LedgerState,
     broker: str,
+    sequence: int,
     entry: Release,
     now_ms: int,
     effects: list[AnyEffect],
@@ -244,13 +263,44 @@ def _release(
         return _YES
     if hold.closed_ms:
         return "LEDGER_CONFLICT", f"the hold {entry.ref} was released before"
-    tenant = _account(state, f"tenant:{hold.tenant}", effects)
-    escrow = _account(state, ESCROW, effects)
-    _transfer(state, Kind.VOID, tenant, escrow, hold.left, hold.id, now_ms, effects)
+    id_ = outbox_id(outbox_prefix(broker), sequence, 0)
+    _close(state, hold, id_, Kind.VOID, now_ms, effects)
+    return _YES
+
+
+def _close(
+    state: LedgerState,
+    hold: Hold,
+    id_: bytes,
+    kind: Kind,
+    now_ms: int,
+    effects: list[AnyEffect],
+) -> None:
+    """Give what is left of a hold back to its tenant."""
+    tenant = account_of(state, f"tenant:{hold.tenant}", effects)
+    escrow = account_of(state, ESCROW, effects)
+    transfer(state, id_, kind, tenant, escrow, hold.left, hold.id, now_ms, effects)
     hold.closed_ms = now_ms
     hold.billed = {}
     effects.append(CloseHold(hold))
-    return _YES
+
+
+def on_silence_ended(
+    state: LedgerState, event: SilenceEnded, now_ms: int, effects: list[AnyEffect]
+) -> None:
+    """What these brokers held goes back; should one return, its bills are refused, aloud."""
+    silent = set(event.brokers)
+    for hold in list(state.holds.values()):
+        broker = hold.ref.rpartition("/")[0]
+        if broker in silent and not hold.closed_ms:
+            message = (
+                f"the hold {hold.ref} expired: its broker has not been heard since "
+                f"{state.heard.get(broker, 0)}; {format_credits(hold.left)} credits go back to "
+                f"{hold.tenant}"
+            )
+            effects.append(RaiseAlarm(broker, 0, "EXPIRED", message))
+            id_ = named_id("expire", hold.ref)
+            _close(state, hold, id_, Kind.EXPIRE, now_ms, effects)
 
 
 # ---------------------------------------------------------------- contributions
@@ -269,6 +319,7 @@ def _contribute(
     Those of a job come one behind the other, so what is looked up for one serves the next.
     """
     broker, entries = event.broker, event.entries
+    prefix = outbox_prefix(broker)
     add = effects.append
     job: str | None = None
     hold: Hold | None = None
@@ -300,18 +351,26 @@ def _contribute(
                 billed = hold.billed.setdefault(whose, Coverage())
             overlap = billed.take(first, first + count)
             if overlap is not None:
-                refusal = "LEDGER_CONFLICT", (
-                    f"subtasks {first} to {first + count - 1} of {ref}, attempt {attempt}: "
-                    f"{overlap[0]} to {overlap[1] - 1} are billed already"
+                refusal = (
+                    "LEDGER_CONFLICT",
+                    (
+                        f"subtasks {first} to {first + count - 1} of {ref}, attempt {attempt}: "
+                        f"{overlap[0]} to {overlap[1] - 1} are billed already"
+                    ),
                 )
         if hold is None or refusal[0]:
             refusal = _alarmed(broker, sequence, refusal, effects)
-            add(AddEntry(broker, sequence, _digest(entry, values), *refusal))
+            digest = _digest(entry, values)
+            add(AddEntry(broker, sequence, _CONTRIBUTION, digest, *refusal))
             verdicts.append(Verdict(sequence, ref, *refusal))
             continue
         if node_name != node:
             node, node_account = node_name, f"node:{node_name}"
-        paid, kept = _share_out(state, hold, node_account, amount, toll, now_ms, effects)
+        linked = (
+            outbox_id(prefix, sequence, NODES_LEG),
+            outbox_id(prefix, sequence, TOLLS_LEG),
+        )
+        paid, kept = _share_out(state, linked, hold, node_account, amount, toll, now_ms, effects)
         hold.spent += amount
         hold.subtasks += subtasks
         hold.failed += failed
@@ -319,12 +378,13 @@ def _contribute(
         hold.wall_us += wall_us
         hold.toll += toll
         add(AddContribution(hold, sequence, entry, paid, kept))
-        add(AddEntry(broker, sequence, _digest(entry, values), "", ""))
+        add(AddEntry(broker, sequence, _CONTRIBUTION, _digest(entry, values), "", ""))
     return at
 
 
 def _share_out(
     state: LedgerState,
+    linked: tuple[bytes, bytes],
     hold: Hold,
     node: str,
     amount: int,
@@ -334,7 +394,7 @@ def _share_out(
 ) -> tuple[int, int]:
     """Post ``amount`` out of what ``hold`` reserves, to the account ``node`` and to the toll.
 
-    Gives the ids of their transfers, 0 for a share of nothing.
+    ``linked``: the ids of both. Gives their numbers, 0 for a share of nothing.
     """
     accounts, number = state.accounts, state.transfers
     tenant = accounts[f"tenant:{hold.tenant}"]
@@ -343,15 +403,17 @@ def _share_out(
     tenant.debits += amount
     paid = kept = 0
     if share := amount - toll:
-        to = accounts.get(node) or _account(state, node, effects)
+        to = accounts.get(node) or account_of(state, node, effects)
         to.credits += share
         paid = number = number + 1
-        effects.append(AddTransfer(paid, _POST, tenant.id, to.id, share, hold.id, now_ms))
+        effects.append(
+            AddTransfer(paid, linked[0], _POST, tenant.id, to.id, share, hold.id, now_ms)
+        )
     if toll:
-        to = accounts.get(TOLL) or _account(state, TOLL, effects)
+        to = accounts.get(TOLL) or account_of(state, TOLL, effects)
         to.credits += toll
         kept = number = number + 1
-        effects.append(AddTransfer(kept, _POST, tenant.id, to.id, toll, hold.id, now_ms))
+        effects.append(AddTransfer(kept, linked[1], _POST, tenant.id, to.id, toll, hold.id, now_ms))
     state.transfers = number
     return paid, kept
 
@@ -380,7 +442,7 @@ def _wrong_field(values: tuple[Any, ...]) -> str:
     """What is wrong with a contribution in itself, or nothing; takes all its fields."""
     (
         _, _, node, lease_id, first, count, attempt, subtasks, failed, wall_us, cpu_us, peak_kib,
-        metering, _, amount, toll, ended_ms, replica, signature, *_,
+        metering, _, amount, toll, ended_ms, replica, signature, *receipt,
     ) = values  # fmt: skip
     if (first | count | attempt | replica | wall_us | cpu_us | peak_kib | ended_ms) & ~_INT_MAX:
         named = dict(zip(Contribution.__struct_fields__, values, strict=True))
@@ -402,83 +464,20 @@ def _wrong_field(values: tuple[Any, ...]) -> str:
         return f"a node's name of {len(node)} characters"
     if not 0 <= lease_id < 1 << 64 or len(signature) not in _SIGNATURE_SIZES:
         return f"lease {lease_id} with a signature of {len(signature)} bytes"
+    return _wrong_receipt(receipt) if any(receipt) else ""
+
+
+def _wrong_receipt(fields: list[Any]) -> str:
+    """What is wrong with what the receipt adds."""
+    (
+        work, outcome, wall_us, cpu_us, cpu_second, subtask, gib_second, memory, node_class,
+        countersignature,
+    ) = fields  # fmt: skip
+    if len(work) not in _HASH_SIZES or len(outcome) not in _HASH_SIZES:
+        return f"hashes of {len(work)} and {len(outcome)} bytes; each must have 32"
+    numbers = (wall_us, cpu_us, cpu_second, subtask, gib_second, memory)
+    if not all(0 <= number <= _INT_MAX for number in numbers):
+        return f"readings, rates and memory {numbers}; each must be 0 to {_INT_MAX}"
+    if len(node_class) > NAME_CHARS_MAX or len(countersignature) not in _SIGNATURE_SIZES:
+        return f"a countersignature of {len(countersignature)} bytes"
     return ""
-
-
-# ---------------------------------------------------------------- funding
-
-
-def on_credits_funded(
-    state: LedgerState, event: CreditsFunded, now_ms: int, effects: list[AnyEffect]
-) -> None:
-    """Mint once for each ref; the same ref with another content is refused."""
-    asked = (event.tenant, event.amount_ucredits)
-    minted = -state.accounts[WORLD].posted if WORLD in state.accounts else 0
-    if event.earlier is not None:
-        if event.earlier == asked:
-            effects.append(AnswerFunding("", "", is_repeat=True))
-            return
-        message = (
-            f"the funding {event.ref!r} was {format_credits(event.earlier[1])} credits to "
-            f"{event.earlier[0]}; now it asks {format_credits(asked[1])} to {asked[0]}"
-        )
-        effects.append(RaiseAlarm("", 0, "LEDGER_CONFLICT", message))
-        effects.append(AnswerFunding("LEDGER_CONFLICT", message))
-        return
-    bad = []
-    if not 0 < event.amount_ucredits <= min(AMOUNT_MAX, MINTED_MAX - minted):
-        bad.append(
-            f"amount is {event.amount_ucredits}, must be 1 to "
-            f"{min(AMOUNT_MAX, MINTED_MAX - minted)} micro-credits"
-        )
-    for field, text in (("tenant", event.tenant), ("ref", event.ref)):
-        if not 0 < len(text) <= NAME_CHARS_MAX:
-            bad.append(f"{field} has {len(text)} characters, must be 1 to {NAME_CHARS_MAX}")
-    if bad:
-        effects.append(AnswerFunding("INVALID_SPEC", "; ".join(bad)))
-        return
-    world = _account(state, WORLD, effects)
-    tenant = _account(state, f"tenant:{event.tenant}", effects)
-    transfer = _transfer(
-        state, Kind.POSTED, world, tenant, event.amount_ucredits, 0, now_ms, effects
-    )
-    effects.append(AddMint(event.ref, event.tenant, event.amount_ucredits, transfer))
-    effects.append(AnswerFunding("", ""))
-
-
-# ---------------------------------------------------------------- accounts
-
-
-def _account(state: LedgerState, name: str, effects: list[AnyEffect]) -> Account:
-    """The account of this name, opened if it is new."""
-    account = state.accounts.get(name)
-    if account is None:
-        account = Account(len(state.accounts) + 1, name, may_overdraw=name == WORLD)
-        state.accounts[name] = account
-        effects.append(OpenAccount(account))
-    return account
-
-
-def _transfer(
-    state: LedgerState,
-    kind: Kind,
-    debit: Account,
-    credit: Account,
-    amount: int,
-    pending: int,
-    now_ms: int,
-    effects: list[AnyEffect],
-) -> int:
-    """Move the balances by one transfer (no post) and write it; gives its id."""
-    if kind is Kind.PENDING:
-        debit.debits_pending += amount
-        credit.credits_pending += amount
-    elif kind is Kind.VOID:
-        debit.debits_pending -= amount
-        credit.credits_pending -= amount
-    else:
-        debit.debits += amount
-        credit.credits += amount
-    state.transfers += 1
-    effects.append(AddTransfer(state.transfers, kind, debit.id, credit.id, amount, pending, now_ms))
-    return state.transfers

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import zmq
 
-from gristmill.ledger.book import Book
+from gristmill.ledger.sqlite import SqliteBook
 from gristmill.wire.client import BalanceAnswer, UsageRow
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import (
@@ -64,8 +64,8 @@ def entries() -> Entries:
 
 
 @pytest.fixture
-def book(tmp_path: pathlib.Path) -> Iterator[Book]:
-    made = Book(tmp_path / "state")
+def book(tmp_path: pathlib.Path) -> Iterator[SqliteBook]:
+    made = SqliteBook(tmp_path / "state")
     made.load()
     yield made
     made.close()

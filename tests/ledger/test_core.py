@@ -12,6 +12,7 @@ from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core import invariants
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.events import Applied, CreditsFunded, OutboxReceived
+from gristmill.ledger.core.ids import outbox_id, outbox_prefix
 from gristmill.ledger.core.state import LedgerState
 from gristmill.ledger.core.step import digest_of_entry, step
 from gristmill.wire.ledger import Contribution, Hold, Release
@@ -55,7 +56,7 @@ def test_funding_moves_credits_from_world() -> None:
         "OpenAccount",
         "AddTransfer",
         "AddMint",
-        "AnswerFunding",
+        "AnswerOperator",
     ]
     assert books(state) == {"world": (-500, 0), "tenant:ann": (500, 0)}
 
@@ -64,9 +65,9 @@ def test_funding_again_is_a_yes_and_otherwise_a_conflict() -> None:
     state = funded()
     before = books(state)
     again = CreditsFunded("ann", 1_000_000, "first", ("ann", 1_000_000))
-    assert step(state, again, NOW) == [fx.AnswerFunding("", "", is_repeat=True)]
+    assert step(state, again, NOW) == [fx.AnswerOperator("", "", is_repeat=True)]
     other = CreditsFunded("ann", 2_000_000, "first", ("ann", 1_000_000))
-    assert kinds(step(state, other, NOW)) == ["RaiseAlarm", "AnswerFunding"]
+    assert kinds(step(state, other, NOW)) == ["RaiseAlarm", "AnswerOperator"]
     assert books(state) == before
 
 
@@ -77,7 +78,7 @@ def test_funding_again_is_a_yes_and_otherwise_a_conflict() -> None:
 def test_funding_that_is_no_funding(tenant: str, amount: int, ref: str) -> None:
     state = LedgerState()
     (answer,) = step(state, CreditsFunded(tenant, amount, ref), NOW)
-    assert isinstance(answer, fx.AnswerFunding)
+    assert isinstance(answer, fx.AnswerOperator)
     assert answer.code == "INVALID_SPEC"
     assert state.accounts == {}
 
@@ -90,7 +91,9 @@ def test_a_hold_reserves_and_a_release_gives_back() -> None:
     assert books(state)["tenant:ann"] == (1_000_000, 300_000)
     effects = post(state, Release("b/1"))
     assert kinds(effects) == ["AddTransfer", "CloseHold", "AddEntry", "Acknowledge"]
-    assert effects[0] == fx.AddTransfer(3, fx.Kind.VOID, 2, 3, 300_000, 2, NOW)
+    assert effects[0] == fx.AddTransfer(
+        3, outbox_id(outbox_prefix("b"), 2, 0), fx.Kind.VOID, 2, 3, 300_000, 2, NOW
+    )
     assert books(state)["tenant:ann"] == (1_000_000, 0)
 
 

@@ -25,7 +25,7 @@ from gristmill.broker import reader as broker_reader
 from gristmill.broker import replay as broker_replay
 from gristmill.broker.settings import BrokerSettings
 from gristmill.ledger import app as ledger_app
-from gristmill.ledger import book as ledger_book
+from gristmill.ledger import sqlite as ledger_sqlite
 from gristmill.ledger.settings import Settings
 
 FRONT = "ipc:///sim/front.sock"
@@ -57,7 +57,7 @@ class SimLedger(Process):
         return [
             (ledger_app, "zmq", Shim(zmq, Context=lambda: self.context)),
             (ledger_app, "time", clock),
-            (ledger_book, "apsw", self.disk.module),
+            (ledger_sqlite, "apsw", self.disk.module),
         ]
 
     def begin(self) -> None:

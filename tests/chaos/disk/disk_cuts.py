@@ -27,9 +27,8 @@ from gristmill.broker.core.state import Config
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.replay import recover
-from gristmill.ledger import audit
-from gristmill.ledger.book import Book
 from gristmill.ledger.core.effects import RaiseAlarm
+from gristmill.ledger.sqlite import SqliteBook
 from gristmill.wire.ledger import Entry, Post
 
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
@@ -81,9 +80,9 @@ def _recover(state: pathlib.Path) -> list[str]:
 
 def _open_books(folder: pathlib.Path) -> list[str]:
     """The audit's faults; then whether what waits in the outbox goes in without an alarm."""
-    book = Book(folder / "ledger")
+    book = SqliteBook(folder / "ledger")
     try:
-        faults = audit.audit(book.db) + [book.loss] * bool(book.loss)
+        faults = book.faults()
         book.load()
         with disk_judge.opened(folder / "broker" / "journal.db") as db:
             (broker,) = db.execute("SELECT value FROM meta WHERE key = 'broker'").fetchone()
@@ -94,7 +93,7 @@ def _open_books(folder: pathlib.Path) -> list[str]:
             for effect in book.apply([post], 1_800_000_000_000)[0]:
                 if isinstance(effect, RaiseAlarm):
                     faults.append(f"alarm at the next post: {effect.message}")
-        return faults + audit.audit(book.db)
+        return faults + book.faults()
     finally:
         book.close()
 

@@ -28,7 +28,7 @@ from gristmill.broker import bodies, journal, reader
 from gristmill.broker.app import Broker
 from gristmill.broker.settings import read_settings
 from gristmill.ledger import app as ledger_app
-from gristmill.ledger import book
+from gristmill.ledger import sqlite
 from gristmill.ledger.settings import Settings as LedgerSettings
 from gristmill.wire import client as say
 from gristmill.wire import ledger as wl
@@ -131,13 +131,13 @@ def _ack_before_commit() -> None:
 
 
 def _hasty_ledger() -> None:
-    opened = ledger_app.Book.__init__
+    opened = ledger_app.SqliteBook.__init__
 
     def weaker(self: Any, *given: Any) -> None:
         opened(self, *given)
         self.db.execute("PRAGMA synchronous=NORMAL")
 
-    ledger_app.Book.__init__ = weaker  # type: ignore[method-assign]
+    ledger_app.SqliteBook.__init__ = weaker  # type: ignore[method-assign]
 
 
 _unsynced: list[str] = []  #: folders whose syncs are not made
@@ -301,7 +301,7 @@ def main() -> None:
     FAULTS[fault]()
     _close_for_reading()
     bodies.LARGE_BYTES, bodies.SEGMENT_BYTES = LARGE_BYTES, SEGMENT_BYTES
-    journal._CHECKPOINT_PAGES = book.CHECKPOINT_PAGES = CHECKPOINT_PAGES
+    journal._CHECKPOINT_PAGES = sqlite.CHECKPOINT_PAGES = CHECKPOINT_PAGES
     with tempfile.TemporaryDirectory(prefix="gm-") as folder:
         run = Run(pathlib.Path(folder), seed)
         workers = [run.start_worker(f"w{number}") for number in range(2)]

@@ -25,8 +25,7 @@ import pytest
 from disk_cuts import memory_folder
 
 from gristmill.cli.grid import Grid
-from gristmill.ledger import audit
-from gristmill.ledger.book import Book
+from gristmill.ledger.sqlite import SqliteBook
 
 FOLDER = pathlib.Path(__file__).parent
 LOOK_S = 300.0
@@ -188,11 +187,11 @@ def marked_rows(state: pathlib.Path, place: pathlib.Path) -> dict[str, list[tupl
 def open_books(state: pathlib.Path) -> list[str]:
     """What the ledger finds at its opening; it is read-only if there is anything."""
     try:
-        book = Book(state)
+        book = SqliteBook(state)
     except Exception as error:  # it says so and does not serve
         return [repr(error)]
     try:
-        faults = audit.audit(book.db) + [book.loss] * bool(book.loss)
+        faults = book.faults()
         try:
             book.load()
         except Exception as error:

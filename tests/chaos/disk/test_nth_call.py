@@ -28,9 +28,9 @@ from gristmill.broker.core.state import Config
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.replay import recover
-from gristmill.ledger import audit
-from gristmill.ledger import book as books
-from gristmill.ledger.book import Book
+from gristmill.ledger import sqlite as books
+from gristmill.ledger.engine import PostponedError, RefusedError
+from gristmill.ledger.sqlite import SqliteBook
 from gristmill.store.local import LocalStore
 from gristmill.wire.client import Results
 from gristmill.wire.errors import RemoteError
@@ -97,7 +97,7 @@ def every(
             with disk.below(state):
                 tell(state, told)
             counted["completed"] += 1
-        except (apsw.Error, OSError, RemoteError):
+        except (apsw.Error, OSError, RemoteError, PostponedError, RefusedError):
             counted["gave_up"] += 1
             as_killed(state, killed)  # a kill closes nothing
         fired, last, calls = disk.fired, disk.last, disk.calls
@@ -255,8 +255,8 @@ def tell_books(vfs: str) -> Callable[[pathlib.Path, list[int]], None]:
 
     def tell(state: pathlib.Path, told: list[int]) -> None:
         for half in (range(0, 7), range(7, len(messages()))):
-            book = Book(state, vfs)
-            if faults := audit.audit(book.db) + [book.loss] * bool(book.loss):
+            book = SqliteBook(state, vfs)
+            if faults := book.faults():
                 raise OSError(f"read-only: {faults}")
             book.load()
             for number in half:
@@ -264,7 +264,7 @@ def tell_books(vfs: str) -> Callable[[pathlib.Path, list[int]], None]:
                     try:
                         book.apply([messages()[number]], NOW)
                         break
-                    except (apsw.FullError, apsw.BusyError):
+                    except PostponedError:
                         if is_again:
                             raise
                 told.append(number)
@@ -282,9 +282,9 @@ def rows_of(path: pathlib.Path) -> dict[str, list[tuple[Any, ...]]]:
 
 def look_at_books(truth: dict[str, Any]) -> Callable[[pathlib.Path, list[int]], None]:
     def look(state: pathlib.Path, told: list[int]) -> None:
-        book = Book(state)
+        book = SqliteBook(state)
         try:
-            assert (book.loss, audit.audit(book.db)) == ("", [])
+            assert book.faults() == []
             book.load()
             entries = sum(
                 len(message.entries)
@@ -303,7 +303,7 @@ def look_at_books(truth: dict[str, Any]) -> Callable[[pathlib.Path, list[int]], 
 
 
 def whole_books(place: pathlib.Path) -> dict[str, Any]:
-    book = Book(place / "whole")
+    book = SqliteBook(place / "whole")
     book.load()
     for message in messages():
         book.apply([message], NOW)
@@ -331,15 +331,15 @@ def test_the_books_keep_what_they_told_whichever_call_fails(
 def test_a_failure_that_the_books_swallow_is_found(
     disk: FailingDisk, place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply = Book.apply
+    apply = SqliteBook.apply
 
-    def careless(self: Book, *given: Any) -> Any:
+    def careless(self: SqliteBook, *given: Any) -> Any:
         try:
             return apply(self, *given)
         except apsw.IOError:
             return []
 
-    monkeypatch.setattr(Book, "apply", careless)
+    monkeypatch.setattr(SqliteBook, "apply", careless)
     with pytest.raises(BrokenPromiseError):
         every(
             disk, place, WAYS["eio"], 29, tell_books(disk.name), look_at_books(whole_books(place))
