@@ -209,6 +209,22 @@ CODES: dict[str, ErrorSpec] = _table(
         "compare the broker's outbox with the ledger's alarm of the same sequence number",
     ),
     (
+        "UNKNOWN_INTENT",
+        "no payment intent of that id, or no invoice of that reference, is this tenant's",
+        False,
+        404,
+        EXIT_USAGE,
+        "list your purchases with 'gristmill credits list'",
+    ),
+    (
+        "PAYMENTS_DOWN",
+        "nobody sells credits this way now: the treasury is not there, or not set up for it",
+        True,
+        503,
+        EXIT_UNREACHABLE,
+        "wait, or choose another --with; 'gristmill credits offers' tells what is sold",
+    ),
+    (
         "STORE_DOWN",
         "the store does not answer",
         True,
