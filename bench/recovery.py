@@ -54,7 +54,9 @@ def write_job(
 ) -> None:
     """One job as the broker writes it: its row, card, inputs, ``done`` results, events."""
     spec = JobSpec("function", function="0" * 64, count=count, tier="batch", retries=2)
-    record = records.JobRecord(job, "local", b"%016d" % job, UTC_MS, spec, Tariff(), FUNCTION)
+    record = records.JobRecord(
+        job, "local", b"%016d" % job, UTC_MS, spec, {"standard": Tariff()}, FUNCTION
+    )
     db.execute(schema.ADD_JOB, records.job_row(record))
     add_open = getattr(schema, "ADD_OPEN", "")
     if add_open and not is_final:

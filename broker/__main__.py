@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--store", help="address of the store: unix:///path or http://127.0.0.1:PORT"
     )
+    parser.add_argument(
+        "--tariff", action="append", metavar="CLASS=cpu:1,gib:0.05,subtask:0.00001",
+        help="credits for a cpu second, a GiB-second of reserved memory and a subtask on nodes of"
+        " this class; repeat it for other classes",
+    )  # fmt: skip
     parser.add_argument("--print-key", action="store_true", help="print the verify key and end")
     parser.add_argument("--new-token", metavar="TENANT", help="print a new token of a tenant, end")
     parser.add_argument("--operator", action="store_true", help="the new token is an operator's")
@@ -95,7 +100,7 @@ def _serve(given: argparse.Namespace) -> int:
         die_with_parent()
         if os.getppid() != parent:
             return EXIT_OK
-    names = ("state", "front", "back", "ledger", "store")
+    names = ("state", "front", "back", "ledger", "store", "tariff")
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()
     keep_freed_memory()

@@ -39,6 +39,7 @@ from gristmill.wire.client import (
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ids import format_job
+from gristmill.wire.ledger import parse_by
 from gristmill.wire.units import format_bytes
 
 QUESTIONS_PER_CLIENT = 64
@@ -46,7 +47,6 @@ ROWS_MAX = 10_000  #: in one answer
 LOG_ROWS_MAX = 200  #: an answer with output is larger
 _INLINE_BYTES_MAX = limits.HEADER_BYTES_MAX - 64  #: of an answer within its header
 _PART_BYTES = 64 << 10  #: of a longer one in each of its frames
-USAGE_BY = ("job", "node", "day")
 
 
 def gone(tombstone: past.Tombstone) -> RemoteError:
@@ -499,8 +499,14 @@ class Answers:
             if not session.is_operator:
                 raise RemoteError("FORBIDDEN", f"{tenant} is no operator: own accounts only")
             by, tenant = "job", ""
-        if by not in USAGE_BY:
-            raise RemoteError("MALFORMED", f"text is {by!r:.40}, must be one of {USAGE_BY}")
+        try:
+            keys = parse_by(by)
+        except ValueError as error:
+            raise RemoteError("MALFORMED", f"usage by {error}") from None
+        if message.about == "usage" and message.digest == "all" and not session.is_operator:
+            raise RemoteError("FORBIDDEN", f"{tenant} is no operator: own bills only")
+        if session.is_operator and (message.digest == "all" or "tenant" in keys):
+            tenant = ""
 
         def reply(body: msgspec.Raw | None, code: str, text: str) -> None:
             if body is not None:

@@ -28,6 +28,7 @@ from gristmill.wire.ids import is_digest
 from gristmill.wire.meter import Meter, unpack_meter
 from gristmill.wire.receipts import is_signed, receipt_of
 from gristmill.wire.spec import TIERS
+from gristmill.wire.tariffs import check_class, tariff_of
 
 log = logging.getLogger("gristmill.broker.back")
 
@@ -84,6 +85,7 @@ class Back:
             message = say.decode_worker.decode(frames[1])
             if isinstance(message, say.Hello):
                 check_hello(message)
+                check_class(message.labels, self._settings.tariff)
                 if message.name in self._nodes:
                     self._on_hello(routing, message, now_ms)
                 else:  # the pin is on disk before the worker hears of it
@@ -284,7 +286,10 @@ class Back:
         attempt = self._attempt_of(session.number, head.lease_id)
         if facts is None or attempt is None:
             return True  # the job or the lease is over: the core will call it superseded
-        receipt = receipt_of(self._journal.broker, head, body, attempt, facts.spec, facts.tariff)
+        tariff = tariff_of(facts.tariffs, session.node_class)
+        receipt = receipt_of(
+            self._journal.broker, head, body, attempt, facts.spec, tariff, session.node_class
+        )
         self._execution.inbox.digests[self._last_ref] = receipt.outcome_digest
         return is_signed(receipt, head.signature, session.hello.node)
 

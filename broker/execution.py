@@ -46,7 +46,8 @@ from gristmill.wire.limits import INPUT_CREDIT_BYTES
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.receipts import outcome_digest_of, work_of
-from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.spec import JobSpec
+from gristmill.wire.tariffs import Tariffs, tariff_of
 from gristmill.wire.worker import JobOpening, ResultHead, grants_mark
 
 log = logging.getLogger("gristmill.broker")
@@ -64,7 +65,7 @@ class JobFacts:
     job: int
     tenant: str
     spec: JobSpec
-    tariff: Tariff
+    tariffs: Tariffs
     work: bytes
 
 
@@ -74,11 +75,11 @@ class Inbox:
     The core never sees them and names results by ``ref``.
     """
 
-    __slots__ = ("body", "digests", "results", "tariff", "utc_ms")
+    __slots__ = ("body", "digests", "results", "tariffs", "utc_ms")
 
     def __init__(self) -> None:
         self.body = b""
-        self.tariff = Tariff()
+        self.tariffs: Tariffs = {}
         self.utc_ms = 0
         self.results: dict[int, tuple[ResultHead, list[bytes]]] = {}
         self.digests: dict[int, bytes] = {}  # of results whose signature was looked at
@@ -213,9 +214,9 @@ class Execution:
     # ------------------------------------------------------------ journal
 
     def _record_job(self, effect: do.RecordJob) -> None:
-        body, tariff = self.inbox.body, self.inbox.tariff
+        body, tariffs = self.inbox.body, self.inbox.tariffs
         record = records.JobRecord(
-            effect.job, effect.tenant, effect.submission, effect.now_utc_ms, effect.spec, tariff,
+            effect.job, effect.tenant, effect.submission, effect.now_utc_ms, effect.spec, tariffs,
             body,
         )  # fmt: skip
         self._journal.record("jobs", schema.ADD_JOB, records.job_row(record), len(body) + 1_024)
@@ -231,7 +232,7 @@ class Execution:
         """
         spec = record.spec
         self.jobs[record.job] = JobFacts(
-            record.job, record.tenant, spec, record.tariff, work_of(spec)
+            record.job, record.tenant, spec, record.tariffs, work_of(spec)
         )
         flow = Flow(record.job, record.tenant, spec.keep, spec.is_durable, upto)
         flow.acked = flow.freed = freed
@@ -432,7 +433,8 @@ class Execution:
         put, put_ms = self._grants.of_tenant(facts.tenant, "put", now_ms)
         get, get_ms = self._grants.of_tenant(facts.tenant, "get", now_ms)
         session.open_jobs[job] = min(put_ms, get_ms)
-        opening = JobOpening(job, facts.tenant, facts.spec, facts.tariff, put, get)
+        tariff = tariff_of(facts.tariffs, session.node_class)
+        opening = JobOpening(job, facts.tenant, facts.spec, tariff, put, get)
         session.openings[job] = grants_mark(opening), now_ms
         return opening
 

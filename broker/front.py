@@ -26,7 +26,8 @@ from gristmill.wire import client as say
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
-from gristmill.wire.spec import ZERO_TARIFF, Tariff, check_spec
+from gristmill.wire.spec import check_spec
+from gristmill.wire.tariffs import ZERO_TARIFFS
 from gristmill.wire.values import decode_ref
 
 log = logging.getLogger("gristmill.broker.front")
@@ -287,11 +288,11 @@ class Front:
                 self._answers.refuse(session, message.request, refusal, 0)
                 return
         inbox.body = function
-        inbox.tariff = Tariff() if spec.tariff == "standard" else ZERO_TARIFF
+        inbox.tariffs = self._settings.tariff if spec.tariff == "standard" else ZERO_TARIFFS
         self._apply(
             on.JobSubmitted(
                 session.number, message.request, session.tenant, message.submission, spec,
-                inbox.tariff, inbox.utc_ms, message.is_dry_run, _content_of(known),
+                inbox.tariffs, inbox.utc_ms, message.is_dry_run, _content_of(known),
             )
         )  # fmt: skip
         inbox.body = b""

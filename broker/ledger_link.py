@@ -118,7 +118,7 @@ class LedgerLink:
             self._ahead += 1
 
     def ask(self, tenant: str, about: str, by: str, ref: str, now_ms: int, reply: Reply) -> None:
-        """Relays a question about ``usage`` (by job, node or day) or ``balance``."""
+        """Relays a question about ``usage`` (``by``, see ``parse_by``) or ``balance``."""
         is_starting = self._heard_ms == 0  # it is asked when it is there; tick gives up
         if not self.is_up and not is_starting:
             reply(None, "LEDGER_DOWN", f"the ledger at {self._settings.ledger} does not answer")
@@ -131,7 +131,7 @@ class LedgerLink:
         request = self._last_request
         question: AskUsage | AskBalance = AskBalance(request, tenant)
         if about == "usage":
-            question = AskUsage(request, tenant, by, ref)  # type: ignore[arg-type]
+            question = AskUsage(request, tenant, by, ref)
         self._questions[request] = _Question(question, reply, now_ms, now_ms)
         if is_starting:
             self._early.append(question)

@@ -12,12 +12,13 @@ import msgspec
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
 from gristmill.wire.ledger import Hold
 from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.tariffs import STANDARD, Tariffs
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 decode_spec = msgspec.msgpack.Decoder(JobSpec).decode
-decode_tariff = msgspec.msgpack.Decoder(Tariff).decode
+_decode_tariffs = msgspec.msgpack.Decoder(Tariffs | Tariff).decode
 decode_status = msgspec.msgpack.Decoder(JobStatus).decode
 decode_header = msgspec.msgpack.Decoder(Results).decode
 
@@ -87,13 +88,13 @@ class JobRecord(NamedTuple):
     submission: bytes
     submitted_ms: int
     spec: JobSpec
-    tariff: Tariff
+    tariffs: Tariffs
     function: bytes
 
 
 def job_row(record: JobRecord) -> Row:
     """The row of ``jobs``."""
-    spec, tariff = _encode(record.spec), _encode(record.tariff)
+    spec, tariff = _encode(record.spec), _encode(record.tariffs)
     crc = crc_of(
         record.job, record.tenant, record.submission, record.submitted_ms, spec, tariff,
         record.function,
@@ -119,11 +120,20 @@ def read_job(row: Row) -> JobRecord:
         raise DamagedError("jobs", f"{job}", "its checksum does not fit")
     try:
         return JobRecord(
-            job, tenant, submission, submitted_ms, decode_spec(spec), decode_tariff(tariff),
+            job, tenant, submission, submitted_ms, decode_spec(spec), _tariffs_of(tariff),
             function,
         )  # fmt: skip
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedError("jobs", f"{job}", f"its spec does not decode: {error}") from None
+
+
+def _tariffs_of(column: bytes) -> Tariffs:
+    found: Tariffs | Tariff = _decode_tariffs(column)
+    if isinstance(found, Tariff):  # of a release that had one tariff for every node
+        return {STANDARD: found}
+    if STANDARD not in found:
+        raise msgspec.DecodeError("no tariff of class standard")
+    return found
 
 
 # ---------------------------------------------------------------- states

@@ -293,7 +293,7 @@ class _Replay:
             tenant=record.tenant,
             submission=record.submission,
             spec=record.spec,
-            tariff=record.tariff,
+            tariffs=record.tariffs,
             submitted_utc_ms=record.submitted_ms,
             status=status,
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from gristmill.broker.mailbox import Peer
 from gristmill.wire.client import Refused
+from gristmill.wire.tariffs import class_of
 from gristmill.wire.worker import Hello as WorkerHello
 from gristmill.wire.worker import HostReading
 
@@ -67,13 +68,14 @@ class WorkerSession:
     """
 
     __slots__ = (
-        "generation", "hello", "is_draining", "number", "open_jobs", "openings", "peer", "reading",
-        "report_ms", "seen_ms", "seen_utc_ms", "token", "touched_ms", "ttl_ms",
+        "generation", "hello", "is_draining", "node_class", "number", "open_jobs", "openings",
+        "peer", "reading", "report_ms", "seen_ms", "seen_utc_ms", "token", "touched_ms", "ttl_ms",
     )  # fmt: skip
 
     def __init__(self, number: int, hello: WorkerHello, report_ms: int, ttl_ms: int) -> None:
         self.number = number
         self.hello = hello
+        self.node_class = class_of(hello.labels)
         self.report_ms = report_ms
         self.ttl_ms = ttl_ms
         self.generation = 0

@@ -9,6 +9,8 @@ import pydantic
 
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.spec import Tariff
+from gristmill.wire.tariffs import STANDARD, STANDARD_TARIFF, parse_tariffs
 
 ENVIRONMENT_PREFIX = "GRISTMILL_BROKER_"
 
@@ -19,7 +21,7 @@ class BrokerSettings(pydantic.BaseModel):
     The limits that both sides of a dialogue rely on are in ``wire/limits.py``.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     state: pathlib.Path  #: folder of journal.db and broker.key
     front: str  #: address for clients
@@ -41,6 +43,9 @@ class BrokerSettings(pydantic.BaseModel):
     #: past jobs whose results are gone leave a tombstone after this many days, or beyond this many
     past_days: int = pydantic.Field(30, ge=0)
     past_jobs_max: int = pydantic.Field(100_000, ge=0)
+    #: what work costs on each class of nodes: ``CLASS=cpu:1,gib:0.05,subtask:0.00001`` in credits
+    #: (a cpu second, a GiB-second of reserved memory, a subtask), several parted by ``;``
+    tariff: dict[str, Tariff] = pydantic.Field({STANDARD: STANDARD_TARIFF})
     client_ttl_ms: int = pydantic.Field(limits.CLIENT_TTL_MS, ge=100)
     client_ping_ms: int = pydantic.Field(limits.CLIENT_PING_MS, ge=10)
     worker_ttl_ms: int = pydantic.Field(limits.TTL_MS, ge=100)
@@ -60,6 +65,13 @@ class BrokerSettings(pydantic.BaseModel):
     #: messages that wait in our memory for one peer that does not read; then it is dropped
     peer_queue_messages: int = pydantic.Field(4_096, ge=16)
     peer_queue_bytes: int = pydantic.Field(32 << 20, ge=1 << 20)
+
+    @pydantic.field_validator("tariff", mode="before")
+    @classmethod
+    def _tariffs(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(";") if part.strip()]
+        return parse_tariffs(value) if isinstance(value, list | tuple) else value
 
 
 def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> BrokerSettings:

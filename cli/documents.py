@@ -171,7 +171,7 @@ class Why(Document, frozen=True, tag="gristmill/why/1"):
 
 
 class Usage(Document, frozen=True, tag="gristmill/usage/1"):
-    """A bill; ``key`` of a row is the job, the node or the day."""
+    """A bill; ``keys`` of a row are what it is split by, in the order of ``by``."""
 
     by: str
     rows: list[UsageRow]

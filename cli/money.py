@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         return EXIT_OK
     job = None if args.job is None else job_of(args.job)
     with connect(args.address) as client:
-        rows = client.usage(by=args.by, job=job)
+        rows = client.usage(by=args.by, job=job, everyone=args.all)
     if terminal.is_json:
         terminal.document(documents.encode(documents.Usage(args.by, rows)))
     elif not rows:
@@ -50,11 +50,14 @@ def _show_balance(accounts: Sequence[AccountRow], terminal: Terminal) -> None:
 
 
 def _show_usage(by: str, rows: Sequence[UsageRow], terminal: Terminal) -> None:
-    cells = [_usage_cells(row.key, row) for row in rows]
+    names = by.upper().split(",")
+    cells = [[*(row.keys or [row.key]), *_usage_cells(row)] for row in rows]
     if len(rows) > 1:
-        cells.append(_usage_cells("all", total_of(rows)))
-    head = [by.upper(), "SUBTASKS", "FAILED", "CPU", "WALL", "CREDITS", "OF IT TOLL"]
-    terminal.table(head, cells, right=head[1:], styles={head[0]: "bold"})
+        cells.append(["all", *_usage_cells(total_of(rows))])
+    # (the sums, and what did not fit, have one key)
+    cells = [line[:1] + [""] * (len(names) + 6 - len(line)) + line[1:] for line in cells]
+    head = [*names, "SUBTASKS", "FAILED", "CPU", "WALL", "CREDITS", "OF IT TOLL"]
+    terminal.table(head, cells, right=head[len(names) :], styles={head[0]: "bold"})
 
 
 def total_of(rows: Sequence[UsageRow]) -> UsageRow:
@@ -70,9 +73,8 @@ def total_of(rows: Sequence[UsageRow]) -> UsageRow:
     )
 
 
-def _usage_cells(key: str, row: UsageRow) -> list[str]:
+def _usage_cells(row: UsageRow) -> list[str]:
     return [
-        key,
         f"{row.subtasks:,}",
         f"{row.failed:,}" if row.failed else "",
         format_ms(row.cpu_us / 1000),

@@ -91,6 +91,12 @@ def _tiers(text: str) -> list[str]:
     return tiers
 
 
+def _usage_keys(text: str) -> str:
+    from gristmill.wire.ledger import parse_by
+
+    return ",".join(parse_by(text))
+
+
 def _exit_codes(text: str) -> list[int]:
     parse = _count(0, 255)
     return [parse(code.strip()) for code in text.split(",")]
@@ -202,6 +208,13 @@ def _up(verbs: Verbs) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="a label of every worker, for 'submit --label'",
+    )
+    parser.add_argument(
+        "--tariff",
+        action="append",
+        default=[],
+        metavar="CLASS=RATES",
+        help="credits on nodes of a class: standard=cpu:1,gib:0.05,subtask:0.00001",
     )
     parser.add_argument("--state", metavar="DIR", help="jobs, money, blobs, logs (GRISTMILL_STATE)")
     parser.add_argument("--run", metavar="DIR", help="sockets; a short path (GRISTMILL_RUN)")
@@ -457,9 +470,16 @@ def _why(verbs: Verbs) -> None:
 
 
 def _usage(verbs: Verbs) -> None:
-    parser = _verb(verbs, "usage", "money", "Print the bill, by job, node or day")
+    parser = _verb(verbs, "usage", "money", "Print the bill, by tenant, node, job and day")
     _job(parser, "?")
-    parser.add_argument("--by", choices=("job", "node", "day"), default="job", help="default: job")
+    parser.add_argument(
+        "--by",
+        type=typed(_usage_keys),
+        default="job",
+        metavar="KEYS",
+        help="some of tenant,node,job,day, such as tenant,day (default: job)",
+    )
+    parser.add_argument("--all", action="store_true", help="of every tenant; for operators")
 
 
 def _balance(verbs: Verbs) -> None:

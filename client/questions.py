@@ -3,7 +3,7 @@
 import abc
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -174,11 +174,22 @@ class Questions(abc.ABC):
     # ------------------------------------------------------------ the grid
 
     def usage(
-        self, by: Literal["job", "node", "day"] = "job", job: AnyJob | None = None
+        self, by: str = "job", job: AnyJob | None = None, everyone: bool = False
     ) -> list[wire.UsageRow]:
-        """The bill of the tenant by job, node or day; of one job if given."""
-        number = 0 if job is None else job_number(job)
-        return self._question(list[wire.UsageRow], "usage", text=by, job=number)  # type: ignore[no-any-return]
+        """The bill of the tenant; of one job if given.
+
+        Args:
+            by: some of ``tenant``, ``node``, ``job`` and ``day``, parted by commas.
+            job: only what this job cost.
+            everyone: of all tenants, for operators; who is one has it by ``tenant`` anyway.
+        """
+        return self._question(  # type: ignore[no-any-return]
+            list[wire.UsageRow],
+            "usage",
+            text=by,
+            job=0 if job is None else job_number(job),
+            digest="all" if everyone else "",
+        )
 
     def balance(self, everyone: bool = False) -> wire.BalanceAnswer:
         """The tenant's accounts, and the sum over the whole ledger, which is zero.

@@ -4,8 +4,9 @@ A bill that has more rows than fit ends in a row ``(others)`` with the sums of t
 never cut in silence, and its columns always add up.
 """
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import apsw
 import msgspec
@@ -14,12 +15,13 @@ from gristmill.ledger.core.state import Account, LedgerState
 from gristmill.wire.client import AccountRow, BalanceAnswer, UsageRow
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import format_job
-from gristmill.wire.ledger import AskUsage
+from gristmill.wire.ledger import AskUsage, parse_by
 
 ANSWER_BYTES_MAX = 48 << 10  #: of rows; the whole header may have 64 KiB
 OTHERS = "(others)"
 
-_SUMS = "sum(subtasks), sum(failed), sum(cpu_us), sum(wall_us), sum(amount), sum(toll)"
+_FIELDS = ("subtasks", "failed", "cpu_us", "wall_us", "amount", "toll")
+_DAY_MS = 86_400_000
 _encode = msgspec.msgpack.Encoder().encode
 Row = TypeVar("Row", AccountRow, UsageRow)
 
@@ -59,63 +61,101 @@ def _merge_accounts(rows: list[AccountRow]) -> AccountRow:
 
 
 def usage(db: apsw.Connection, question: AskUsage) -> list[UsageRow]:
-    """The bill: newest job or day first, or the node that earned most.
+    """The bill: newest job or day first, or what cost most where it is split by neither.
 
     The key of a job is ``j17`` while all jobs of the answer are of one broker, else its whole
     ``ref``. ``subtasks`` are the billed ones.
 
     Raises:
-        RemoteError: ``UNKNOWN_JOB`` when ``ref`` names a job that this tenant has no hold for.
+        RemoteError: ``UNKNOWN_JOB`` when ``ref`` names a job that this tenant has no hold for,
+            ``INVALID_SPEC`` when ``by`` is no split.
     """
-    tenant = question.tenant
-    if question.ref:
-        row = db.execute(
-            "SELECT id, tenant FROM hold WHERE ref = ? AND ? IN ('', tenant)",
-            (question.ref, tenant),
-        ).fetchone()
-        if row is None:
-            raise RemoteError("UNKNOWN_JOB", f"the ledger has no hold {question.ref!r}")
-        if question.by == "job":
-            query = (
-                "SELECT ref, subtasks, failed, cpu_us, wall_us, spent, toll FROM hold WHERE id = ?"
-            )
-        elif question.by == "node":
-            query = (
-                f"SELECT node, {_SUMS} FROM contribution WHERE hold = ?"
-                " GROUP BY node ORDER BY sum(amount) DESC, node"
-            )
-        else:
-            query = (
-                f"SELECT date(ended_ms / 1000, 'unixepoch') AS day, {_SUMS} FROM contribution"
-                " WHERE hold = ? GROUP BY day ORDER BY day DESC"
-            )
-        rows = [UsageRow(*found) for found in db.execute(query, (row[0],))]
+    try:
+        by = parse_by(question.by)
+    except ValueError as error:
+        raise RemoteError("INVALID_SPEC", f"usage by {error}") from None
+    hold = _find_hold(db, question) if question.ref else 0
+    query, values = _query(by, question.tenant, hold)
+    bodies: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
+    bodies = [(found[: len(by)], found[len(by) :]) for found in db.execute(query, values)]
+    if "day" in by:
+        at = by.index("day")
+        bodies = [((*k[:at], _day_of(k[at]), *k[at + 1 :]), sums) for k, sums in bodies]
+    if "job" in by:
+        at = by.index("job")
+        names = _short_names([keys[at] for keys, _ in bodies])
+        bodies = [((*k[:at], names[k[at]], *k[at + 1 :]), sums) for k, sums in bodies]
+    rows = [_row(keys, *sums) for keys, sums in bodies]
+    return _fit(rows, _merge_usage)
+
+
+def _row(
+    keys: Sequence[str], subtasks: int, failed: int, cpu_us: int, wall_us: int, amount: int,
+    toll: int,
+) -> UsageRow:  # fmt: skip
+    name = " ".join(keys)
+    return UsageRow(name, subtasks, failed, cpu_us, wall_us, amount, toll, list(keys))
+
+
+def _find_hold(db: apsw.Connection, question: AskUsage) -> int:
+    found = list(db.execute("SELECT id, tenant FROM hold WHERE ref = ?", (question.ref,)))
+    if not found or question.tenant not in ("", found[0][1]):
+        raise RemoteError("UNKNOWN_JOB", f"the ledger has no hold {question.ref!r}")
+    return int(found[0][0])
+
+
+def _query(by: list[str], tenant: str, hold: int) -> tuple[str, tuple[str | int, ...]]:
+    """The statement, from the table that has the fewest rows for it, and its values.
+
+    Sums by hold and by (tenant, node, day) stand in tables of their own; only a bill that splits a
+    job by node or day reads its contributions. Days are numbers of days, or texts in a tally.
+    """
+    day = f"contribution.ended_ms / {_DAY_MS}"
+    if not hold and "job" not in by:
+        table, columns = "tally", {"tenant": "tenant", "node": "node", "day": "day"}
+        amounts: tuple[str, ...] = _FIELDS
+    elif "node" not in by and "day" not in by:
+        table, columns = "hold", {"tenant": "tenant", "job": "ref"}
+        amounts = tuple("spent" if field == "amount" else field for field in _FIELDS)
     else:
-        if question.by == "job":
-            query = (
-                "SELECT ref, subtasks, failed, cpu_us, wall_us, spent, toll FROM hold"
-                " WHERE ? IN ('', tenant) ORDER BY id DESC"
-            )
-        else:
-            order = "sum(amount) DESC, node" if question.by == "node" else "day DESC"
-            query = (
-                f"SELECT {question.by}, {_SUMS} FROM tally WHERE ? IN ('', tenant)"
-                f" GROUP BY {question.by} ORDER BY {order}"
-            )
-        rows = [UsageRow(*found) for found in db.execute(query, (tenant,))]
-    return _fit(_short_keys(rows) if question.by == "job" else rows, _merge_usage)
+        table = "contribution JOIN hold ON hold.id = contribution.hold"
+        columns = {"tenant": "hold.tenant", "node": "node", "job": "hold.ref", "day": day}
+        amounts = tuple(f"contribution.{field}" for field in _FIELDS)
+    # (a sum of integers is a decimal number in some engines)
+    sums = ", ".join(f"CAST(sum({amount}) AS BIGINT)" for amount in amounts)
+    keys = [columns[key] for key in by]
+    where: list[str] = []
+    values: list[str | int] = []
+    if tenant:
+        where.append(f"{columns['tenant']} = ?")
+        values.append(tenant)
+    if hold:
+        where.append("hold.id = ?")
+        values.append(hold)
+    order = [f"{columns['day']} DESC"] if "day" in by else []
+    order += ["max(hold.id) DESC"] if "job" in by else []
+    order += [f"sum({amounts[4]}) DESC", *keys]
+    query = f"SELECT {', '.join((*keys, sums))} FROM {table}"
+    query += f" WHERE {' AND '.join(where)}" if where else ""
+    return f"{query} GROUP BY {', '.join(keys)} ORDER BY {', '.join(order)}", tuple(values)
 
 
-def _short_keys(rows: list[UsageRow]) -> list[UsageRow]:
-    brokers = {row.key.rpartition("/")[0] for row in rows}
-    if len(brokers) > 1:
-        return rows
-    short = []
-    for row in rows:
-        job = row.key.rpartition("/")[2]
+def _day_of(day: str | int) -> str:
+    """``2026-11-22``, of the number of a day since the epoch."""
+    if isinstance(day, str):
+        return day
+    return time.strftime("%Y-%m-%d", time.gmtime(day * _DAY_MS // 1000))
+
+
+def _short_names(refs: list[str]) -> dict[str, str]:
+    brokers = {ref.rpartition("/")[0] for ref in refs}
+    names = {}
+    for ref in refs:
+        job = ref.rpartition("/")[2]
         is_number = job.isascii() and job.isdigit()
-        short.append(msgspec.structs.replace(row, key=format_job(int(job)) if is_number else job))
-    return short
+        short = format_job(int(job)) if is_number else job
+        names[ref] = ref if len(brokers) > 1 else short
+    return names
 
 
 def balance(db: apsw.Connection, state: LedgerState, tenant: str) -> BalanceAnswer:

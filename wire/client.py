@@ -126,8 +126,9 @@ class Ask(Message, frozen=True, tag=10):
 
     ``jobs`` (limit) · ``job`` (job) · ``subtasks`` (job, first, limit, state or "") · ``why``
     (job) · ``workers`` · ``manifest`` (job, first: after this sequence, limit) · ``logs`` (job,
-    first, limit) · ``usage`` (by: "job" | "node" | "day") · ``balance`` (text "all": every
-    account, for operators) · ``grid`` · ``grant`` (verb "get" or "put", digest or "*",
+    first, limit) · ``usage`` (text: some of tenant, node, job, day; digest "all": every
+    tenant, for operators) · ``balance`` (text "all": every account, for operators) · ``grid`` ·
+    ``grant`` (verb "get" or "put", digest or "*",
     size_bytes) · ``decomposed`` (request digest).
     """
 
@@ -416,7 +417,11 @@ class ManifestRow(msgspec.Struct, frozen=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """One line of a bill."""
+    """One line of a bill.
+
+    ``keys``: tenant, node, job and day, of those that the bill is split by, in the order asked for;
+    ``key``: these in one text.
+    """
 
     key: str
     subtasks: int
@@ -425,6 +430,7 @@ class UsageRow(msgspec.Struct, frozen=True):
     wall_us: int
     amount_ucredits: int
     toll_ucredits: int
+    keys: list[str] = []
 
 
 class AccountRow(msgspec.Struct, frozen=True):

@@ -298,6 +298,14 @@ CODES: dict[str, ErrorSpec] = _table(
         "start the worker under another --name",
     ),
     (
+        "UNKNOWN_CLASS",
+        "the node's label 'class' names a class for which the grid has no tariff",
+        False,
+        422,
+        EXIT_POLICY,
+        "start the worker with a known --label class=NAME, or the broker with --tariff NAME=...",
+    ),
+    (
         "NOT_LOOPBACK",
         "TCP listens on loopback only until keys are set up",
         False,

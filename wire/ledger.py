@@ -100,12 +100,35 @@ class Post(Message, frozen=True, tag=1):
     entries: list[Hold | Release | Contribution]
 
 
+USAGE_KEYS = ("tenant", "node", "job", "day")
+
+
+def parse_by(text: str) -> list[str]:
+    """What a bill is split by: one or more of ``USAGE_KEYS``, parted by commas, in any order.
+
+    Raises:
+        ValueError: another word, or one twice; the message shows what is accepted.
+
+    >>> parse_by("tenant,day")
+    ['tenant', 'day']
+    """
+    keys = [key.strip() for key in text[:80].split(",")]
+    if len(set(keys)) != len(keys) or any(key not in USAGE_KEYS for key in keys):
+        raise ValueError(
+            f"{text!r:.80} is not some of {', '.join(USAGE_KEYS)}, each once, parted by commas"
+        )
+    return keys
+
+
 class AskUsage(Message, frozen=True, tag=2):
-    """The bill of a tenant (empty: everybody), by job, node or day; ``ref`` limits it to a job."""
+    """The bill of a tenant (empty: everybody); ``ref`` limits it to a job.
+
+    ``by``: what it is split by, see ``parse_by``.
+    """
 
     request: Integer
     tenant: str
-    by: Literal["job", "node", "day"]
+    by: str
     ref: str = ""
 
 

@@ -15,6 +15,7 @@ from nacl.signing import SigningKey, VerifyKey
 
 from gristmill.wire.ledger import Contribution
 from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.tariffs import STANDARD
 from gristmill.wire.worker import ResultHead
 
 _LENGTH = struct.Struct("<Q")
@@ -74,7 +75,7 @@ def receipt_of(
     attempt: int,
     spec: JobSpec,
     tariff: Tariff,
-    node_class: str = "",
+    node_class: str = STANDARD,
 ) -> Receipt:
     """The receipt of a result, which its worker signs and its broker checks."""
     return Receipt(

@@ -20,6 +20,7 @@ from gristmill.sandbox.host import Host
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.receipts import receipt_of, sign_receipt
 from gristmill.wire.spec import JobSpec
+from gristmill.wire.tariffs import class_of
 from gristmill.wire.worker import (
     Hello,
     JobOpening,
@@ -55,6 +56,7 @@ class Agent:
         self, settings: WorkerSettings, key: SigningKey, hello: Hello, host: Host | None
     ) -> None:
         self._key = key
+        self._node_class = class_of(hello.labels)
         self._errands = Errands()
         self._blobs = Blobs(settings.state / "cache", settings.cache)
         self._epoll = select.epoll()
@@ -222,7 +224,7 @@ class Agent:
         if message.results:
             broker = self._state.broker
             signed = [
-                sign_result(broker, head, frames, attempt, opening, self._key)
+                sign_result(broker, head, frames, attempt, opening, self._node_class, self._key)
                 for head, frames, attempt, opening in zip(
                     message.results, effect.frames, effect.attempts, effect.openings, strict=True
                 )
@@ -267,10 +269,13 @@ def sign_result(
     frames: Sequence[bytes],
     attempt: int,
     opening: JobOpening,
+    node_class: str,
     key: SigningKey,
 ) -> ResultHead:
     """The head with the signature of its receipt."""
-    receipt = receipt_of(broker, head, frames, attempt, opening.spec, opening.tariff)
+    receipt = receipt_of(
+        broker, head, frames, attempt, opening.spec, opening.tariff, node_class
+    )
     return msgspec.structs.replace(head, signature=sign_receipt(receipt, key))
 
 

@@ -44,7 +44,7 @@ def adopt(
     budget = 0
     if not job.is_free:
         budget = max(0, min(claim.budget_ucredits, job.available_ucredits))
-        if budget < least_ucredits(job):
+        if budget < least_ucredits(job.tariff_on(worker)):
             return False
     job.ready.remove(runs)
     for start, length in runs:

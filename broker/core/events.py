@@ -8,7 +8,8 @@ frame, a journal row).
 import msgspec
 
 from gristmill.wire.meter import Meter
-from gristmill.wire.spec import JobSpec, Tariff
+from gristmill.wire.spec import JobSpec
+from gristmill.wire.tariffs import Tariffs
 from gristmill.wire.worker import Claim, Held, ResultHead, Returned, Run
 
 
@@ -31,7 +32,7 @@ class JobSubmitted(Event, frozen=True):
     tenant: str
     submission: bytes
     spec: JobSpec
-    tariff: Tariff
+    tariffs: Tariffs
     now_utc_ms: int
     is_dry_run: bool = False
     known: tuple[int, bytes] | None = None

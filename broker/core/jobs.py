@@ -11,16 +11,23 @@ Job states::
     any of these --cap reached, hold refused--> (the same) --> failed
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gristmill.broker.core.columns import Columns
 from gristmill.broker.core.parcels import Parcels
 from gristmill.broker.core.ready import Ready
 from gristmill.broker.core.tenants import Requirement, Tenant
 from gristmill.wire.outcome import Outcome
-from gristmill.wire.spec import JobSpec, Tariff, parse_completion
+from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff, parse_completion
+from gristmill.wire.tariffs import Tariffs, tariff_of
 from gristmill.wire.units import format_ms
 from gristmill.wire.worker import Run
+
+if TYPE_CHECKING:
+    from gristmill.broker.core.workers import Worker
 
 ERRORS_KEPT = 3  #: distinct failures shown on a job's card
 ERROR_CHARS_KEPT = 500
@@ -47,14 +54,14 @@ class Job:
     larger ones have come back. ``waiting_ended``: subtasks that ended
     before their input came (they have no columns). ``may_be_held``: workers from before a restart
     may hold leases of it; it waits for them (adoption.py). ``outstanding_ucredits``: budgets of its
-    leases.
+    leases. ``tariffs``: those of the time at which it was accepted.
     """
 
     number: int
     tenant: Tenant
     submission: bytes
     spec: JobSpec
-    tariff: Tariff
+    tariffs: Tariffs
     requirement: Requirement
     client: int
     submitted_ms: int
@@ -108,10 +115,12 @@ class Job:
     errors: list[ErrorLine] = field(default_factory=list)
     done_min: int = field(init=False)
     done_percent: int = field(init=False)
+    is_free: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        """Reads the completion rule once: ``done_min`` subtasks, ``done_percent`` of all."""
+        """Reads once its completion rule, and whether it costs nothing wherever it runs."""
         self.done_min, self.done_percent = parse_completion(self.spec.completion)
+        self.is_free = all(tariff == ZERO_TARIFF for tariff in self.tariffs.values())
 
     @property
     def uploaded(self) -> int:
@@ -140,10 +149,9 @@ class Job:
         """What of the cap is neither spent nor promised to a lease."""
         return self.spec.cap_ucredits - self.spent_ucredits - self.outstanding_ucredits
 
-    @property
-    def is_free(self) -> bool:
-        """Whether it costs nothing."""
-        return not (self.tariff.cpu_second_ucredits or self.tariff.subtask_ucredits)
+    def tariff_on(self, worker: Worker) -> Tariff:
+        """What its work costs on a worker: by the class of that node."""
+        return tariff_of(self.tariffs, worker.node_class)
 
     @property
     def is_long(self) -> bool:

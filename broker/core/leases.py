@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gristmill.wire.limits import LEASE_FLOOR_US, LEASE_ITEMS_MAX, LEASE_TARGET_US
+from gristmill.wire.spec import Tariff
 from gristmill.wire.worker import Run
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Lease:
     ``started``: index last told as running, -1 for none. ``budget_ucredits``: what is left of
     ``granted_ucredits``; ``charged_us``: what its tenant's share was charged so far; ``used_us``:
     what it really took. ``is_all_the_money``: its budget was everything that the job had left.
+    ``cpu_us``, ``wall_us``: what its results were billed for.
     ``is_recall_answered``: the worker has returned what it could.
     ``named_ms``: when the worker last said that it has it.
     ``is_adopted``: granted before a restart of the broker (adoption.py).
@@ -45,12 +47,18 @@ class Lease:
     is_all_the_money: bool = False
     used_us: float = 0.0
     cpu_us: int = 0
+    wall_us: int = 0
     started: int = -1
     is_recalled: bool = False
     is_recall_answered: bool = False
     named_ms: int = 0
     stopped_ms: int = 0
     is_adopted: bool = False
+
+    @property
+    def tariff(self) -> Tariff:
+        """What its work costs: by the class of its worker."""
+        return self.job.tariff_on(self.slot.worker)
 
     @property
     def is_stopped(self) -> bool:

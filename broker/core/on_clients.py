@@ -42,7 +42,8 @@ from gristmill.wire import limits
 from gristmill.wire.errors import CODES
 from gristmill.wire.ledger import Hold
 from gristmill.wire.outcome import Outcome
-from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff
+from gristmill.wire.spec import JobSpec
+from gristmill.wire.tariffs import ZERO_TARIFFS
 
 _ZERO_WALL_MS_MAX = limits.DECOMPOSE_WALL_MS * 10
 _encode = msgspec.msgpack.Encoder().encode
@@ -186,8 +187,7 @@ def queue_full(state: State, more: int) -> str:
 def _create(state: State, event: JobSubmitted, now_ms: int, effects: list[AnyEffect]) -> None:
     spec = event.spec
     state.job_counter += 1
-    tariff = ZERO_TARIFF if spec.tariff == "zero" else event.tariff
-    job = add_job(state, state.job_counter, event, tariff, now_ms)
+    job = add_job(state, state.job_counter, event, now_ms)
     number = job.number
     effects.append(RecordJob(number, event.tenant, event.submission, spec, event.now_utc_ms))
     if spec.count == 0:
@@ -203,7 +203,7 @@ def _create(state: State, event: JobSubmitted, now_ms: int, effects: list[AnyEff
     endings.complete(state, job, now_ms, effects)
 
 
-def add_job(state: State, number: int, event: JobSubmitted, tariff: Tariff, now_ms: int) -> Job:
+def add_job(state: State, number: int, event: JobSubmitted, now_ms: int) -> Job:
     """Puts a job into the state, with nothing of it uploaded (recovery uses this too)."""
     spec = event.spec
     tenant = state.tenant(event.tenant)
@@ -215,7 +215,7 @@ def add_job(state: State, number: int, event: JobSubmitted, tariff: Tariff, now_
         tenant=tenant,
         submission=event.submission,
         spec=spec,
-        tariff=tariff,
+        tariffs=ZERO_TARIFFS if spec.tariff == "zero" else event.tariffs,
         requirement=requirement,
         client=event.client,
         submitted_ms=now_ms,

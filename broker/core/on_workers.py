@@ -31,7 +31,6 @@ from gristmill.wire.outcome import Outcome
 from gristmill.wire.worker import Returned, Run
 
 _RESCUED_SHARE = 8  #: a lease of rescued runs holds at most this fraction of the lost one
-_SHUN_DOUBLINGS_MAX = 6
 _TAKEN_MAX = 65_536  #: leases that were taken away, whose late results are still known as such
 
 Detail = dict[str, str | int | list[Run]]
@@ -183,21 +182,13 @@ def _take_back(
         effects.append(RecordEvent(job.number, names.LEASE_RETURNED, detail, now_ms))
     is_refused = returned.cause == "drained" and not worker.is_draining
     if returned.cause == "set-up" or is_refused:
-        shun(state, worker, job.number, now_ms)
+        state.shun(worker, job.number, now_ms)
     endings.give_back(state, lease, taken, now_ms, effects)
     if not lease.items:
         endings.close_lease(state, lease, now_ms)
     elif job.cancelling:
         endings.stop_unwanted_rest(lease, now_ms, effects)
     endings.complete(state, job, now_ms, effects)
-
-
-def shun(state: State, worker: Worker, job: int, now_ms: int) -> None:
-    """The job could not be set up here: it stays away for a while, doubling each time."""
-    times = min(worker.shunned.get(job, (0, 0))[1] + 1, _SHUN_DOUBLINGS_MAX)
-    until = now_ms + state.config.shun_ms * (1 << (times - 1))
-    worker.shunned[job] = (until, times)
-    state.note_shun(until, worker.number)
 
 
 def _renew(

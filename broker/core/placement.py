@@ -18,7 +18,7 @@ from gristmill.broker.core.columns import LEASED, READY
 from gristmill.broker.core.effects import AnyEffect, Dispatch, OpenJob, RecallLease, RecordState
 from gristmill.broker.core.jobs import Job
 from gristmill.broker.core.leases import Lease, lease_items
-from gristmill.broker.core.pricing import lease_budget
+from gristmill.broker.core.pricing import is_affordable, lease_budget
 from gristmill.broker.core.runs import total
 from gristmill.broker.core.state import State
 from gristmill.broker.core.tenants import Lane, Requirement, Tenant
@@ -261,10 +261,12 @@ def grant(state: State, job: Job, slot: Slot, now_ms: int, effects: list[AnyEffe
     serving = max(1, min(job.requirement.slots, job.slots + state.idle_slots))
     left = spec.concurrency_max - job.leased if spec.concurrency_max else _NO_LIMIT
     wanted = min(lease_items(job, serving, left), left, job.ready.count)
-    budget = lease_budget(job, wanted, serving)
+    budget = lease_budget(job, job.tariff_on(worker), wanted, serving)
     if budget is None:
         if job.outstanding_ucredits:
             job.is_waiting_for_budget = True
+        elif is_affordable(job, state.pools.values()):
+            state.shun(worker, job.number, now_ms)  # too dear; what is left is enough elsewhere
         else:
             endings.reach_cap(state, job, now_ms, effects)
         return False

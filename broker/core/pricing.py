@@ -6,32 +6,39 @@ workers say: a bill is at most what is left of its lease's budget.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gristmill.wire.outcome import GRIDS_DOING, OWN_DOING, Outcome
+from gristmill.wire.spec import Tariff
+from gristmill.wire.tariffs import tariff_of
 
 if TYPE_CHECKING:
     from gristmill.broker.core.jobs import Job
     from gristmill.broker.core.leases import Lease
+    from gristmill.broker.core.workers import Pool
 
 _ESTIMATE_MARGIN = 4
+_WALL_GRACE_MS = 2_000  #: a worker lets a slot with a clock of its own tell more for this long
 _OWN = tuple(int(outcome) for outcome in Outcome if outcome in OWN_DOING)
 _GRIDS = tuple(int(outcome) for outcome in Outcome if outcome in GRIDS_DOING)
 
 
-def least_ucredits(job: Job) -> int:
+def least_ucredits(tariff: Tariff) -> int:
     """The least budget with which a lease makes sense."""
-    return max(1, job.tariff.price(0, 1))
+    return max(1, tariff.price(0, 1))
 
 
-def most_ucredits(job: Job, items: int) -> int:
+def most_ucredits(job: Job, tariff: Tariff, items: int) -> int:
     """What this many subtasks of a job can cost at most under their own limits."""
     asked = job.spec.limits
     cpu_ms = asked.cpu_ms or 4 * asked.wall_ms * max(1, -(-asked.cpus_milli // 1000))
-    return job.tariff.price(items * cpu_ms * 1000, items)
+    wall_ms = asked.wall_ms + _WALL_GRACE_MS
+    byte_us = items * wall_ms * 1000 * asked.memory_bytes
+    return tariff.price(items * cpu_ms * 1000, items, byte_us)
 
 
-def lease_budget(job: Job, items: int, serving: int) -> int | None:
+def lease_budget(job: Job, tariff: Tariff, items: int, serving: int) -> int | None:
     """The budget of a lease of this many subtasks; None when there is too little for any now.
 
     What it can cost at most, or a fair slice of what is left (the cap is usually far below what
@@ -40,18 +47,29 @@ def lease_budget(job: Job, items: int, serving: int) -> int | None:
     """
     if job.is_free:
         return 0
-    left = job.available_ucredits
-    if left < least_ucredits(job):
+    left, least = job.available_ucredits, least_ucredits(tariff)
+    if left < least:
         return None
     floor = job.budget_floor_ucredits
     if floor > left and job.outstanding_ucredits:
         return None  # wait for what other leases give back
-    guess = job.tariff.price(int(_ESTIMATE_MARGIN * items * job.est_us), items)
+    guess_us = int(_ESTIMATE_MARGIN * items * job.est_us)
+    guess = tariff.price(guess_us, items, guess_us * job.spec.limits.memory_bytes)
     slice_of_rest = left // (2 * serving + 2)
     return min(
-        max(most_ucredits(job, items), least_ucredits(job)),
-        max(slice_of_rest, floor, guess, least_ucredits(job)),
+        max(most_ucredits(job, tariff, items), least),
+        max(slice_of_rest, floor, guess, least),
         left,
+    )
+
+
+def is_affordable(job: Job, pools: Iterable[Pool]) -> bool:
+    """Whether what is left of the cap is enough for a lease on any of these workers."""
+    left = job.available_ucredits
+    return any(
+        left >= least_ucredits(tariff_of(job.tariffs, pool.profile.node_class))
+        for pool in pools
+        if job.requirement.is_feasible(pool)
     )
 
 
@@ -75,6 +93,15 @@ def clamp_cpu(lease: Lease, cpu_us: int, now_ms: int) -> int:
     return max(0, min(cpu_us, most - lease.cpu_us))
 
 
-def bill(lease: Lease, cpu_us: int, subtasks: int) -> int:
-    """What a result costs: the tariff's price, at most what is left of the lease's budget."""
-    return min(lease.job.tariff.price(cpu_us, subtasks), lease.budget_ucredits)
+def clamp_wall(lease: Lease, wall_us: int, now_ms: int) -> int:
+    """The wall time that a result may claim: all of the lease, at most the time since dispatch."""
+    return max(0, min(wall_us, lease.elapsed_ms(now_ms) * 1000 - lease.wall_us))
+
+
+def bill(lease: Lease, cpu_us: int, wall_us: int, subtasks: int) -> int:
+    """What a result costs: the tariff's price, at most what is left of the lease's budget.
+
+    Memory is priced as it was reserved: what one subtask asked for, while its slot had it.
+    """
+    byte_us = wall_us * lease.job.spec.limits.memory_bytes
+    return min(lease.tariff.price(cpu_us, subtasks, byte_us), lease.budget_ucredits)

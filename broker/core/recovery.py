@@ -30,7 +30,8 @@ from gristmill.wire.client import FINAL_JOB_STATES, JobStatus
 from gristmill.wire.ledger import Hold
 from gristmill.wire.limits import LEASE_ITEMS_MAX
 from gristmill.wire.outcome import OWN_DOING, Outcome
-from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff
+from gristmill.wire.spec import JobSpec
+from gristmill.wire.tariffs import Tariffs
 from gristmill.wire.worker import Run
 
 _WORDS = {Outcome.OK: DONE, Outcome.CANCELLED: CANCELLED}
@@ -88,7 +89,7 @@ class JobFact:
     tenant: str
     submission: bytes
     spec: JobSpec
-    tariff: Tariff
+    tariffs: Tariffs
     submitted_utc_ms: int
     status: JobStatus | None = None
     is_hold_granted: bool = False
@@ -143,10 +144,9 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
     spec = fact.spec
     submitted_ms = fact.submitted_utc_ms - state.utc_offset_ms
     event = JobSubmitted(
-        0, 0, fact.tenant, fact.submission, spec, fact.tariff, fact.submitted_utc_ms
+        0, 0, fact.tenant, fact.submission, spec, fact.tariffs, fact.submitted_utc_ms
     )
-    tariff = ZERO_TARIFF if spec.tariff == "zero" else fact.tariff
-    job = add_job(state, fact.job, event, tariff, submitted_ms)
+    job = add_job(state, fact.job, event, submitted_ms)
     for parcel in fact.parcels:
         job.parcels.add(parcel.first, parcel.count, parcel.codec, parcel.body_bytes)
         job.columns.grow(parcel.count)

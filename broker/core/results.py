@@ -26,7 +26,13 @@ from gristmill.broker.core.effects import (
 from gristmill.broker.core.events import ResultArrived
 from gristmill.broker.core.jobs import Job
 from gristmill.broker.core.leases import Lease, next_ramp
-from gristmill.broker.core.pricing import bill, billed_subtasks, clamp_cpu, least_ucredits
+from gristmill.broker.core.pricing import (
+    bill,
+    billed_subtasks,
+    clamp_cpu,
+    clamp_wall,
+    least_ucredits,
+)
 from gristmill.broker.core.runs import cut, find, intersect
 from gristmill.broker.core.state import State
 from gristmill.broker.core.workers import Worker
@@ -141,11 +147,12 @@ def _accept(
 ) -> None:
     head, meter, job = event.head, event.meter, lease.job
     first, count = head.first, head.count
-    wall_us = max(0, min(head.wall_us, lease.elapsed_ms(now_ms) * 1000))
+    wall_us = clamp_wall(lease, head.wall_us, now_ms)
     cpu_us = clamp_cpu(lease, head.cpu_us, now_ms)
     billed, is_billed, failed = billed_subtasks(count, meter.uniform, meter.outcome)
-    amount = bill(lease, cpu_us, billed) if is_billed else 0
+    amount = bill(lease, cpu_us, wall_us, billed) if is_billed else 0
     lease.cpu_us += cpu_us
+    lease.wall_us += wall_us
     lease.budget_ucredits -= amount
     lease.used_us += wall_us * job.spec.limits.cpus_milli / 1000
     job.outstanding_ucredits -= amount
@@ -207,7 +214,7 @@ def _contribution(
     cpu_us: int,
     amount: int,
 ) -> Contribution:
-    head, tariff = event.head, lease.job.tariff
+    head, tariff = event.head, lease.tariff
     return Contribution(
         ref,
         lease.job.tenant.name,
@@ -232,6 +239,7 @@ def _contribution(
         subtask_ucredits=tariff.subtask_ucredits,
         gib_second_ucredits=tariff.gib_second_ucredits,
         memory_bytes=lease.job.spec.limits.memory_bytes,
+        node_class=worker.node_class,
     )
 
 
@@ -301,7 +309,7 @@ def _judge(state: State, event: ResultArrived, lease: Lease) -> tuple[list[Run],
         if outcome is Outcome.BUDGET:
             if _may_have_more(job, lease):
                 # A larger one next time: twice what this lease had been given.
-                floor = max(2 * lease.granted_ucredits, least_ucredits(job))
+                floor = max(2 * lease.granted_ucredits, least_ucredits(lease.tariff))
                 job.budget_floor_ucredits = max(job.budget_floor_ucredits, floor)
                 job.columns.spend(first, count, lease.attempt)
                 not_final.append((first, count))
@@ -338,7 +346,7 @@ def _may_have_more(job: Job, lease: Lease) -> bool:
         job.ending is None
         and not lease.is_all_the_money
         and lease.attempt < ATTEMPT_MAX
-        and (left >= least_ucredits(job) or others > 0)
+        and (left >= least_ucredits(lease.tariff) or others > 0)
     )
 
 

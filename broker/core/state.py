@@ -18,6 +18,8 @@ from gristmill.broker.core.workers import Pool, Profile, Slot, Worker
 from gristmill.wire import limits
 from gristmill.wire.client import JobStatus
 
+_SHUN_DOUBLINGS_MAX = 6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -233,9 +235,12 @@ class State:
             requirement.is_starved = False
             self.dirty_requirements[requirement.key] = None
 
-    def note_shun(self, until_ms: int, worker: int) -> None:
-        """The worker is offered work again at this time."""
-        heapq.heappush(self.shuns, (until_ms, worker))
+    def shun(self, worker: Worker, job: int, now_ms: int) -> None:
+        """The job cannot be set up or paid here: it stays away for a while, doubling each time."""
+        times = min(worker.shunned.get(job, (0, 0))[1] + 1, _SHUN_DOUBLINGS_MAX)
+        until_ms = now_ms + self.config.shun_ms * (1 << (times - 1))
+        worker.shunned[job] = (until_ms, times)
+        heapq.heappush(self.shuns, (until_ms, worker.number))
 
     # ------------------------------------------------------------ room
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gristmill.broker.core.turns import key_of_job
 from gristmill.wire.spec import JobSpec
+from gristmill.wire.tariffs import CLASS_LABEL
 
 if TYPE_CHECKING:
     from gristmill.broker.core.jobs import Job
@@ -134,7 +135,8 @@ class Requirement:
             failed.append("tier")
         if self.python and self.python not in profile.pythons:
             failed.append("python")
-        if any(profile.labels_of.get(name) != value for name, value in self.labels):
+        offered = {CLASS_LABEL: profile.node_class, **profile.labels_of}
+        if any(offered.get(name) != value for name, value in self.labels):
             failed.append("labels")
         if self.cpus_milli > profile.cpus_milli:
             failed.append("cpus")

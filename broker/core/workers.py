@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gristmill.broker.core.tenants import minor_of
+from gristmill.wire.tariffs import class_of
 
 if TYPE_CHECKING:
     from gristmill.broker.core.leases import Lease
@@ -26,6 +27,7 @@ class Profile:
     labels: tuple[tuple[str, str], ...]
     tiers: tuple[str, ...]
     pythons: tuple[str, ...]
+    node_class: str
 
     @property
     def labels_of(self) -> dict[str, str]:
@@ -47,6 +49,7 @@ def profile_of(
         tuple(sorted(labels.items())),
         tuple(sorted(tiers)),
         tuple(sorted(minor_of(version) for version in pythons)),
+        class_of(labels),
     )
 
 
@@ -129,6 +132,11 @@ class Worker:
     idle: dict[int, None] = field(default_factory=dict)
     half: dict[int, None] = field(default_factory=dict)
     shunned: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def node_class(self) -> str:
+        """By which its work is priced."""
+        return self.pool.profile.node_class
 
     @property
     def busy(self) -> int:

@@ -90,6 +90,7 @@ ENVIRONMENT = {
     "GRISTMILL_BROKER_WORKER_REPORT_MS": "200",
     "GRISTMILL_BROKER_LEDGER_RESEND_MS": "300",
     "GRISTMILL_BROKER_LEDGER_TTL_MS": "3000",
+    "GRISTMILL_BROKER_TARIFF": "standard=gib:0",  # bills of wall time would be new each time
 }
 
 

@@ -1,6 +1,7 @@
 """The book: what SQLite enforces by itself, restarts, full disks, and an audit that can fail."""
 
 import copy
+import itertools
 import pathlib
 import random
 import shutil
@@ -377,6 +378,9 @@ def test_books_that_seem_new_and_are_not_are_refused(shut: pathlib.Path) -> None
 # ---------------------------------------------------------------- bills
 
 
+AMOUNTS = "subtasks failed cpu_us wall_us amount_ucredits toll_ucredits".split()
+
+
 def keys(rows: list[Any]) -> list[tuple[str, int, int]]:
     return [(row.key, row.subtasks, row.amount_ucredits) for row in rows]
 
@@ -401,6 +405,43 @@ def test_bills(book: SqliteBook, entries: Any) -> None:
             ask("job", tenant, ref)
     book.apply([Post("c", 1, [Hold("c/1", "ann", 1)])], NOW)
     assert [key for key, _, _ in ask("job", "ann")] == ["c/1", "b/3", "b/1"]
+
+
+KEYS = ("tenant", "node", "job", "day")
+SPLITS = [",".join(keys) for size in range(1, 5) for keys in itertools.permutations(KEYS, size)]
+
+
+@pytest.mark.parametrize(("tenant", "ref"), [("", ""), ("ann", ""), ("", "b/1"), ("ann", "b/1")])
+def test_a_bill_adds_up_however_it_is_split(
+    book: SqliteBook, entries: Any, tenant: str, ref: str
+) -> None:
+    fill(book, entries)
+    facts: set[tuple[Any, ...]] = set()
+    for by in SPLITS:
+        rows = bills.usage(book.db, AskUsage(1, tenant, by, ref))
+        sums = [sum(getattr(row, name) for row in rows) for name in AMOUNTS]
+        assert all(len(row.keys) == by.count(",") + 1 for row in rows)
+        assert len({tuple(row.keys) for row in rows}) == len(rows), "each key once"
+        facts.add(tuple(sums))
+        whole = dict(zip(by.split(","), zip(*(row.keys for row in rows), strict=True), strict=True))
+        assert set(whole.get("tenant", ("ann",))) <= ({tenant} if tenant else {"ann", "bob"})
+    assert len(facts) == 1, f"one total for all splits, not {facts}"
+
+
+def test_a_bill_by_four_keys(book: SqliteBook, entries: Any) -> None:
+    fill(book, entries)
+    rows = bills.usage(book.db, AskUsage(1, "", "day,tenant,job,node"))
+    assert [(row.keys, row.amount_ucredits) for row in rows] == [
+        (["2027-01-16", "bob", "j2", "mill"], 1_000),
+        (["2027-01-15", "ann", "j1", "barn"], 1_000),
+        (["2027-01-15", "ann", "j1", "mill"], 1_000),
+    ]
+
+
+@pytest.mark.parametrize("by", ["", "moon", "job,job", "job,", "tenant;day"])
+def test_another_split_is_refused(book: SqliteBook, by: str) -> None:
+    with pytest.raises(RemoteError, match=r"INVALID_SPEC: usage by .* tenant, node, job, day"):
+        bills.usage(book.db, AskUsage(1, "", by))
 
 
 def test_a_long_bill_ends_in_its_sum(book: SqliteBook, entries: Any) -> None:

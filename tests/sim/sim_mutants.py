@@ -166,7 +166,6 @@ def a_restart_uses_its_old_number(patch: Patch) -> None:
     patch.setattr(broker_journal, "_begin_incarnation", lambda db: (real(db)[0], 1))
 
 
-
 @mutant
 def a_cancel_is_not_recorded(patch: Patch) -> None:
     """After a restart the job goes on."""
@@ -310,7 +309,6 @@ def a_cancel_forgets_what_is_leased(patch: Patch) -> None:
     patch.setattr(endings, "give_back", give_back)
 
 
-
 # ---------------------------------------------------------------- capacity and money
 
 
@@ -368,8 +366,8 @@ def budgets_are_not_counted(patch: Patch) -> None:
 def bills_ignore_the_budget(patch: Patch) -> None:
     """A bill is what was used, whatever was held."""
 
-    def bill(lease: Any, cpu_us: int, subtasks: int) -> int:
-        return int(lease.job.tariff.price(cpu_us * 3, subtasks))
+    def bill(lease: Any, cpu_us: int, wall_us: int, subtasks: int) -> int:
+        return int(lease.tariff.price(cpu_us * 3, subtasks))
 
     patch.setattr(results, "bill", bill)
     patch.setattr(pricing, "bill", bill)
@@ -499,7 +497,6 @@ def a_client_takes_a_result_twice(patch: Patch) -> None:
         real(state, result, frames, now_ms, todo)
 
     patch.setattr(client_results, "on_results", on_results)
-
 
 
 @mutant

@@ -89,6 +89,7 @@ def on_result_arrived(state: State, event: on.ResultArrived, now_ms: int) -> Eff
     lease.remaining = left
     lease.done += event.count
     lease.cpu_us += event.cpu_us
+    lease.wall_us += event.wall_us
     lease.billed += event.billed
     _keep_result(state, lease, event)
     if not lease.remaining:
@@ -233,7 +234,8 @@ def _on_look(state: State, slot: Slot, look: on.Look, now_ms: int) -> Effects:
         return effects + _kill(slot, "cpu", now_ms)
     if look.output_bytes > limits.output_bytes:
         return effects + _kill(slot, "output", now_ms)
-    if running is not None and look.index >= 0 and _is_spent(state, running, look):
+    run_ms = now_ms - slot.run_since_ms
+    if running is not None and look.index >= 0 and _is_spent(state, running, look, run_ms):
         return effects + _kill(slot, "budget", now_ms)
     return effects
 
@@ -261,9 +263,11 @@ def _cut(state: State, slot: Slot, look: on.Look, now_ms: int) -> Effects:
     return effects + settle(state, slot, now_ms)
 
 
-def _is_spent(state: State, lease: Lease, look: on.Look) -> bool:
-    tariff = tariff_of(state, lease.grant.job)
-    cost = tariff.price(lease.cpu_us + look.fresh_cpu_us, lease.billed)
+def _is_spent(state: State, lease: Lease, look: on.Look, run_ms: int) -> bool:
+    """Whether the lease would cost more than its budget if its subtask ended now."""
+    opening = state.jobs[lease.grant.job].opening
+    byte_us = (lease.wall_us + run_ms * 1000) * opening.spec.limits.memory_bytes
+    cost = opening.tariff.price(lease.cpu_us + look.fresh_cpu_us, lease.billed, byte_us)
     return cost > lease.grant.budget_ucredits
 
 

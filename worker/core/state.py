@@ -77,6 +77,7 @@ class Lease:
     stop_outcome: int = -1
     done: int = 0
     cpu_us: int = 0
+    wall_us: int = 0
     billed: int = 0
     since_ms: int = 0
 

@@ -130,7 +130,9 @@ def every(
 def rows_of_group(job: int) -> list[tuple[str, str, tuple[Any, ...]]]:
     """(table, statement, row): a job with its inputs, a result of it, and what the ledger hears."""
     spec = JobSpec("function", function="0" * 64, count=20, tier="batch")
-    record = records.JobRecord(job, "t", b"s%d" % job, NOW, spec, Tariff(), b"f" * 300)
+    record = records.JobRecord(
+        job, "t", b"s%d" % job, NOW, spec, {"standard": Tariff()}, b"f" * 300
+    )
     head = ResultHead(1, 7, job, 0, 10, "q", 1_000, 500, 7, "wait4")
     message = Results(job, 1, head, 1, "node")
     frames = [b"values of %d" % job, pack_meter(10, Outcome.OK), b"", b""]

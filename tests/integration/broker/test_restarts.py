@@ -183,7 +183,9 @@ def fill(path: pathlib.Path, jobs: int) -> None:
     with sqlite3.connect(path) as db:
         for job in range(1, jobs + 1):
             spec = JobSpec("function", function="0" * 64, count=1)
-            record = records.JobRecord(job, "local", b"%016d" % job, 1, spec, Tariff(), b"f")
+            record = records.JobRecord(
+                job, "local", b"%016d" % job, 1, spec, {"standard": Tariff()}, b"f"
+            )
             db.execute(schema.ADD_JOB, records.job_row(record))
             db.execute(schema.ADD_OPEN, (job,))
             db.execute(schema.ADD_EVENT, records.event_row(job, 1, "hold.granted", {}))

@@ -124,7 +124,7 @@ def signed(grid, worker, job, lease, key, payload=b"12345678"):
     spec = worker.openings[job].spec
     receipt = Receipt(
         broker, job, lease.lease_id, first, count, lease.attempt, bytes.fromhex(spec.function),
-        digest, 1, 1, 1, "wait4", "", tariff.cpu_second_ucredits, tariff.subtask_ucredits,
+        digest, 1, 1, 1, "wait4", "standard", tariff.cpu_second_ucredits, tariff.subtask_ucredits,
         tariff.gib_second_ucredits, spec.limits.memory_bytes,
     )  # fmt: skip
     head = ww.ResultHead(

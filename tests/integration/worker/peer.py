@@ -176,7 +176,7 @@ class Peer:
         receipt = Receipt(
             BROKER, head.job, head.lease_id, head.first, head.count,
             1, work, digest.digest(),
-            head.wall_us, head.cpu_us, head.peak_kib, head.metering, "",
+            head.wall_us, head.cpu_us, head.peak_kib, head.metering, "standard",
             TARIFF.cpu_second_ucredits, TARIFF.subtask_ucredits, TARIFF.gib_second_ucredits,
             spec.limits.memory_bytes,
         )  # fmt: skip

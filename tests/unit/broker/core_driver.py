@@ -24,6 +24,7 @@ class Core:
         self.numbers: dict[int, int] = {}
         self.reports: dict[int, int] = {}
         self.refs = 0
+        self.tariffs = {"standard": Tariff()}
 
     def do(self, event: ev.AnyEvent, after: int = 0) -> list[fx.AnyEffect]:
         self.now += after
@@ -42,7 +43,14 @@ class Core:
         submission = submission or b"s%d" % (self.state.job_counter + 1)
         return self.do(
             ev.JobSubmitted(
-                CLIENT, 1, tenant, submission, spec, Tariff(), UTC + self.now, is_dry_run
+                CLIENT,
+                1,
+                tenant,
+                submission,
+                spec,
+                dict(self.tariffs),
+                UTC + self.now,
+                is_dry_run,
             )
         )
 
@@ -143,7 +151,13 @@ class Core:
             held = self.held(worker)
         return self.do(
             ev.WorkerReported(
-                worker, self.reports[worker], is_full, slots, held, returned or [], is_draining,
+                worker,
+                self.reports[worker],
+                is_full,
+                slots,
+                held,
+                returned or [],
+                is_draining,
                 open_jobs or [],
             ),
             after,

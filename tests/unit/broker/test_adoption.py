@@ -33,7 +33,8 @@ class Restarted(Core):
         fact = JobFact(
             job=3, tenant="t", submission=b"x", submitted_utc_ms=UTC - 60_000, status=CARD,
             spec=JobSpec("function", function="0" * 64, **fields),  # type: ignore[arg-type]
-            tariff=Tariff(), is_hold_granted=True, parcels=[ParcelFact(0, 100, "m", 900)],
+            tariffs={"standard": Tariff()}, is_hold_granted=True,
+            parcels=[ParcelFact(0, 100, "m", 900)],
             results=[ResultFact(1, 0, 10, 1, b"\0", [], 100, 10_000, 5_000, 9)],
         )  # fmt: skip
         utc = UTC + 10_000 + self.now

@@ -1,11 +1,12 @@
 """Budgets, bills and caps."""
 
 import pytest
-from core_driver import Core, grants, kinds, leases, only
+from core_driver import Core, big_lease, grant_of, grants, kinds, leases, only
 
 from gristmill.broker.core import effects as fx
 from gristmill.wire.outcome import Outcome
-from gristmill.wire.spec import Limits
+from gristmill.wire.spec import Limits, Tariff
+from gristmill.wire.tariffs import STANDARD_TARIFF
 
 
 def spent_and_promised(core: Core) -> int:
@@ -117,3 +118,96 @@ def test_zero_tariff_runs_without_money(core: Core) -> None:
     assert only(effects, fx.KeepResult)[0].outcome == Outcome.OK
     # the ledger hears nothing: no contribution without a hold, no release of one that never was
     assert not only(effects, fx.AddToOutbox)
+
+
+GIB = 1 << 30
+CLASSES = {
+    "standard": STANDARD_TARIFF,
+    "big": Tariff(2_000_000, 30, 400_000),
+    "dear": Tariff(1_000_000, 5_000_000, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("node_class", "amount"),
+    [
+        ("standard", 500_000 + 10 + 100_000),  # half a cpu second, a subtask, 2 s of 1 GiB
+        ("big", 1_000_000 + 30 + 800_000),
+    ],
+)
+def test_a_bill_is_by_the_class_of_the_node(core: Core, node_class: str, amount: int) -> None:
+    core.tariffs = CLASSES
+    core.join(1, labels={"class": node_class} if node_class != "standard" else {})
+    core.job(1)
+    (lease,) = leases(core)
+    core.now += 1_999
+    post = core.result(1, lease, 0, 1, cpu_us=500_000, wall_us=9_000_000)[1].entry
+    tariff = CLASSES[node_class]
+    assert post.wall_us == 2_000_000, "at most the time since dispatch"
+    assert post.amount_ucredits == amount
+    assert (post.node_class, post.memory_bytes) == (node_class, GIB)
+    assert (post.cpu_second_ucredits, post.gib_second_ucredits, post.subtask_ucredits) == (
+        tariff.cpu_second_ucredits, tariff.gib_second_ucredits, tariff.subtask_ucredits,
+    )  # fmt: skip
+
+
+def test_results_of_one_lease_claim_no_more_wall_than_there_was(core: Core) -> None:
+    core.tariffs = {"standard": STANDARD_TARIFF}
+    core.join(1)
+    lease = big_lease(core, 100, limits=Limits(memory_bytes=GIB))
+    core.now += 99
+    ((first, _), *_), granted_ms = lease.runs, core.state.leases[lease.lease_id].granted_ms
+    walls = [
+        core.result(1, lease, first + at, 1, wall_us=80_000)[1].entry.wall_us for at in range(3)
+    ]
+    assert walls[0] == 80_000 and walls[2] == 0
+    assert sum(walls) == (core.now - granted_ms + 1) * 1_000
+
+
+def test_a_job_may_ask_for_a_class_and_standard_is_one(core: Core) -> None:
+    core.tariffs = CLASSES
+    core.join(1, labels={"class": "big"})
+    core.join(2)
+    core.job(1, labels={"class": "standard"})
+    core.job(1, labels={"class": "big"})
+    core.job(1, labels={"class": "dear"})
+    placed = {lease.job.number: lease.slot.worker.number for lease in core.state.leases.values()}
+    assert placed == {1: 2, 2: 1}
+
+
+def test_a_job_keeps_the_tariffs_of_its_time(core: Core) -> None:
+    core.tariffs = CLASSES
+    core.job(1)
+    core.tariffs = {"standard": Tariff(9, 9, 9), "late": Tariff(7, 7, 7)}
+    core.join(1, labels={"class": "late"})  # of a class that came later: as on standard
+    (lease,) = leases(core)
+    post = core.result(1, lease, 0, 1, cpu_us=0, wall_us=0)[1].entry
+    assert (post.amount_ucredits, post.subtask_ucredits) == (10, 10)
+
+
+def test_what_is_left_may_be_enough_on_another_class(core: Core) -> None:
+    core.tariffs = CLASSES
+    core.join(1, labels={"class": "dear"})  # five credits a subtask
+    core.join(2, labels={"class": "big"})
+    number = core.job(3, cap_ucredits=4_000_000)
+    while core.state.leases:
+        (lease, *_) = core.state.leases.values()
+        assert lease.slot.worker.number == 2
+        core.finish(2, grant_of(lease), each_us=0)
+    assert core.state.finished[number].status.state == "done"
+
+
+def test_a_cap_too_small_for_the_only_class_ends_the_job(core: Core) -> None:
+    core.tariffs = CLASSES
+    core.join(1, labels={"class": "dear"})
+    number = core.job(3, cap_ucredits=4_000_000)
+    card = core.state.finished[number].status
+    assert card.reason.startswith("CAP_REACHED") and card.spent_ucredits == 0
+
+
+def test_memory_counts_in_the_budget(core: Core) -> None:
+    core.tariffs = {"standard": STANDARD_TARIFF}
+    core.join(1)
+    core.job(1, limits=Limits(cpu_ms=10, wall_ms=8_000, memory_bytes=2 * GIB))
+    (lease,) = core.state.leases.values()  # ten seconds: the worker's grace of two counts
+    assert lease.budget_ucredits == 10_000 + 10 + 2 * 10 * 50_000

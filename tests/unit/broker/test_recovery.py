@@ -24,7 +24,7 @@ def fact(**fields: object) -> JobFact:
         "tenant": "t",
         "submission": b"x",
         "spec": spec,
-        "tariff": Tariff(),
+        "tariffs": {"standard": Tariff()},
         "submitted_utc_ms": UTC,
         "is_hold_granted": True,
         **fields,
@@ -122,7 +122,7 @@ def test_final_jobs_keep_their_card_and_their_submission() -> None:
     card = only(step(state, ev.CancelAsked(1, 1, "t", 3, []), 60), fx.TellStatus)[0].status
     state, effects = restore(fact(spec={"count": 100}, status=card))
     assert effects == [] and not state.jobs and state.finished[3].status == card
-    event = ev.JobSubmitted(CLIENT, 1, "t", b"x", spec, Tariff(), UTC)
+    event = ev.JobSubmitted(CLIENT, 1, "t", b"x", spec, {"standard": Tariff()}, UTC)
     assert step(state, event, 70) == [fx.AcceptJob(CLIENT, 1, 3, True, 0)]
 
 
@@ -130,7 +130,7 @@ def test_an_upload_goes_on_after_a_restart_or_is_closed() -> None:
     state, _ = restore(fact(parcels=PARCELS))
     job = state.jobs[3]
     assert (job.bytes_allowed - 900, job.committed) == (Config().input_credit_bytes, 100)
-    event = ev.JobSubmitted(CLIENT, 1, "t", b"x", job.spec, Tariff(), UTC)
+    event = ev.JobSubmitted(CLIENT, 1, "t", b"x", job.spec, {"standard": Tariff()}, UTC)
     assert kinds(step(state, event, 60)) == ["AcceptJob"]
     step(state, ev.ClientLost(0), 60)
     assert not job.is_closed

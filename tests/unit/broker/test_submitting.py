@@ -241,7 +241,7 @@ def test_a_lost_client_closes_its_open_jobs_only(core: Core) -> None:
 def test_a_client_that_comes_back_keeps_its_upload(core: Core) -> None:
     core.submit(submission=b"x")
     spec = core.state.jobs[1].spec
-    event = ev.JobSubmitted(8, 1, "t", b"x", spec, core.state.jobs[1].tariff, UTC)
+    event = ev.JobSubmitted(8, 1, "t", b"x", spec, core.state.jobs[1].tariffs, UTC)
     assert core.do(event) == [fx.AcceptJob(8, 1, 1, True, limits.INPUT_CREDIT_BYTES)]
     assert core.do(ev.ClientLost(CLIENT)) == []
     assert not core.state.jobs[1].is_closed

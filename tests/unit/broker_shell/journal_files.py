@@ -24,7 +24,9 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     db.execute("BEGIN")
     for job in range(1, JOBS + 1):
         spec = JobSpec("function", function="0" * 64, count=100)
-        record = records.JobRecord(job, "t", b"s%d" % job, UTC, spec, Tariff(), b"f" * 500)
+        record = records.JobRecord(
+            job, "t", b"s%d" % job, UTC, spec, {"standard": Tariff()}, b"f" * 500
+        )
         db.execute(schema.ADD_JOB, records.job_row(record))
         db.execute(schema.ADD_OPEN, (job,))
         db.execute(schema.ADD_EVENT, records.event_row(job, UTC, "hold.granted", {}))

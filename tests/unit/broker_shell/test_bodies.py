@@ -44,7 +44,7 @@ class Disk:
 
     def job(self) -> None:
         spec = JobSpec("function", function="0" * 64, count=1_000)
-        record = records.JobRecord(1, "t", b"s", UTC, spec, Tariff(), b"f")
+        record = records.JobRecord(1, "t", b"s", UTC, spec, {"standard": Tariff()}, b"f")
         self.journal.record("jobs", schema.ADD_JOB, records.job_row(record), 1)
         self.journal.record("open_jobs", schema.ADD_OPEN, (1,), 1)
         granted = records.event_row(1, UTC, "hold.granted", {})

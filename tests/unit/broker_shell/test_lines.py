@@ -37,7 +37,7 @@ class Desk:
         self.state = State.new(Config(), 1)
         spec = JobSpec("function", function="0" * 64, count=2)
         for event in (
-            JobSubmitted(1, 1, "t", b"s", spec, Tariff(), 0, False),
+            JobSubmitted(1, 1, "t", b"s", spec, {"standard": Tariff()}, 0, False),
             HoldAnswered(JOB, "", ""),
             ParcelArrived(1, "t", JOB, 0, 2, "m", 10),
             WorkerJoined(

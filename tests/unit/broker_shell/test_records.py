@@ -11,7 +11,7 @@ from gristmill.wire.spec import Command, JobSpec, Tariff
 from gristmill.wire.worker import ResultHead
 
 SPEC = JobSpec("command", command=Command(["x"]), name="n", request_digest="d")
-RECORD = records.JobRecord(7, "ann", b"s" * 16, 5, SPEC, Tariff(), b"function")
+RECORD = records.JobRecord(7, "ann", b"s" * 16, 5, SPEC, {"standard": Tariff()}, b"function")
 COLUMNS = (
     "job tenant submission name request_digest parent submitted_ms spec tariff function crc"
 ).split()

@@ -40,7 +40,7 @@ class File:
         bodies.register(self.db, folder)
 
     def job(self, job: int, state: str = "running", is_listed: bool | None = None) -> None:
-        record = records.JobRecord(job, "t", b"s%d" % job, UTC, SPEC, Tariff(), b"f")
+        record = records.JobRecord(job, "t", b"s%d" % job, UTC, SPEC, {"standard": Tariff()}, b"f")
         self.db.execute(schema.ADD_JOB, records.job_row(record))
         if is_listed if is_listed is not None else state == "running":
             self.db.execute(schema.ADD_OPEN, (job,))
@@ -348,7 +348,8 @@ def test_what_is_in_memory_is_folded_without_its_rows(file: File) -> None:
 
 def state_of(facts: list[ResultFact]) -> State:
     job = JobFact(
-        job=1, tenant="t", submission=b"x", spec=SPEC, tariff=Tariff(), submitted_utc_ms=UTC,
+        job=1, tenant="t", submission=b"x", spec=SPEC, tariffs={"standard": Tariff()},
+        submitted_utc_ms=UTC,
         is_hold_granted=True, parcels=[ParcelFact(0, 100, "m", 9)], results=facts,
     )  # fmt: skip
     state, _ = rebuild(Config(), 2, [job], 0, UTC)

@@ -472,6 +472,20 @@ def test_a_budget_is_counted_over_results_and_what_runs() -> None:
     assert returned == [Returned(1, [(2, 2)], "stopped")]
 
 
+def test_reserved_memory_counts_in_the_budget() -> None:
+    tariff = Tariff(0, 0, 50_000)
+    rig = Rig().join()
+    rig.open(tariff=tariff, limits=Limits(memory_bytes=2 << 30))
+    rig.give(0, 4, budget=200_000)  # two seconds of 2 GiB
+    rig.tell(on.JailReady(0, 1))
+    rig.result(1, 0, 1, wall_us=1_500_000)
+    assert rig.look(1, 1) == []
+    rig.now += 500
+    assert rig.look(1, 1) == []
+    rig.now += 1
+    assert rig.look(1, 1) == [do.KillJail(0, 1, "budget")]
+
+
 # ---------------------------------------------------------------- drain
 
 

@@ -78,9 +78,14 @@ class Rig:
         )
         return self.tell(event)
 
-    def open(self, job: int = 1, **spec: Any) -> list[do.Effect]:
+    def open(
+        self,
+        job: int = 1,
+        tariff: Tariff | None = None,
+        **spec: Any,
+    ) -> list[do.Effect]:
         made = JobSpec(kind="function", function="0" * 64, **{"tier": "batch", **spec})
-        return self.orders(openings=[JobOpening(job, "t", made, Tariff(), "put", "get")])
+        return self.orders(openings=[JobOpening(job, "t", made, tariff or Tariff(), "put", "get")])
 
     def grant(
         self, first: int, count: int, job: int = 1, slot: int = 0, budget: int = PLENTY
@@ -102,12 +107,31 @@ class Rig:
         return self
 
     def result(
-        self, lease: int, first: int, count: int, slot: int = 0, jail: int = 1, cpu_us: int = 0
+        self,
+        lease: int,
+        first: int,
+        count: int,
+        slot: int = 0,
+        jail: int = 1,
+        cpu_us: int = 0,
+        wall_us: int = 5,
     ) -> list[do.Effect]:
         frames = (b"v", pack_meter(count), b"", b"")
         return self.tell(
             on.ResultArrived(
-                slot, jail, lease, first, count, "q", 5, cpu_us, 1, "cgroup", True, count, frames
+                slot,
+                jail,
+                lease,
+                first,
+                count,
+                "q",
+                wall_us,
+                cpu_us,
+                1,
+                "cgroup",
+                True,
+                count,
+                frames,
             )
         )
 
