@@ -165,9 +165,13 @@ def _contribution_faults(db: Database) -> Iterator[str]:
             yield f"subtask {first} of hold {hold}, attempt {attempt}, is billed twice"
         end = first + count
     (toll,) = db.execute("SELECT coalesce(sum(toll), 0) FROM contribution").fetchone() or (0,)
-    row = db.execute("SELECT credits FROM account WHERE name = 'toll'").fetchone()
-    if toll != (row[0] if row else 0):
-        yield f"contributions make a toll of {toll}; the account toll got {row and row[0]}"
+    query = (
+        "SELECT coalesce(sum(amount), 0) FROM transfer JOIN account ON account.id = credit"
+        " WHERE name = 'toll' AND kind = 2"
+    )
+    (got,) = db.execute(query).fetchone() or (0,)
+    if toll != got:
+        yield f"contributions make a toll of {toll}; the account toll got {got}"
     yield from _tally_faults(db)
     yield from _receipt_faults(db)
 

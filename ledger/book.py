@@ -128,7 +128,8 @@ class Book:
             for effect in (effect for effects in group for effect in effects):
                 if isinstance(effect, fx.AddEntry) and effect.broker == post.broker:
                     applied[effect.sequence] = Applied(effect.digest, effect.code, effect.message)
-        unknown = {entry.ref: None for entry in post.entries if entry.ref not in self.state.holds}
+        refs = dict.fromkeys(entry.ref for entry in post.entries)
+        unknown = [ref for ref in refs if ref not in self.state.holds and "\0" not in ref]
         recalled = []
         for ref in unknown:
             row = self.db.execute(
@@ -145,6 +146,8 @@ class Book:
         for effect in (effect for effects in group for effect in effects):
             if isinstance(effect, fx.AddMint) and effect.ref == ref:
                 return effect.tenant, effect.amount
+        if "\0" in ref:
+            return None  # not every database can be asked; the core refuses it
         row = self.db.execute("SELECT tenant, amount FROM mint WHERE ref = ?", (ref,)).fetchone()
         return (row[0], row[1]) if row else None
 

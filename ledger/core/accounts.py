@@ -5,6 +5,12 @@
 
 from gristmill.ledger.core.effects import AddTransfer, AnyEffect, Kind, OpenAccount
 from gristmill.ledger.core.state import WORLD, Account, LedgerState
+from gristmill.wire.limits import NAME_CHARS_MAX
+
+
+def is_name(text: str) -> bool:
+    """Whether this may be the name of a tenant, a node or a broker: PostgreSQL keeps no NUL."""
+    return 0 < len(text) <= NAME_CHARS_MAX and "\0" not in text
 
 
 def account_of(state: LedgerState, name: str, effects: list[AnyEffect]) -> Account:

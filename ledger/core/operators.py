@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gristmill.ledger.core.accounts import account_of, transfer
+from gristmill.ledger.core.accounts import account_of, is_name, transfer
 from gristmill.ledger.core.effects import AddMint, AnswerOperator, AnyEffect, Kind, RaiseAlarm
 from gristmill.ledger.core.events import CreditsFunded, TransfersAsked
 from gristmill.ledger.core.ids import ID_BYTES, named_id
@@ -40,8 +40,8 @@ def on_credits_funded(
             f"{min(AMOUNT_MAX, MINTED_MAX - minted)} micro-credits"
         )
     for field, text in (("tenant", event.tenant), ("ref", event.ref)):
-        if not 0 < len(text) <= NAME_CHARS_MAX:
-            bad.append(f"{field} has {len(text)} characters, must be 1 to {NAME_CHARS_MAX}")
+        if not is_name(text):
+            bad.append(f"{field} has {len(text)} characters, must be 1 to {NAME_CHARS_MAX}, no NUL")
     if bad:
         effects.append(AnswerOperator("INVALID_SPEC", "; ".join(bad)))
         return

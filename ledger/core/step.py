@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from gristmill.ledger.core.accounts import account_of, transfer
+from gristmill.ledger.core.accounts import account_of, is_name, transfer
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.effects import (
     Acknowledge,
@@ -124,7 +124,7 @@ def on_outbox_received(
         state.holds.setdefault(hold.ref, hold)
     applied = state.applied.get(event.broker, 0)
     verdicts: list[Verdict] = []
-    if event.first < 1 or not 0 < len(event.broker) <= NAME_CHARS_MAX:
+    if event.first < 1 or not is_name(event.broker):
         message = f"a post of {event.broker:.80} begins with entry {event.first}; the first is 1"
         effects.append(RaiseAlarm(event.broker, event.first, "MALFORMED", message))
     elif event.first <= applied + 1:
@@ -193,8 +193,11 @@ def _alarmed(broker: str, sequence: int, refusal: Refusal, effects: list[AnyEffe
 
 
 def _check_ref(broker: str, ref: str) -> Refusal:
-    if len(ref) > REF_CHARS_MAX:
-        return "MALFORMED", f"a ref of {len(ref)} characters; the limit is {REF_CHARS_MAX}"
+    if len(ref) > REF_CHARS_MAX or "\0" in ref:
+        return "MALFORMED", (
+            f"a ref of {len(ref)} characters; at most {REF_CHARS_MAX} and no NUL, which not every "
+            "database keeps"
+        )
     if ref.rpartition("/")[0] != broker:
         return "FORBIDDEN", f"the hold {ref!r} is not one of this broker's (BROKER/JOB)"
     return _YES
@@ -216,8 +219,8 @@ def _hold(
         return refusal
     if not 0 <= entry.amount_ucredits <= AMOUNT_MAX:
         return "MALFORMED", f"a cap of {entry.amount_ucredits}; it must be 0 to {AMOUNT_MAX}"
-    if not 0 < len(entry.tenant) <= NAME_CHARS_MAX:
-        return "MALFORMED", f"a tenant's name of {len(entry.tenant)} characters"
+    if not is_name(entry.tenant):
+        return "MALFORMED", f"a tenant's name of {len(entry.tenant)} characters, or with a NUL"
     before = state.holds.get(entry.ref)
     if before is not None:
         same = (before.tenant, before.amount) == (entry.tenant, entry.amount_ucredits)
@@ -460,8 +463,8 @@ def _wrong_field(values: tuple[Any, ...]) -> str:
     if not 0 <= toll <= toll_of(amount):
         # Gathered results have a toll rounded down each: the sum may be less, never more.
         return f"a toll of {toll} of {amount}; the most is {toll_of(amount)}"
-    if not 0 < len(node) <= NAME_CHARS_MAX or len(metering) > NAME_CHARS_MAX:
-        return f"a node's name of {len(node)} characters"
+    if not is_name(node) or len(metering) > NAME_CHARS_MAX or "\0" in metering:
+        return f"a node's name of {len(node)} characters, or with a NUL"
     if not 0 <= lease_id < 1 << 64 or len(signature) not in _SIGNATURE_SIZES:
         return f"lease {lease_id} with a signature of {len(signature)} bytes"
     return _wrong_receipt(receipt) if any(receipt) else ""
@@ -478,6 +481,8 @@ def _wrong_receipt(fields: list[Any]) -> str:
     numbers = (wall_us, cpu_us, cpu_second, subtask, gib_second, memory)
     if not all(0 <= number <= _INT_MAX for number in numbers):
         return f"readings, rates and memory {numbers}; each must be 0 to {_INT_MAX}"
-    if len(node_class) > NAME_CHARS_MAX or len(countersignature) not in _SIGNATURE_SIZES:
+    if len(node_class) > NAME_CHARS_MAX or "\0" in node_class:
+        return f"a node's class of {len(node_class)} characters, or with a NUL"
+    if len(countersignature) not in _SIGNATURE_SIZES:
         return f"a countersignature of {len(countersignature)} bytes"
     return ""

@@ -1,0 +1,45 @@
+"""Books in a SQLite file pass the suite that books anywhere must pass."""
+
+import importlib.util
+import pathlib
+from typing import Any
+
+import pytest
+
+from gristmill.ledger.sqlite import SqliteBook
+
+_PATH = pathlib.Path(__file__).with_name("ledger_suite.py")
+_spec = importlib.util.spec_from_file_location("ledger_suite", _PATH)
+assert _spec is not None and _spec.loader is not None
+suite: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(suite)
+
+
+@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+def test_sqlite(check: Any, tmp_path: pathlib.Path) -> None:
+    opened: list[SqliteBook] = []
+
+    def open_() -> SqliteBook:
+        if opened:
+            opened[-1].close()
+        opened.append(SqliteBook(tmp_path / "state"))
+        opened[-1].load()
+        return opened[-1]
+
+    def tamper(statement: str) -> None:
+        db = opened[-1].db
+        kept = list(db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"))
+        db.execute("PRAGMA foreign_keys=OFF")
+        for name, _ in kept:
+            db.execute(f"DROP TRIGGER {name}")
+        db.execute(statement)
+        for _, sql in kept:
+            db.execute(sql)
+        db.execute("PRAGMA foreign_keys=ON")
+
+    book = open_()
+    try:
+        twice = lambda: SqliteBook(tmp_path / "state")  # noqa: E731
+        check(suite.Bench(book, open_, twice, tamper, "x'"))
+    finally:
+        opened[-1].close()
