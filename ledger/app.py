@@ -21,9 +21,9 @@ import msgspec
 import zmq
 
 from gristmill.ledger import bills
-from gristmill.ledger.book import Asked
+from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
-from gristmill.ledger.engine import PostponedError, RefusedError
+from gristmill.ledger.engine import GoneError, PostponedError, RefusedError
 from gristmill.ledger.floods import Floods
 from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
@@ -69,7 +69,7 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         self._floods = Floods()
         self.read_only = ""
-        self.book = SqliteBook(settings.state)
+        self.book = open_book(settings)
         self._began_ms = self._looked_ms = _now_ms()
         self._context = zmq.Context()
         self._socket = self._listen()
@@ -295,10 +295,12 @@ class Ledger:
             self._send(peer, LedgerAnswer(question.request, answer))
         except RemoteError as error:
             self._send(peer, LedgerRefused(question.request, error.code, error.message))
-        except (apsw.Error, TypeError, ValueError) as error:  # a text that is none, too
+        except Exception as error:  # a damaged page can make anything of a value
             log.error("a question failed: %s", error)
             message = f"the ledger cannot read its books: {error}"
             self._send(peer, LedgerRefused(question.request, "INTERNAL", message))
+            if isinstance(self.book.explain(error), GoneError):
+                raise self.book.explain(error) from error
 
     def _send(self, peer: bytes, message: msgspec.Struct) -> None:
         if not peer:
@@ -318,6 +320,25 @@ class Ledger:
         if address.startswith("ipc://"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(address.removeprefix("ipc://"))
+
+
+def open_book(settings: Settings) -> Book:
+    """The books that the settings name.
+
+    Raises:
+        RemoteError, apsw.Error: see the books' own classes.
+    """
+    if not settings.books:
+        return SqliteBook(settings.state)
+    try:
+        from gristmill.ledger.postgres import PostgresBook  # an extra, and slow to import
+    except ImportError as error:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"--books needs a driver that is not installed here ({error})",
+            "pip install 'gristmill[postgres]'",
+        ) from None
+    return PostgresBook(settings.books)
 
 
 def _told(message: Fund | Transfer) -> str:
@@ -393,11 +414,11 @@ def serve(settings: Settings) -> int:
         announce_ready("ledger", ledger.address, settings.ready_fd)
         ledger.run(stop)
         log.info("ends: %s", dict(ledger.counts))
-    except apsw.Error as error:  # the kernel may have dropped what it could not write
+    except (apsw.Error, GoneError) as error:  # the kernel may have dropped what it could not write
         log.critical(
             "the disk of %s failed: %s %s. What was acknowledged is on it; start again to read "
             "what is there",
-            ledger.book.path,
+            ledger.book.place,
             type(error).__name__,
             error,
         )

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-import apsw
 import msgspec
 
 from gristmill.ledger.core.state import Account, LedgerState
+from gristmill.ledger.engine import Database
 from gristmill.wire.client import AccountRow, BalanceAnswer, UsageRow
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import format_job
@@ -60,7 +60,7 @@ def _merge_accounts(rows: list[AccountRow]) -> AccountRow:
     )
 
 
-def usage(db: apsw.Connection, question: AskUsage) -> list[UsageRow]:
+def usage(db: Database, question: AskUsage) -> list[UsageRow]:
     """The bill: newest job or day first, or what cost most where it is split by neither.
 
     The key of a job is ``j17`` while all jobs of the answer are of one broker, else its whole
@@ -97,7 +97,7 @@ def _row(
     return UsageRow(name, subtasks, failed, cpu_us, wall_us, amount, toll, list(keys))
 
 
-def _find_hold(db: apsw.Connection, question: AskUsage) -> int:
+def _find_hold(db: Database, question: AskUsage) -> int:
     found = list(db.execute("SELECT id, tenant FROM hold WHERE ref = ?", (question.ref,)))
     if not found or question.tenant not in ("", found[0][1]):
         raise RemoteError("UNKNOWN_JOB", f"the ledger has no hold {question.ref!r}")
@@ -158,7 +158,7 @@ def _short_names(refs: list[str]) -> dict[str, str]:
     return names
 
 
-def balance(db: apsw.Connection, state: LedgerState, tenant: str) -> BalanceAnswer:
+def balance(db: Database, state: LedgerState, tenant: str) -> BalanceAnswer:
     """The tenant's account, or all of them; and the sum of *all* accounts, which is zero.
 
     The sum is read from the file, not from memory: it is there to be compared.

@@ -25,7 +25,7 @@ from gristmill.ledger.core.events import (
 )
 from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
-from gristmill.ledger.engine import Database
+from gristmill.ledger.engine import Database, GoneError
 from gristmill.wire.ledger import Fund, Post, Transfer
 
 Asked = Post | Fund | Transfer  #: what changes the books
@@ -70,7 +70,7 @@ class Book:
         raise NotImplementedError
 
     def explain(self, error: Exception) -> Exception:
-        """An error of the database as ``PostponedError`` or ``RefusedError``, or as it is."""
+        """An error of the database as one of ``ledger/engine.py``, or as it is."""
         raise NotImplementedError
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
@@ -157,8 +157,8 @@ class Book:
         """Apply messages in order, in one transaction; their effects, once they are on disk.
 
         Raises:
-            PostponedError, RefusedError, or what the database raises: nothing of it happened, on
-                disk or in memory.
+            PostponedError, RefusedError, GoneError, or what the database raises: nothing of it
+                happened, on disk or in memory.
         """
         brokers = {message.broker: None for message in messages if isinstance(message, Post)}
         return self._commit(messages, brokers, now_ms)
@@ -181,11 +181,10 @@ class Book:
     ) -> list[list[fx.AnyEffect]]:
         done: list[list[fx.AnyEffect]] = []
         closed: list[Hold] = []
+        is_begun = False
         try:
             self.db.execute(self.begin)
-        except Exception as error:
-            raise self.explain(error) from error
-        try:
+            is_begun = True
             for one in asked:
                 event = self._event(one, done)
                 if isinstance(event, OutboxReceived):
@@ -194,12 +193,14 @@ class Book:
             closed += self._write(itertools.chain.from_iterable(done), brokers)
             self.db.execute("COMMIT")
         except BaseException as error:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            self.load()
-            if isinstance(error, Exception):
-                raise self.explain(error) from error
-            raise
+            told = self.explain(error) if isinstance(error, Exception) else error
+            if is_begun and not isinstance(told, GoneError):
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                self.load()
+            if told is error:
+                raise
+            raise told from error
         if closed:
             self.state.forget_closed(hold.ref for hold in closed)
         return done

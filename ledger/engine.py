@@ -15,6 +15,10 @@ class PostponedError(Exception):
     """Nothing of it happened, and it may be asked again: no room, or somebody holds the file."""
 
 
+class GoneError(Exception):
+    """The database cannot be reached any more: end, and read what is true at the next start."""
+
+
 class RefusedError(Exception):
     """The tables refuse what our own core decided, or cannot be read: people must look."""
 

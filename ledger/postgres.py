@@ -6,14 +6,14 @@ is refused. The statements are those of the other books; what differs is said he
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from gristmill.ledger import schema
 from gristmill.ledger.book import Book
-from gristmill.ledger.engine import PostponedError, RefusedError, Row
+from gristmill.ledger.engine import GoneError, PostponedError, RefusedError, Row
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.units import format_bytes
 
@@ -79,7 +79,7 @@ class Connection:
             return self._cursor.execute(_translated(statement), values or None)
         self._cursors += 1
         cursor = self._raw.cursor(f"found{self._cursors}", withhold=True)
-        cursor.execute(cast(LiteralString, statement))
+        cursor.execute(statement)
         return _Found(cursor)
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -100,8 +100,8 @@ class Connection:
 
 
 @functools.lru_cache(maxsize=256)
-def _translated(statement: str) -> LiteralString:
-    return cast(LiteralString, statement.replace("%", "%%").replace("?", "%s"))
+def _translated(statement: str) -> str:
+    return statement.replace("%", "%%").replace("?", "%s")
 
 
 class PostgresBook(Book):
@@ -112,14 +112,20 @@ class PostgresBook(Book):
 
     Raises:
         RemoteError: ``ALREADY_RUNNING`` when another ledger has it open; ``INVALID_SPEC`` when
-            another release made its tables, or the server does not sync.
-        psycopg.Error: it cannot be reached.
+            another release made its tables, or the server does not sync; ``UNREACHABLE``.
     """
 
     db: Connection
 
     def __init__(self, url: str) -> None:
-        db = Connection(url)
+        try:
+            db = Connection(url)
+        except psycopg.OperationalError as error:
+            raise RemoteError(
+                "UNREACHABLE",
+                f"the database of --books cannot be reached: {error}",
+                "start PostgreSQL, or correct --books",
+            ) from None
         place = f"the database {db._raw.info.dbname} of {db._raw.info.host or 'this host'}"
         super().__init__(db, place)
         try:
@@ -169,9 +175,11 @@ class PostgresBook(Book):
                 yield f"the trigger {name} is missing or switched off"
 
     def explain(self, error: Exception) -> Exception:
-        """No room is for now; what the tables refuse is not."""
+        """No room is for now; what the tables refuse is not, and a lost server is neither."""
         if isinstance(error, _FOR_NOW):
             return PostponedError(f"the ledger cannot write now: {error}")
+        if isinstance(error, psycopg.OperationalError) and self.db._raw.closed:
+            return GoneError(f"{self.place} is gone: {str(error).strip()}")
         if isinstance(error, _REFUSED):
             return RefusedError(f"PostgreSQL refuses: {error}")
         return error

@@ -19,17 +19,18 @@ _PREFIX = "GRISTMILL_LEDGER_"
 class Settings(pydantic.BaseModel):
     """Settings of one ledger process.
 
-    ``state``: folder of ``ledger.db``. ``listen``: a ZeroMQ address, ipc or loopback TCP.
-    ``fund``: (tenant, micro-credits) minted once, at the first start that names the tenant.
-    ``group_entries``: about how many outbox entries share one transaction. ``hold_expiry_s``: after
-    this silence of a broker its holds go back to their tenants. ``ready_fd``: a
-    descriptor to say READY on.
+    ``state``: folder of ``ledger.db``. ``books``: a PostgreSQL database instead. ``listen``: a
+    ZeroMQ address, ipc or loopback TCP. ``fund``: (tenant, micro-credits) minted once, at the first
+    start that names the tenant. ``group_entries``: about how many outbox entries share one
+    transaction. ``hold_expiry_s``: after this silence of a broker its holds go back to their
+    tenants. ``ready_fd``: a descriptor to say READY on.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     state: pathlib.Path
     listen: str
+    books: str = pydantic.Field(default="", pattern="^(postgresql://.*)?$")
     fund: tuple[tuple[str, int], ...] = ()
     group_entries: int = pydantic.Field(default=8_192, ge=1, le=1_000_000)
     hold_expiry_s: int = pydantic.Field(default=30 * 86_400, ge=3_600, le=10 * 366 * 86_400)
@@ -62,6 +63,9 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         epilog=f"Each option can also be given as {_PREFIX}NAME; several fundings with commas.",
     )
     parser.add_argument("--state", metavar="DIR", help="folder of ledger.db")
+    parser.add_argument(
+        "--books", metavar="URL", help="postgresql://...: the books are there, not in a file"
+    )
     parser.add_argument("--listen", metavar="ADDRESS", help="ipc:///path or tcp://127.0.0.1:PORT")
     parser.add_argument(
         "--fund",

@@ -2,13 +2,18 @@
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from ledger_rig import LedgerProcess
 from postgres_rig import Cluster, cluster, find_programs
 
+from gristmill.ledger.engine import GoneError
 from gristmill.ledger.postgres import PostgresBook
 from gristmill.wire.errors import RemoteError
 
@@ -78,7 +83,7 @@ def test_a_connection_that_dies_in_a_transaction_leaves_nothing(books: Books) ->
         return done
 
     book._write = cut  # type: ignore[method-assign]
-    with pytest.raises(psycopg.OperationalError):
+    with pytest.raises(GoneError, match="is gone"):
         book.apply([suite.Post("b", 9, [suite.bill(500)])], suite.NOW)
     again = books.open()
     assert suite.dump(again) == there
@@ -97,3 +102,43 @@ def test_books_of_another_release_are_refused(books: Books) -> None:
     books.book.db.execute("UPDATE ledger_version SET version = 99")
     with pytest.raises(RemoteError, match="is of version 99; this release reads"):
         books.open()
+
+
+def test_the_ledgers_process_has_its_books_there_and_ends_with_the_server(
+    tmp_path: pathlib.Path,
+) -> None:
+    if find_programs() is None:
+        pytest.skip("PostgreSQL is not installed here (Debian: postgresql)")
+    with tempfile.TemporaryDirectory(prefix="gm-") as run, cluster() as server:
+        url = server.new()
+        ledger = LedgerProcess(tmp_path / "state", pathlib.Path(run))
+        try:
+            ledger.start("--books", url, "--fund", "ann=5")
+            acked = ledger.post(1, suite.Hold("b/1", "ann", 2_000_000), suite.bill(0))
+            assert acked.sequence == 2 and [one.code for one in acked.verdicts] == [""]
+            before = ledger.accounts()
+            assert ledger.end()[0] == 0
+            ledger.start("--books", url, "--fund", "ann=5")
+            assert ledger.accounts() == before and ledger.applied() == 2
+            assert not (tmp_path / "state" / "ledger.db").exists()
+            server.stop()
+            ledger.send(suite.Post("b", 3, [suite.bill(50)]))
+            assert ledger.process is not None
+            _, told = ledger.process.communicate(timeout=20)
+            assert ledger.process.returncode == 1 and "is gone" in told, told
+        finally:
+            ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql:///x?host=/nonexistent", "the database of --books cannot be reached"),
+        ("mysql://x", "--books: String should match pattern"),
+    ],
+)
+def test_a_database_that_is_not_there(tmp_path: pathlib.Path, url: str, told: str) -> None:
+    command = [sys.executable, "-P", "-m", "gristmill.ledger", "--state", str(tmp_path)]
+    command += ["--listen", f"ipc://{tmp_path}/ledger", "--books", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode in (2, 3) and told in done.stderr, done

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -24,8 +25,15 @@ def find_programs() -> pathlib.Path | None:
 class Cluster:
     """A running server; ``new`` makes an empty database in it."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, server: "subprocess.Popen[bytes]") -> None:
         self.folder = folder
+        self._server = server
+
+    def stop(self) -> None:
+        """End the server with all its connections."""
+        if self._server.poll() is None:
+            self._server.send_signal(signal.SIGINT)  # a fast shutdown
+            self._server.wait(30)
 
     def url(self, name: str) -> str:
         """How to reach a database of it."""
@@ -62,7 +70,7 @@ def cluster() -> Iterator[Cluster]:
              "-c", "max_connections=20", "-c", "shared_buffers=32MB"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **as_who,
         )  # fmt: skip
-        made = Cluster(folder)
+        made = Cluster(folder, server)
         for _ in range(600):
             assert server.poll() is None, "the server ended"
             with contextlib.suppress(psycopg.OperationalError):
@@ -73,6 +81,5 @@ def cluster() -> Iterator[Cluster]:
         yield made
     finally:
         if server is not None:
-            server.send_signal(2)  # SIGINT: a fast shutdown
-            server.wait(30)
+            Cluster(folder, server).stop()
         shutil.rmtree(folder, ignore_errors=True)
