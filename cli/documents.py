@@ -185,6 +185,20 @@ class Balance(Document, frozen=True, tag="gristmill/balance/1"):
     transfers: int
 
 
+class Audit(Document, frozen=True, tag="gristmill/audit/1"):
+    """Whether the books at ``place`` are in order: ``faults`` in words, the first bad row first."""
+
+    place: str
+    faults: list[str]
+    facts: dict[str, int | str]
+
+
+class Moved(Document, frozen=True, tag="gristmill/moved/1"):
+    """Credits were minted or moved, now or when it was said before."""
+
+    ref: str
+
+
 class Drained(Document, frozen=True, tag="gristmill/drain/1"):
     """The worker was asked to finish what it has. ``is_ended``: with ``--wait``, it has."""
 
@@ -274,6 +288,8 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Why,
     Usage,
     Balance,
+    Audit,
+    Moved,
     Drained,
     Doctor,
     Drill,

@@ -125,6 +125,7 @@ def build() -> Parser:
         _why,
         _usage,
         _balance,
+        _ledger,
         _worker,
         _node,
         _doctor,
@@ -487,6 +488,12 @@ def _balance(verbs: Verbs) -> None:
         verbs, "balance", "money", "Print your accounts, and the sum of all accounts (it is 0)"
     )
     parser.add_argument("--all", action="store_true", help="every account; for operators")
+
+
+def _ledger(verbs: Verbs) -> None:
+    from gristmill.cli.parser_ledger import add  # it needs what is above
+
+    add(verbs)
 
 
 def _worker(verbs: Verbs) -> None:

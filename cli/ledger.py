@@ -1,0 +1,175 @@
+"""``gristmill ledger``: the audit, and what an operator may do to the books."""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from gristmill.cli import documents, places
+from gristmill.cli.output import Terminal
+from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+from gristmill.wire.units import format_credits
+
+_ANSWER_MS = 10_000
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    """One of the actions."""
+    if args.action == "audit":
+        return _audit(args, terminal)
+    from gristmill.wire.ledger import Fund, Leg, Transfer
+
+    message: Fund | Transfer
+    if args.action == "fund":
+        message = Fund(1, args.tenant, args.credits, args.ref)
+        told = f"{args.tenant} has {format_credits(args.credits)} credits more for {args.ref!r}"
+    else:
+        message = Transfer(
+            1,
+            [
+                Leg(hashlib.sha256(f"transfer\0{args.ref}\0{at}".encode()).digest()[:16], *leg)
+                for at, leg in enumerate(args.legs)
+            ],
+        )
+        told = "; ".join(
+            f"{format_credits(credits)} credits from {debit} to {credit}"
+            for debit, credit, credits in args.legs
+        )
+    _ask(args.ledger or _beside(places.default_address(os.environ)), message)
+    if terminal.is_json:
+        terminal.document(documents.encode(documents.Moved(args.ref)))
+    else:
+        terminal.print(f"{told}; said again, it changes nothing")
+    return EXIT_OK
+
+
+def _beside(front: str) -> str:
+    """The ledger's socket of the grid whose clients come to ``front``."""
+    folder, _, name = front.rpartition("/")
+    if front.startswith("ipc://") and name == "front":
+        return f"{folder}/ledger"
+    raise RemoteError(
+        "INVALID_SPEC",
+        f"the grid at {front} does not tell where its ledger listens",
+        "name it: --ledger ipc:///path/ledger",
+    )
+
+
+def _ask(address: str, message: Any) -> None:
+    """Raises what the ledger refuses with, or ``UNREACHABLE``."""
+    import zmq
+
+    from gristmill.wire.frames import encode
+    from gristmill.wire.ledger import LedgerAnswer, LedgerRefused, decode_from_ledger
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVTIMEO, _ANSWER_MS)
+    try:
+        socket.connect(address)
+        socket.send(encode(message))
+        answer = decode_from_ledger.decode(socket.recv())
+    except zmq.Again:
+        raise RemoteError(
+            "UNREACHABLE",
+            f"the ledger at {address} did not answer within {_ANSWER_MS // 1000} s: whether it was "
+            "done is not known",
+            "say it again with the same --ref: what was done is not done twice",
+        ) from None
+    except zmq.ZMQError as error:
+        raise RemoteError("INVALID_SPEC", f"{address!r} is not an address ({error})") from None
+    finally:
+        socket.close()
+        context.term()
+    if isinstance(answer, LedgerRefused):
+        raise RemoteError(answer.code, answer.message)
+    assert isinstance(answer, LedgerAnswer)
+
+
+def _audit(args: argparse.Namespace, terminal: Terminal) -> int:
+    db, place = _open(args)
+    from gristmill.ledger.audit import audit
+
+    own = [] if args.books else _losses(Path(place).parent)
+    try:
+        faults = [*own, *audit(db, _checks(db) if not args.books else ())]
+        facts = {} if faults else _facts(db)
+    finally:
+        db.close()
+    if terminal.is_json:
+        terminal.document(documents.encode(documents.Audit(place, faults, facts)))
+    elif faults:
+        terminal.say(f"{place} is NOT in order:", "red")
+        for fault in faults:
+            terminal.print(fault)
+    else:
+        terminal.print(f"{place} is in order: every row from the first, sum of all accounts 0")
+        terminal.table(["", ""], [[name, f"{fact}"] for name, fact in facts.items()])
+    return EXIT_FAILED if faults else EXIT_OK
+
+
+def _open(args: argparse.Namespace) -> tuple[Any, str]:
+    """(one view of the books that does not change, where they are)."""
+    try:
+        if args.books:
+            from gristmill.ledger.postgres import Connection
+
+            db: Any = Connection(args.books)
+            db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            return db, args.books
+        from gristmill.ledger.sqlite_checks import open_for_reading
+
+        state = Path(args.state) if args.state else places.state_folder(os.environ)
+        path = state / "ledger" / "ledger.db"
+        if not path.exists():
+            raise RemoteError(
+                "INVALID_SPEC", f"there are no books at {path}", "name the grid's folder: --state"
+            )
+        db = open_for_reading(path)
+        db.execute("BEGIN")
+        db.execute("SELECT 1 FROM account").fetchone()  # from here on it is one view
+    except ImportError as error:
+        raise RemoteError(
+            "INVALID_SPEC", f"the audit needs {error.name}", "pip install 'gristmill[ledger]'"
+        ) from None
+    except RemoteError:
+        raise
+    except Exception as error:
+        raise RemoteError("INVALID_SPEC", f"the books cannot be read: {error}") from None
+    return db, str(path)
+
+
+def _checks(db: Any) -> Any:
+    from gristmill.ledger.sqlite_checks import check
+
+    return check(db)
+
+
+def _losses(folder: Path) -> list[str]:
+    """What the ledger found missing of its log, and nobody has accepted yet."""
+    return [kept.read_text().strip() for kept in sorted(folder.glob("ledger.db-wal.lost-*.txt"))]
+
+
+def _facts(db: Any) -> dict[str, int | str]:
+    def one(query: str) -> Any:
+        row = db.execute(query).fetchone()
+        return row[0] if row else ""
+
+    heads = {
+        f"head of the entries of {broker}": chain.hex()
+        for broker, chain in db.execute(
+            "SELECT outbox.broker, chain FROM outbox JOIN entry"
+            " ON entry.broker = outbox.id AND entry.sequence = applied ORDER BY outbox.id"
+        )
+    }
+    head = one("SELECT chain FROM transfer ORDER BY number DESC LIMIT 1")
+    return {
+        "accounts": one("SELECT count(*) FROM account"),
+        "transfers": one("SELECT count(*) FROM transfer"),
+        "open holds": one("SELECT count(*) FROM hold WHERE closed_ms = 0"),
+        "contributions": one("SELECT count(*) FROM contribution"),
+        "head of the transfers": head.hex() if head else "",
+        **heads,
+    }
