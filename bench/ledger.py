@@ -54,7 +54,8 @@ def contributions(first: int, count: int) -> list[Any]:
     return [
         Contribution(
             REF, TENANT, "n" * 64, 1 + at, 1_000 * at, 1_000, 1, 1_000, 0, 20_000, 19_000, 9_000,
-            "cgroup", True, AMOUNT, TOLL, 1_790_000_000_000, 0, b"s" * 64,
+            "cgroup", True, AMOUNT, TOLL, 1_790_000_000_000, 0, b"s" * 64, b"w" * 32, b"o" * 32,
+            20_000, 19_000, 1_000_000, 10, 50_000, 512 << 20, "standard", b"c" * 64,
         )
         for at in range(first, first + count)
     ]  # fmt: skip

@@ -158,6 +158,12 @@ def test_kill_9_of_any_process_loses_and_doubles_nothing(
     )  # fmt: skip
     assert not verdict.faults, "\n".join(verdict.faults)
     assert verdict.counts["accepted"] >= kills and verdict.counts["acks"] > 100 * kills
+    audited = subprocess.run(
+        [sys.executable, "-P", "-m", "gristmill.cli.main", "ledger", "audit", "--state",
+         str(grid.state)],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert audited.returncode == 0 and "is in order" in audited.stdout, audited
     _the_judge_sees_what_is_planted(grid, lists, tmp_path)
 
 
