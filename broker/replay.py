@@ -143,7 +143,8 @@ _LAST_JOB = (
 )
 _INTENTS = (
     names.HOLD_GRANTED, names.HOLD_REFUSED, names.UPLOAD_CLOSED, names.CANCEL_ASKED,
-    names.PAUSED, names.RESUMED, names.CAP_REACHED, names.LEASE_RESCUED,
+    names.PAUSED, names.RESUMED, names.CAP_NOTICE, names.CAP_REACHED,
+    names.LEASE_RESCUED,
 )  # fmt: skip
 
 # Of unfinished jobs, in order of job: (job, ...) each.
@@ -339,6 +340,9 @@ class _Replay:
             elif name == names.RESUMED:
                 found.pop("pause_reason", None)
                 found["failed_at_resume"] = detail.get("failed", 0)
+            elif name == names.CAP_NOTICE:
+                percent = detail.get("percent", 0)
+                found["noticed_percent"] = max(found.get("noticed_percent", 0), percent)
             elif name == names.LEASE_RESCUED:
                 found.setdefault("rescued", []).append(detail["lease"])
                 if detail.get("cut", -1) >= 0:

@@ -112,7 +112,11 @@ def told_total(job: JobStatus) -> str:
 
 def told_money(job: JobStatus) -> str:
     """Spent, of how much."""
-    return f"{format_credits(job.spent_ucredits)} of at most {format_credits(job.cap_ucredits)}"
+    told = f"{format_credits(job.spent_ucredits)} of at most {format_credits(job.cap_ucredits)}"
+    if job.noticed_percent:
+        percent = 100 * job.spent_ucredits // max(1, job.cap_ucredits)
+        told += f" ({percent} % of its cap; notice at {job.noticed_percent} %)"
+    return told
 
 
 def told_times(job: JobStatus) -> str:

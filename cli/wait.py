@@ -49,6 +49,7 @@ def follow_all(
 def _follow(
     client: "Client", job: JobId, deadline: float | None, terminal: Terminal, is_forced: bool
 ) -> JobStatus:
+    from gristmill.client.map import tell_cap
     from gristmill.client.progress import Bar
 
     status = client.status(job)
@@ -56,8 +57,10 @@ def _follow(
     title = cut(clean(f"{name} {status.name}".strip()), _TITLE_COLUMNS)
     bar = Bar(title, None, is_forced, terminal.err)
     reason, since = "", time.monotonic()
+    noticed: dict[int, int] = {}
     pause_s = _PAUSE_S
     while status.state not in FINAL_JOB_STATES:
+        tell_cap(status, noticed, terminal.say)
         now = time.monotonic()
         if deadline is not None and now >= deadline:
             return status

@@ -16,7 +16,7 @@ from gristmill.client.errors import GridError, JobFailed, UnpicklableError, grid
 from gristmill.client.future import Future, fail, settle
 from gristmill.client.legs import Legs
 from gristmill.client.link import Link, Sink
-from gristmill.client.map import PATIENCE_S, tell_reason, with_way_back
+from gristmill.client.map import PATIENCE_S, tell_cap, tell_reason, with_way_back
 from gristmill.wire import limits
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
@@ -55,6 +55,7 @@ class CoalescedJob(Sink):
         self._rest_s = rest_s
         self._status: JobStatus | None = None
         self._told = ""
+        self._noticed: dict[int, int] = {}
         self._lock = threading.Lock()
         self._next = 0
         self._waiting: deque[tuple[Any, ...]] = deque()
@@ -273,6 +274,7 @@ class CoalescedJob(Sink):
     def on_status(self, status: JobStatus, is_final: bool) -> None:
         """Why it waits, and the end; calls without a value by then have none."""
         self._status = status
+        tell_cap(status, self._noticed, self._warn)
         if not is_final:
             return
         name = format_job(status.job)

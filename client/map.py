@@ -21,6 +21,7 @@ from gristmill.client.link import Link, Sink
 from gristmill.wire import limits
 from gristmill.wire.client import Cancel, JobStatus, Results, Submit
 from gristmill.wire.ids import format_job
+from gristmill.wire.units import format_credits
 
 PARCELS_IN_FLIGHT = 64
 PUTS_AHEAD = 8  #: parcels that wait until their inputs are in the store
@@ -58,6 +59,7 @@ class JobFeed(Sink):
         self._held: JobStatus | None = None
         self._warn = warn
         self._told = ""
+        self._noticed: dict[int, int] = {}
 
     def on_accepted(self, job: int) -> None:
         """The job has an id."""
@@ -96,6 +98,7 @@ class JobFeed(Sink):
     def on_status(self, status: JobStatus, is_final: bool) -> None:
         """Counts changed."""
         self.status = status
+        tell_cap(status, self._noticed, self._warn)
         if not is_final:
             return
         is_forced = is_forced_end(status)
@@ -132,6 +135,23 @@ def tell_reason(status: JobStatus, told: str, warn: Callable[[str], None]) -> st
     name = format_job(status.job)
     warn(f"{name} waits: {status.reason}; see 'gristmill why {name}'")
     return status.reason
+
+
+def tell_cap(status: JobStatus, told: dict[int, int], warn: Callable[[str], None]) -> None:
+    """Says once each that half, four fifths or all of a job's cap is spent.
+
+    ``told``: what was said last of each job, in percent.
+    """
+    percent = status.noticed_percent
+    if percent <= told.get(status.job, 0):
+        return
+    told[status.job] = percent
+    name, spent = format_job(status.job), format_credits(status.spent_ucredits)
+    warn(
+        f"{name} has spent {spent} of its cap of {format_credits(status.cap_ucredits)} credits"
+        f" (notice at {percent} %); "
+        + ("it stops here" if percent == 100 else f"see 'gristmill status {name}'")
+    )
 
 
 class Ordering:

@@ -75,7 +75,10 @@ class Bar:
         if status is not None:
             if status.failed:
                 parts.append(f"{status.failed} failed")
-            parts.append(f"cost {format_credits(status.spent_ucredits)}")
+            cost = f"cost {format_credits(status.spent_ucredits)}"
+            if status.noticed_percent:
+                cost += f" of at most {format_credits(status.cap_ucredits)}"
+            parts.append(cost)
         return f"{self._name} {', '.join(parts)}".strip()
 
 

@@ -257,7 +257,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     ``reason``: why it waits, pauses or failed (an error code or words), ``errors``: the first
     three distinct failures, each
     (outcome word, message, how often, first index). ``expires_ms``: until then the results of an
-    ended job are kept.
+    ended job are kept. ``noticed_percent``: 50, 80 or 100 once so much of the cap is spent.
     """
 
     job: int
@@ -292,6 +292,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     errors: list[tuple[str, str, int, int]] = []
     parent: int = 0
     expires_ms: int = 0
+    noticed_percent: int = 0
 
 
 class JobEvent(Message, frozen=True, tag=5):

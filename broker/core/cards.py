@@ -57,6 +57,7 @@ def job_status(state: State, job: Job, now_ms: int) -> JobStatus:
         ],
         parent=spec.parent,
         expires_ms=job.finished_utc_ms + spec.retention_s * 1_000 if job.finished_utc_ms else 0,
+        noticed_percent=job.noticed_percent,
     )
 
 

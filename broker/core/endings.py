@@ -33,6 +33,8 @@ from gristmill.wire.outcome import Outcome
 from gristmill.wire.units import format_credits
 from gristmill.wire.worker import Run
 
+CAP_NOTICES = (50, 80, 100)  #: percent of its cap at which a job's tenant is told
+
 
 def hold_ref(state: State, job: Job) -> str:
     """The ledger's name of the job's hold, which its contributions carry too."""
@@ -243,6 +245,28 @@ def stop_unwanted_rest(lease: Lease, now_ms: int, effects: list[AnyEffect]) -> N
         stop_unwanted(lease, now_ms, effects)
 
 
+def note_spending(
+    state: State, job: Job, now_ms: int, effects: list[AnyEffect], upto: int = 0
+) -> None:
+    """Tells once each that half, four fifths and all of the cap is spent.
+
+    ``upto``: as if so many percent were: of a cap of which the rest is too little for anything.
+    """
+    cap, spent = job.spec.cap_ucredits, job.spent_ucredits
+    for percent in CAP_NOTICES:
+        is_due = spent * 100 >= percent * cap or percent <= upto
+        if percent <= job.noticed_percent or not is_due or not cap or job.is_free:
+            continue
+        job.noticed_percent = percent
+        detail: dict[str, str | int | list[Run]] = {
+            "percent": percent,
+            "spent_ucredits": spent,
+            "cap_ucredits": cap,
+        }
+        effects.append(RecordEvent(job.number, names.CAP_NOTICE, detail, now_ms))
+        state.changed[job.number] = None
+
+
 def reach_cap(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> None:
     """The job's cap is spent: the rest ends as BUDGET."""
     cap, spent = job.spec.cap_ucredits, job.spent_ucredits
@@ -251,6 +275,7 @@ def reach_cap(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> 
         " submit what is left with a higher --cap"
     )
     detail: dict[str, str | int | list[Run]] = {"spent_ucredits": spent, "cap_ucredits": cap}
+    note_spending(state, job, now_ms, effects, upto=100)
     effects.append(RecordEvent(job.number, names.CAP_REACHED, detail, now_ms))
     end_rest(state, job, Outcome.BUDGET, "failed", "CAP_REACHED", message, now_ms, effects)
 

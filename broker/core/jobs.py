@@ -55,6 +55,7 @@ class Job:
     before their input came (they have no columns). ``may_be_held``: workers from before a restart
     may hold leases of it; it waits for them (adoption.py). ``outstanding_ucredits``: budgets of its
     leases. ``tariffs``: those of the time at which it was accepted.
+    ``noticed_percent``: of the cap, of which its tenant was told that it is spent.
     """
 
     number: int
@@ -100,6 +101,7 @@ class Job:
     peak_kib: int = 0
     spent_ucredits: int = 0
     outstanding_ucredits: int = 0
+    noticed_percent: int = 0
     budget_floor_ucredits: int = 0
     is_waiting_for_budget: bool = False
     est_us: float = 0.0

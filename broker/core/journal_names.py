@@ -10,6 +10,8 @@ UPLOAD_CLOSED = "upload.closed"  #: detail: count; recovery reads this
 CANCEL_ASKED = "cancel.asked"  #: detail: runs (absent: the whole job); recovery reads this
 PAUSED = "job.paused"  #: detail: reason; recovery reads this
 RESUMED = "job.resumed"  #: detail: failed (so far); recovery reads this
+#: half, four fifths or all of the cap is spent; detail: percent, spent, cap; recovery reads this
+CAP_NOTICE = "cap.notice"
 CAP_REACHED = "cap.reached"  #: detail: spent, cap; recovery reads this
 #: detail: lease, node, runs, cut (-1: nothing ran), attempt, cause; recovery reads this
 LEASE_RESCUED = "lease.rescued"

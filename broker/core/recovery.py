@@ -80,7 +80,8 @@ class JobFact:
     row is needed. ``is_hold_granted``: a ``hold.granted`` line; ``refusal``: (code, message) of a
     ``hold.refused`` line. ``closed_at``: count of its ``upload.closed`` line. ``pause_reason``: of
     a ``job.paused`` line without a later ``job.resumed``. ``is_cancelled``: a ``cancel.asked`` line
-    without runs; ``cancelled_runs``: runs of the others. ``is_capped``: a ``cap.reached`` line.
+    without runs; ``cancelled_runs``: runs of the others. ``is_capped``: a ``cap.reached`` line;
+    ``noticed_percent``: the most of its ``cap.notice`` lines.
     ``failed_at_resume``: of its last ``job.resumed`` line. ``losses``: (subtask, attempt) that was
     cut with its worker, of each ``lease.rescued`` line; ``rescued``: the leases of these lines.
     """
@@ -99,6 +100,7 @@ class JobFact:
     is_cancelled: bool = False
     cancelled_runs: list[Run] = field(default_factory=list)
     is_capped: bool = False
+    noticed_percent: int = 0
     failed_at_resume: int = 0
     losses: list[tuple[int, int]] = field(default_factory=list)
     rescued: list[int] = field(default_factory=list)
@@ -162,6 +164,7 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
     state.rescued.update(dict.fromkeys(fact.rescued))
     _restore_ready(job)
     job.failed_at_resume = fact.failed_at_resume
+    job.noticed_percent = fact.noticed_percent
     if fact.status is not None:
         job.started_utc_ms = fact.status.started_ms
         job.state = "running" if job.started_utc_ms else "accepted"

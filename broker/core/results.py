@@ -200,6 +200,8 @@ def _accept(
             event, worker, lease, ref, billed, failed, wall_us, cpu_us, amount
         )
         effects.append(AddToOutbox(contribution))
+    if amount:
+        endings.note_spending(state, job, now_ms, effects)
     _after(state, worker, lease, not_final, is_cap_reached, now_ms, effects)
 
 

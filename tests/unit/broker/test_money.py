@@ -98,7 +98,8 @@ def test_the_cap_ends_the_rest_as_budget(core: Core) -> None:
     assert rest and rest[0].outcome == Outcome.BUDGET and "0.000025" in rest[0].message
     card = only(effects, fx.TellStatus)[0].status
     assert (card.state, card.done, card.failed) == ("failed", 2, 8)
-    assert only(effects, fx.RecordEvent)[0].name == "cap.reached"
+    assert notices(effects) == [50, 80, 100]  # the second fee passed two marks; no third one fits
+    assert only(effects, fx.RecordEvent)[-1].name == "cap.reached"
 
 
 def test_a_cap_of_nothing_needs_no_hold_and_buys_nothing(core: Core) -> None:
@@ -211,3 +212,39 @@ def test_memory_counts_in_the_budget(core: Core) -> None:
     core.job(1, limits=Limits(cpu_ms=10, wall_ms=8_000, memory_bytes=2 * GIB))
     (lease,) = core.state.leases.values()  # ten seconds: the worker's grace of two counts
     assert lease.budget_ucredits == 10_000 + 10 + 2 * 10 * 50_000
+
+
+def notices(effects: list[fx.AnyEffect]) -> list[object]:
+    return [e.detail["percent"] for e in only(effects, fx.RecordEvent) if e.name == "cap.notice"]
+
+
+def test_half_and_four_fifths_of_the_cap_are_told_once(core: Core) -> None:
+    core.tariffs = {"standard": Tariff(0, 10, 0)}
+    core.join(1)
+    number = core.job(11, cap_ucredits=100)
+    told = []
+    while core.state.leases:
+        told.append(notices(core.finish(1, leases(core)[0])))
+        if number in core.state.jobs:
+            job = core.state.jobs[number]
+            expected = next((p for p in (100, 80, 50) if job.spent_ucredits >= p), 0)
+            assert job.noticed_percent == expected
+    assert [percent for percents in told for percent in percents] == [50, 80, 100]
+    assert core.state.finished[number].status.noticed_percent == 100
+
+
+def test_one_result_may_pass_two_marks(core: Core) -> None:
+    core.join(1)
+    core.job(2, cap_ucredits=1_000_000, concurrency_max=1)
+    core.now += 899
+    (lease,) = core.state.leases.values()
+    lease.budget_ucredits = 900_010
+    core.state.jobs[1].outstanding_ucredits = 900_010
+    assert notices(core.result(1, grant_of(lease), 0, 1, cpu_us=900_000)) == [50, 80]
+
+
+def test_a_free_job_has_no_notices(core: Core) -> None:
+    core.join(1)
+    core.submit(count=1, tariff="zero", limits=Limits(wall_ms=1_000))
+    (lease,) = grants(core.parcel(1, 0, 1))
+    assert notices(core.finish(1, lease)) == []
