@@ -29,6 +29,7 @@ from gristmill.wire.client import (
     Answer,
     Ask,
     JobStatus,
+    JobTerms,
     Refused,
     Submit,
     Subscribe,
@@ -38,8 +39,9 @@ from gristmill.wire.client import (
 )
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.frames import encode
-from gristmill.wire.ids import format_job
+from gristmill.wire.ids import format_job, is_digest
 from gristmill.wire.ledger import parse_by
+from gristmill.wire.tariffs import ZERO_TARIFFS, Tariffs
 from gristmill.wire.units import format_bytes
 
 QUESTIONS_PER_CLIENT = 64
@@ -92,6 +94,7 @@ class Answers:
         clock: Callable[[], tuple[int, int]],
         figures: Callable[[], dict[str, Any]],
         when_durable: Callable[[Callable[[], None]], None],
+        tariffs: Tariffs,
         metrics: Metrics,
     ) -> None:
         self._state = state
@@ -105,6 +108,7 @@ class Answers:
         self._clock = clock
         self._figures = figures
         self._when_durable = when_durable
+        self._grid_tariffs = tariffs
         self._metrics = metrics
         self._about: dict[str, Callable[[ClientSession, Ask], None]] = {
             "jobs": self._jobs,
@@ -119,6 +123,9 @@ class Answers:
             "grant": self._grant,
             "decomposed": self._decomposed,
             "manifest": self._manifest,
+            "tariffs": self._tariffs,
+            "terms": self._terms,
+            "history": self._history,
         }
 
     def answer(self, session: ClientSession, message: Ask) -> None:
@@ -410,6 +417,38 @@ class Answers:
             session,
             message.request,
             lambda db: past.find_requested(db, tenant, digest),
+            lambda cards: self._say(session, message.request, cards),
+        )
+
+    # ------------------------------------------------------------ prices
+
+    def _tariffs(self, session: ClientSession, message: Ask) -> None:
+        self._say(session, message.request, self._grid_tariffs)
+
+    def _terms(self, session: ClientSession, message: Ask) -> None:
+        job = self._state.jobs.get(message.job)
+        if job is not None and job.tenant.name == session.tenant:
+            self._say(session, message.request, JobTerms(job.spec, job.tariffs))
+            return
+
+        def then(found: past.PastJob) -> None:
+            spec = found.record.spec
+            free = spec.tariff == "zero"
+            terms = JobTerms(spec, ZERO_TARIFFS if free else found.record.tariffs)
+            self._say(session, message.request, terms)
+
+        self._past(session, message, then)
+
+    def _history(self, session: ClientSession, message: Ask) -> None:
+        """Cards of ended jobs of the tenant that ran this work, newest first."""
+        tenant, limit = session.tenant, message.limit
+        if not is_digest(message.text):
+            raise RemoteError("MALFORMED", f"text is {message.text!r:.80}, must be 64 hex digits")
+        work = bytes.fromhex(message.text)
+        self._read(
+            session,
+            message.request,
+            lambda db: past.find_same_work(db, tenant, work, limit),
             lambda cards: self._say(session, message.request, cards),
         )
 

@@ -161,7 +161,7 @@ class Broker:
         answers = Answers(
             self.state, self.journal.broker, self.reader, self.delivery, self.workers,
             self.ledger, grants, self._front_box, self._clock, self.figures,
-            self.execution.when_durable, metrics,
+            self.execution.when_durable, settings.tariff, metrics,
         )  # fmt: skip
         self._front = Front(
             settings, self.journal.broker, self._front_box, self.clients, self.workers,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import apsw
+import msgspec
 
 from gristmill.broker import records
 from gristmill.wire.client import (
@@ -22,11 +23,13 @@ from gristmill.wire.failure import unpack_failures
 from gristmill.wire.ids import digest_of
 from gristmill.wire.meter import Meter, unpack_meter
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.receipts import work_of
 from gristmill.wire.spec import JobSpec
 
 log = logging.getLogger("gristmill.broker.past")
 
 FIRST_ROWID = -(1 << 63)  #: below every row: bit rot makes any number of a job's
+SCAN_JOBS_MAX = 5_000  #: whose specs are compared for one question
 SCAN_ROWS_MAX = 20_000  #: results looked at for one page of subtasks
 
 
@@ -166,6 +169,35 @@ def find_missed(
         (after, jobs[-1]),
     )
     return [int(job) for (job,) in missed], jobs[-1]
+
+
+def find_same_work(
+    connection: apsw.Connection, tenant: str, work: bytes, limit: int
+) -> list[JobStatus]:
+    """Cards of a tenant's ended jobs that ran this function or command, newest first.
+
+    Of its newest jobs only: specs are compared one by one. A sum of checks is not made for that;
+    the cards have theirs.
+    """
+    jobs: list[int] = []
+    for job, spec in connection.execute(
+        "SELECT job, spec FROM jobs WHERE tenant = ? ORDER BY job DESC LIMIT ?",
+        (tenant, SCAN_JOBS_MAX),
+    ):
+        try:
+            if work_of(records.decode_spec(spec)) == work:
+                jobs.append(job)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+            continue
+    cards: list[JobStatus] = []
+    for job in jobs:
+        if len(cards) >= limit:
+            break
+        rows = connection.execute(
+            f"SELECT {records.STATE_COLUMNS} FROM job_states WHERE job = ?", (job,)
+        )
+        cards += [card for card in _cards(rows) if card.state in FINAL_JOB_STATES]
+    return cards
 
 
 def list_jobs(connection: apsw.Connection, tenant: str, limit: int) -> list[JobStatus]:

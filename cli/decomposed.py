@@ -21,7 +21,7 @@ from gristmill.client.decompose import Decomposition, decompose
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.ids import format_job
 from gristmill.wire.limits import DECOMPOSE_WALL_MS
-from gristmill.wire.spec import Command
+from gristmill.wire.spec import Command, JobSpec
 
 if TYPE_CHECKING:
     from gristmill.client import Client
@@ -34,6 +34,12 @@ def submit_decomposed(client: "Client", args: argparse.Namespace, terminal: Term
     """Split, then submit what came out; ``pytest`` runs its own job and has a verdict."""
     arguments = arguments_of(args.decomposer, args.param)
     if args.decomposer == "pytest":
+        if args.verb == "price":
+            raise RemoteError(
+                "INVALID_SPEC",
+                "--from pytest finds its subtasks while it runs: there is no price before it",
+                "gristmill submit --from pytest ... --cap CREDITS stops it in time",
+            )
         return _run_suite(client, args, arguments, terminal)
     if not (args.command or args.python):
         raise RemoteError(
@@ -54,6 +60,23 @@ def submit_decomposed(client: "Client", args: argparse.Namespace, terminal: Term
 def _submit(
     client: "Client", args: argparse.Namespace, request: Decomposition, terminal: Terminal
 ) -> int:
+    spec, body, inputs = make_decomposed(client, args, request)
+    if args.verb == "price":
+        from gristmill.cli.price import show_price
+
+        return show_price(client, spec, body, inputs, args.sample, terminal)
+    if args.dry_run:
+        answer, tariffs = client.try_out(spec, body), client.tariffs()
+        return show_dry_run(answer, len(request), tariffs, terminal)
+    job = client.post(spec, body, inputs)
+    decomposition = format_job(request.job)
+    return show_submitted(client, job, args, terminal, decomposition)
+
+
+def make_decomposed(
+    client: "Client", args: argparse.Namespace, request: Decomposition
+) -> tuple[JobSpec, bytes, Iterable[Any]]:
+    """(spec, function, inputs) of the job."""
     origin: dict[str, Any] = {
         "parent": request.job,
         "request_digest": request.request_digest,
@@ -70,11 +93,7 @@ def _submit(
             files = files_of(request.ids, Path(arguments_of("glob", args.param).get("root", ".")))
             inputs = (body for _, body in files) if args.stdin else files
         spec, body = client.make_spec(command, **origin, **options)
-    if args.dry_run:
-        return show_dry_run(client.try_out(spec, body), len(request), terminal)
-    job = client.post(spec, body, inputs)
-    decomposition = format_job(request.job)
-    return show_submitted(client, job, args, terminal, decomposition)
+    return spec, body, inputs
 
 
 def arguments_of(decomposer: str, given: Iterable[tuple[str, str]]) -> dict[str, Any]:

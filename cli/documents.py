@@ -170,6 +170,57 @@ class Why(Document, frozen=True, tag="gristmill/why/1"):
     turn: Turn | None = None
 
 
+class Tariffs(Document, frozen=True, tag="gristmill/tariffs/1"):
+    """Rates of each class of nodes: for a cpu second, a GiB-second of memory, a subtask."""
+
+    tariffs: dict[str, dict[str, int]]
+
+
+class Price(Document, frozen=True, tag="gristmill/price/1"):
+    """What a job would cost.
+
+    ``basis``: ``history``, ``sample``, ``limits`` or ``free``; with the first two, low and high are
+    the 5th and the 95th percentile. ``job`` is the sample, which cost ``spent_ucredits``.
+    """
+
+    basis: str
+    subtasks: int
+    low_ucredits: int
+    mid_ucredits: int
+    high_ucredits: int
+    per_subtask_ucredits: float
+    measured: int
+    is_capped: bool
+    job: str
+    spent_ucredits: int
+
+
+class Efficiency(Document, frozen=True, tag="gristmill/eff/1"):
+    """What a job asked for, what it used and what that cost.
+
+    ``memory_ucredits``: of the bill, for reserved memory; ``idle_ucredits``: of that, for memory
+    that nobody used; ``saved_ucredits``: what the suggestion (0 for none) would have saved.
+    """
+
+    id: str
+    job: int
+    subtasks: int
+    cpus_asked_milli: int
+    cpus_used_milli: int
+    memory_asked_bytes: int
+    memory_used_bytes: int
+    wall_asked_ms: int
+    wall_used_ms: int
+    cpu_asked_ms: int
+    cpu_used_ms: int
+    spent_ucredits: int
+    memory_ucredits: int
+    idle_ucredits: int
+    suggested_memory_bytes: int
+    saved_ucredits: int
+    is_estimated: bool
+
+
 class Usage(Document, frozen=True, tag="gristmill/usage/1"):
     """A bill; ``keys`` of a row are what it is split by, in the order of ``by``."""
 
@@ -286,6 +337,9 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Cancelled,
     Steered,
     Why,
+    Tariffs,
+    Price,
+    Efficiency,
     Usage,
     Balance,
     Audit,

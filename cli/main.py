@@ -16,7 +16,7 @@ from gristmill.wire.errors import EXIT_OK, RemoteError
 
 EXIT_INTERRUPTED = 130  #: 128 + SIGINT
 EXIT_PIPE = 141  #: 128 + SIGPIPE: whoever read our stdout has gone
-_HAS_COMMAND = ("up", "submit")
+_HAS_COMMAND = ("up", "submit", "price")
 _WORKER_ACTIONS = ("list", "drain", "-h", "--help")
 
 

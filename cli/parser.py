@@ -64,7 +64,8 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _count(low: int, high: int) -> Callable[[str], int]:
+def count_of(low: int, high: int) -> Callable[[str], int]:
+    """A number of an option, with its bounds."""
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
             raise ValueError(f"{text!r} is not a number from {low} to {high}")
@@ -91,14 +92,8 @@ def _tiers(text: str) -> list[str]:
     return tiers
 
 
-def _usage_keys(text: str) -> str:
-    from gristmill.wire.ledger import parse_by
-
-    return ",".join(parse_by(text))
-
-
 def _exit_codes(text: str) -> list[int]:
-    parse = _count(0, 255)
+    parse = count_of(0, 255)
     return [parse(code.strip()) for code in text.split(",")]
 
 
@@ -111,6 +106,8 @@ def build() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="show the version and exit")
+    from gristmill.cli.parser_money import money_verbs
+
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     for add in (
         _up,
@@ -123,8 +120,7 @@ def build() -> Parser:
         _pause,
         _resume,
         _why,
-        _usage,
-        _balance,
+        *money_verbs(),
         _ledger,
         _worker,
         _node,
@@ -152,9 +148,10 @@ class _Version(argparse.Action):
 Verbs = Any  #: argparse's own type of it is private
 
 
-def _verb(
+def add_verb(
     verbs: Verbs, name: str, module: str, summary: str, *, has_grid: bool = True, more: str = ""
 ) -> Parser:
+    """A verb that ``cli/MODULE.py`` runs, with the options that every verb has."""
     parser: Parser = verbs.add_parser(name, help=summary, description=f"{summary}. {more}".strip())
     parser.set_defaults(module=f"gristmill.cli.{module}")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -163,12 +160,13 @@ def _verb(
     return parser
 
 
-def _job(parser: Parser, nargs: str | None = None, *, what: str = "a job, such as j17") -> None:
+def add_job(parser: Parser, nargs: str | None = None, *, what: str = "a job, such as j17") -> None:
+    """The job that a verb is about."""
     parser.add_argument("job", metavar="JOB", nargs=nargs, help=what)
 
 
 def _up(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "up",
         "up",
@@ -179,14 +177,14 @@ def _up(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=typed(_count(0, 256)),
+        type=typed(count_of(0, 256)),
         default=1,
         metavar="N",
         help="worker processes (default: 1)",
     )
     parser.add_argument(
         "--slots",
-        type=typed(_count(1, 1024)),
+        type=typed(count_of(1, 1024)),
         metavar="N",
         help="subtasks at a time in each worker (default: the cpus of this machine, shared out)",
     )
@@ -223,7 +221,7 @@ def _up(verbs: Verbs) -> None:
 
 
 def _submit(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "submit",
         "submit",
@@ -236,6 +234,11 @@ def _submit(verbs: Verbs) -> None:
         "       gristmill submit [options] --python FILE:FUNCTION\n"
         "       gristmill submit [options] --from DECOMPOSER --param KEY=VALUE [-- COMMAND ...]"
     )
+    add_request(parser)
+
+
+def add_request(parser: Parser) -> None:
+    """Every argument that says what a job is: of ``submit``, and of ``price``."""
     _submit_inputs(parser.add_argument_group("inputs: one subtask for each"))
     _submit_command(parser.add_argument_group("the command"))
     _submit_limits(parser.add_argument_group("limits of one subtask, and where it may run"))
@@ -328,7 +331,7 @@ def _submit_limits(group: argparse._ArgumentGroup) -> None:
         help="of stdout and stderr together (default: 1M)",
     )
     group.add_argument(
-        "--pids", type=typed(_count(1, 1 << 20)), metavar="N", help="processes (default: 64)"
+        "--pids", type=typed(count_of(1, 1 << 20)), metavar="N", help="processes (default: 64)"
     )
     group.add_argument("--tier", choices=TIERS, help="the jail (default: job)")
     group.add_argument(
@@ -353,13 +356,13 @@ def _submit_job(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--retries",
-        type=typed(_count(0, 100)),
+        type=typed(count_of(0, 100)),
         metavar="N",
         help="of a subtask that failed by its own doing (default: 0)",
     )
     group.add_argument(
         "--failures-max",
-        type=typed(_count(0, 10**8)),
+        type=typed(count_of(0, 10**8)),
         metavar="N",
         help="pause the job when N subtasks failed and none was done (default: never)",
     )
@@ -369,7 +372,7 @@ def _submit_job(group: argparse._ArgumentGroup) -> None:
         help="done when: all, any or N subtasks are done (then the rest is cancelled), or P%%",
     )
     group.add_argument(
-        "--priority", type=typed(_count(0, 9)), metavar="0-9", help="among your jobs (default: 4)"
+        "--priority", type=typed(count_of(0, 9)), metavar="0-9", help="among your jobs (default: 4)"
     )
     group.add_argument(
         "--cap",
@@ -395,10 +398,10 @@ def _submit_job(group: argparse._ArgumentGroup) -> None:
 
 
 def _status(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs, "status", "status", "Show your jobs, or one job, its subtasks or the workers"
     )
-    _job(parser, "?")
+    add_job(parser, "?")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--subtasks", action="store_true", help="one line for each subtask of JOB")
     shown.add_argument("--workers", action="store_true", help="one line for each worker")
@@ -409,12 +412,12 @@ def _status(verbs: Verbs) -> None:
         help="only subtasks in this state",
     )
     parser.add_argument(
-        "--limit", type=typed(_count(1, 10**6)), default=100, metavar="N", help="lines (100)"
+        "--limit", type=typed(count_of(1, 10**6)), default=100, metavar="N", help="lines (100)"
     )
 
 
 def _wait(verbs: Verbs) -> None:
-    parser = _verb(verbs, "wait", "wait", "Wait until jobs have ended; exit 1 if one failed")
+    parser = add_verb(verbs, "wait", "wait", "Wait until jobs have ended; exit 1 if one failed")
     parser.add_argument("jobs", metavar="JOB", nargs="+", help="jobs, such as j17")
     parser.add_argument(
         "--timeout", type=typed(units.parse_ms), metavar="TIME", help="give up after this; exit 1"
@@ -422,41 +425,41 @@ def _wait(verbs: Verbs) -> None:
 
 
 def _result(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "result",
         "result",
         "Print what a job gave back, or write it to files",
         more="The output of commands is printed as it is; values of functions as text.",
     )
-    _job(parser, what="a job or one subtask: j17, j17/3")
+    add_job(parser, what="a job or one subtask: j17, j17/3")
     parser.add_argument(
         "--out", metavar="DIR", help="write a file for each subtask, and the files it gave back"
     )
 
 
 def _logs(verbs: Verbs) -> None:
-    parser = _verb(verbs, "logs", "logs", "Print what subtasks wrote to stdout and stderr")
-    _job(parser, what="a job or one subtask: j17, j17/3")
+    parser = add_verb(verbs, "logs", "logs", "Print what subtasks wrote to stdout and stderr")
+    add_job(parser, what="a job or one subtask: j17, j17/3")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
 
 
 def _cancel(verbs: Verbs) -> None:
-    parser = _verb(verbs, "cancel", "cancel", "Cancel jobs, or subtasks of a job")
+    parser = add_verb(verbs, "cancel", "cancel", "Cancel jobs, or subtasks of a job")
     parser.add_argument(
         "jobs", metavar="JOB[/INDEX]", nargs="+", help="j17, j17/3, or several: j17/3-9,12"
     )
 
 
 def _pause(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs, "pause", "steer", "Hand out no more subtasks of jobs; what runs goes on to its end"
     )
     parser.add_argument("jobs", metavar="JOB", nargs="+", help="a job, such as j17")
 
 
 def _resume(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "resume",
         "steer",
@@ -467,27 +470,7 @@ def _resume(verbs: Verbs) -> None:
 
 
 def _why(verbs: Verbs) -> None:
-    _job(_verb(verbs, "why", "why", "Say why a job is not running, and the cheapest change"))
-
-
-def _usage(verbs: Verbs) -> None:
-    parser = _verb(verbs, "usage", "money", "Print the bill, by tenant, node, job and day")
-    _job(parser, "?")
-    parser.add_argument(
-        "--by",
-        type=typed(_usage_keys),
-        default="job",
-        metavar="KEYS",
-        help="some of tenant,node,job,day, such as tenant,day (default: job)",
-    )
-    parser.add_argument("--all", action="store_true", help="of every tenant; for operators")
-
-
-def _balance(verbs: Verbs) -> None:
-    parser = _verb(
-        verbs, "balance", "money", "Print your accounts, and the sum of all accounts (it is 0)"
-    )
-    parser.add_argument("--all", action="store_true", help="every account; for operators")
+    add_job(add_verb(verbs, "why", "why", "Say why a job is not running, and the cheapest change"))
 
 
 def _ledger(verbs: Verbs) -> None:
@@ -522,8 +505,8 @@ def _node(verbs: Verbs) -> None:
 
 
 def _list_and_drain(actions: Any) -> None:
-    _verb(actions, "list", "node", "One line for each worker")
-    drain = _verb(
+    add_verb(actions, "list", "node", "One line for each worker")
+    drain = add_verb(
         actions, "drain", "node", "A worker finishes what it has, takes no more, and ends"
     )
     drain.add_argument("worker", metavar="NAME", help="see 'gristmill node list'")
@@ -537,7 +520,7 @@ def _list_and_drain(actions: Any) -> None:
 
 
 def _doctor(verbs: Verbs) -> None:
-    _verb(
+    add_verb(
         verbs,
         "doctor",
         "doctor",
@@ -546,7 +529,7 @@ def _doctor(verbs: Verbs) -> None:
 
 
 def _drill(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "drill",
         "drill",
@@ -559,14 +542,14 @@ def _drill(verbs: Verbs) -> None:
         "--faults", metavar="NAMES", help="only these, separated by commas (default: all of them)"
     )
     parser.add_argument(
-        "--rounds", type=typed(_count(1, 10**6)), default=1, metavar="N", help="times each (1)"
+        "--rounds", type=typed(count_of(1, 10**6)), default=1, metavar="N", help="times each (1)"
     )
     parser.add_argument(
-        "--seconds", type=typed(_count(1, 10**6)), metavar="N", help="begin no fault after this"
+        "--seconds", type=typed(count_of(1, 10**6)), metavar="N", help="begin no fault after this"
     )
     parser.add_argument(
         "--seed",
-        type=typed(_count(0, 2**31)),
+        type=typed(count_of(0, 2**31)),
         metavar="N",
         help="of its choices; the report has it",
     )
@@ -574,7 +557,7 @@ def _drill(verbs: Verbs) -> None:
 
 
 def _schema(verbs: Verbs) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs, "schema", "schema", "Print the JSON Schema of what --json prints", has_grid=False
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="such as gristmill/status/1")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gristmill.cli.parser import Verbs, _verb, typed
+from gristmill.cli.parser import Verbs, add_verb, typed
 from gristmill.wire import units
 
 
@@ -14,7 +14,7 @@ def add(verbs: Verbs) -> None:
         description="For the operator of a ledger: these speak to its file or to its socket.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
-    audit = _verb(
+    audit = add_verb(
         actions,
         "audit",
         "ledger",
@@ -25,14 +25,14 @@ def add(verbs: Verbs) -> None:
     )
     audit.add_argument("--state", metavar="DIR", help="of the grid (GRISTMILL_STATE)")
     audit.add_argument("--books", metavar="URL", help="postgresql://... where the books are there")
-    fund = _verb(actions, "fund", "ledger", "Mint credits for a tenant, once", has_grid=False)
+    fund = add_verb(actions, "fund", "ledger", "Mint credits for a tenant, once", has_grid=False)
     fund.add_argument("tenant", metavar="TENANT")
     fund.add_argument("credits", type=typed(units.parse_credits), metavar="CREDITS")
     fund.add_argument(
         "--ref", required=True, help="why, in your words: the same again mints nothing"
     )
     _socket(fund)
-    transfer = _verb(
+    transfer = add_verb(
         actions,
         "transfer",
         "ledger",

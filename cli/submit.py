@@ -18,7 +18,8 @@ from gristmill.client.command import make_command, read_files
 from gristmill.client.options import Options
 from gristmill.wire.client import DryRun
 from gristmill.wire.errors import EXIT_OK, EXIT_POLICY, RemoteError
-from gristmill.wire.spec import Command, JobSpec, Tariff
+from gristmill.wire.spec import Command, JobSpec
+from gristmill.wire.tariffs import CLASS_LABEL, Tariffs, tariff_of
 from gristmill.wire.units import UCREDITS_PER_CREDIT, format_bytes, format_credits, format_ms
 
 if TYPE_CHECKING:
@@ -45,10 +46,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
 
             return submit_decomposed(client, args, terminal)
         inputs = read_inputs(args)
-        spec, function = _make(client, args, inputs)
+        spec, function = make_request(client, args, inputs)
         if args.dry_run:
             count = inputs.total if inputs.total >= 0 else sum(1 for _ in inputs.values)
-            return show_dry_run(client.try_out(spec, function), count, terminal)
+            answer, tariffs = client.try_out(spec, function), client.tariffs()
+            return show_dry_run(answer, count, tariffs, terminal)
         terminal.way_back = "nothing was submitted"
         job = client.post(spec, function, inputs.values, key=args.key)
         return show_submitted(client, job, args, terminal)
@@ -177,7 +179,10 @@ def read_input_files(given: Iterable[str]) -> list[tuple[str, bytes, bool]]:
         ) from None
 
 
-def _make(client: "Client", args: argparse.Namespace, inputs: Inputs) -> tuple[JobSpec, bytes]:
+def make_request(
+    client: "Client", args: argparse.Namespace, inputs: Inputs
+) -> tuple[JobSpec, bytes]:
+    """(spec, function) of the job that the arguments ask for."""
     options = options_of(args, inputs.at_once)
     if not args.python:
         return client.make_spec(command_of(args, client), count=inputs.total, **options)
@@ -314,9 +319,9 @@ def show_submitted(
     return code
 
 
-def show_dry_run(answer: DryRun, count: int, terminal: Terminal) -> int:
+def show_dry_run(answer: DryRun, count: int, tariffs: Tariffs, terminal: Terminal) -> int:
     """The normalised request, who could run it, and what it may cost; 5 when nobody can."""
-    low, high = price_of(answer.spec, count)
+    low, high = price_of(answer.spec, count, tariffs)
     is_possible = answer.workers_matching > 0
     if terminal.is_json:
         document = documents.DryRunResult(
@@ -350,16 +355,15 @@ def show_dry_run(answer: DryRun, count: int, terminal: Terminal) -> int:
     return EXIT_OK if is_possible else EXIT_POLICY
 
 
-def price_of(spec: JobSpec, count: int) -> tuple[int, int]:
+def price_of(spec: JobSpec, count: int, tariffs: Tariffs) -> tuple[int, int]:
     """The least and the most that it can cost, in micro-credits.
 
-    The least: every subtask ends at once. The most: every attempt uses all of its cpu time, or the
-    cap stops the job.
+    On nodes of the class that it asks for, else of the cheapest and of the dearest.
     """
-    tariff = Tariff(0, 0) if spec.tariff == "zero" else Tariff()
-    limits = spec.limits
-    cpu_ms = limits.cpu_ms or 4 * limits.wall_ms * max(1, limits.cpus_milli // 1000)
-    cpu_ms = min(cpu_ms, limits.wall_ms * limits.cpus_milli // 1000)
-    attempts = count * (spec.retries + 1)
-    most = tariff.price(attempts * cpu_ms * 1000, attempts)
-    return min(tariff.price(0, count), spec.cap_ucredits), min(most, spec.cap_ucredits)
+    from gristmill.client.pricing import span_by_limits
+
+    asked = spec.labels.get(CLASS_LABEL)
+    classes = list(tariffs.values()) if asked is None else [tariff_of(tariffs, asked)]
+    spans = [span_by_limits(spec, tariff, count) for tariff in classes]
+    low, high = min(low for low, _ in spans), max(high for _, high in spans)
+    return min(low, spec.cap_ucredits), min(high, spec.cap_ucredits)

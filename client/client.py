@@ -41,6 +41,7 @@ from gristmill.wire.values import encode_ref
 
 if TYPE_CHECKING:
     from gristmill.client.decompose.suite import SuiteVerdict
+    from gristmill.client.pricing import Price
 
 Trust = Literal["auto", "fleet", "none"]
 
@@ -241,6 +242,19 @@ class Client(Questions):
             key,
             lambda value: CommandOutput(value, self.fetch_blob),
         )
+
+    def price(
+        self,
+        fn: Callable[..., Any],
+        inputs: Iterable[Any],
+        *,
+        sample: int = 20,
+        **options: Unpack[Options],
+    ) -> "Price":
+        """What ``map`` would cost, as an interval; it may run a sample, see ``pricing.price``."""
+        from gristmill.client.pricing import price  # signatures come with it
+
+        return price(self, *self.make_spec(fn, **options), inputs, sample)
 
     def decompose(
         self,

@@ -18,6 +18,7 @@ from gristmill.client.progress import progress
 from gristmill.client.reading import Ended, ended, in_order, logs_of
 from gristmill.wire import client as wire
 from gristmill.wire.shared import Ref
+from gristmill.wire.spec import Tariff
 from gristmill.wire.values import BlobRef
 
 AnyJob = int | str | Job | Future | MapResults
@@ -197,6 +198,18 @@ class Questions(abc.ABC):
         ``everyone``: all accounts (world, tenants, nodes, toll); for operators.
         """
         return self._question(wire.BalanceAnswer, "balance", text="all" if everyone else "")  # type: ignore[no-any-return]
+
+    def tariffs(self) -> dict[str, Tariff]:
+        """What work costs on each class of nodes."""
+        return self._question(dict[str, Tariff], "tariffs")  # type: ignore[no-any-return]
+
+    def terms(self, job: AnyJob) -> wire.JobTerms:
+        """What a job asked for, and what work costs it on each class of nodes."""
+        return self._question(wire.JobTerms, "terms", job=job_number(job))  # type: ignore[no-any-return]
+
+    def history(self, work: str, limit: int = 20) -> list[wire.JobStatus]:
+        """The tenant's newest ended jobs that ran the same work (64 hex digits, ``work_of``)."""
+        return self._question(list[wire.JobStatus], "history", text=work, limit=limit)  # type: ignore[no-any-return]
 
     def workers(self) -> list[wire.WorkerRow]:
         """The workers of the grid with their readings."""

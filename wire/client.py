@@ -12,6 +12,7 @@ import msgspec
 
 from gristmill.wire.frames import HeaderDecoder, Integer
 from gristmill.wire.spec import JobSpec
+from gristmill.wire.tariffs import Tariffs
 from gristmill.wire.worker import HostReading, ResultHead, Run
 
 JobState = Literal["decomposing", "accepted", "running", "paused", "done", "failed", "cancelled"]
@@ -129,7 +130,9 @@ class Ask(Message, frozen=True, tag=10):
     first, limit) · ``usage`` (text: some of tenant, node, job, day; digest "all": every
     tenant, for operators) · ``balance`` (text "all": every account, for operators) · ``grid`` ·
     ``grant`` (verb "get" or "put", digest or "*",
-    size_bytes) · ``decomposed`` (request digest).
+    size_bytes) · ``decomposed`` (request digest) · ``tariffs`` ·
+    ``terms`` (job: what was asked for, at which tariffs) · ``history`` (text: 64 hex characters of
+    the work; limit: ended jobs that ran it, newest first).
     """
 
     session: bytes
@@ -147,6 +150,9 @@ class Ask(Message, frozen=True, tag=10):
         "grant",
         "decomposed",
         "manifest",
+        "tariffs",
+        "terms",
+        "history",
     ]
     job: Integer = 0
     first: Integer = 0
@@ -472,6 +478,13 @@ class DryRun(msgspec.Struct, frozen=True):
     workers_matching: int
     workers_of: int
     reasons: list[Reason]
+
+
+class JobTerms(msgspec.Struct, frozen=True):
+    """What a job asked for, and what work costs it on each class of nodes."""
+
+    spec: JobSpec
+    tariffs: Tariffs
 
 
 class Answer(Message, frozen=True, tag=6):

@@ -11,6 +11,7 @@ from grid_rig import until
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
 from gristmill.client.errors import GridError
+from gristmill.wire.client import FINAL_JOB_STATES, JobStatus
 from gristmill.wire.spec import TOLL_PERCENT
 
 
@@ -149,3 +150,53 @@ def test_a18_each_file_has_one_writer_and_secrets_are_private(
             copy.execute(statement)
     for key in grid.state.rglob("*.key"):
         assert key.stat().st_mode & 0o077 == 0, key
+
+
+def test_c09_admission_is_never_more_generous_than_the_ledger(
+    own_grid: Callable[..., Grid],
+) -> None:
+    grid = own_grid(fund="local=100", slots=2)
+
+    def slow(x: int) -> int:
+        import time
+
+        time.sleep(0.3)
+        return x
+
+    with Client(grid.address) as client:
+        held = client.map(slow, range(200), cap=80, tier="batch", window=20)
+        first = next(held)
+        status = client.status(held.job)
+
+        def row() -> tuple[int, int, int]:
+            (own,) = client.balance().accounts
+            return own.posted_ucredits, own.held_ucredits, own.available_ucredits
+
+        posted, reserved, available = row()
+        assert reserved + 100_000_000 - posted == 80_000_000, "a running job's whole cap"
+        assert available == 20_000_000, "however little of it is spent"
+        # What nothing was spent of is spoken for: the next job that does not fit is refused.
+        poor = client.with_options(cap=21).submit(double, 1)
+        assert "the cap is 21 credits; tenant local has 20 available" in str(poor.exception(60))
+        assert client.with_options(cap=19).submit(double, 4).result(timeout=60) == 8
+        # Without the ledger only what it reserved before is used; the broker's view is not asked.
+        grid.kill("ledger")
+        values = [first, *(next(held) for _ in range(20))]
+        assert values == list(range(21)), "a job with a reservation runs on"
+        small = client.with_options(cap=1, name="small").submit(double, 21)
+        until(
+            "a job without one waits, though there was enough",
+            lambda: small.job and client.status(small.job).reason.startswith("LEDGER_DOWN"),
+        )
+        assert not small.done() and client.status(small.job).leased == 0
+        grid.restart("ledger")
+        assert small.result(timeout=60) == 42
+        held.close()
+        card = until("it ended", lambda: ended(client, status.job))
+        until("its rest is voided", lambda: is_answering(client) and not row()[1])
+        assert card.spent_ucredits < 80_000_000
+
+
+def ended(client: Client, job: int) -> JobStatus | None:
+    status = client.status(job)
+    return status if status.state in FINAL_JOB_STATES else None

@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Any
 
+import msgspec
 import pytest
 
 from gristmill.cli import decomposed, submit
@@ -12,7 +13,8 @@ from gristmill.cli.parser import build
 from gristmill.cli.worker import agent_command
 from gristmill.client.options import make_spec
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.spec import Command, JobSpec, Limits
+from gristmill.wire.spec import Command, JobSpec, Limits, Tariff
+from gristmill.wire.tariffs import STANDARD_TARIFF
 
 
 def parsed(*arguments: str, command: list[str] | None = None) -> argparse.Namespace:
@@ -98,13 +100,16 @@ def test_lines_are_kept_as_they_are(tmp_path: pathlib.Path) -> None:
 def test_a_price_lies_between_the_least_and_the_cap() -> None:
     limits = Limits(cpus_milli=2_000, wall_ms=10_000)
     spec = JobSpec("command", command=Command(["c"]), limits=limits, retries=1)
-    low, high = submit.price_of(spec, 10)
+    tariffs = {"standard": STANDARD_TARIFF, "big": Tariff(2_000_000, 20, 0)}
+    low, high = submit.price_of(spec, 10, tariffs)
     assert low == 10 * 10
-    assert high == 20 * (20 * 1_000_000 + 10)
+    assert high == 20 * (2 * 20 * 1_000_000 + 20), "on the dearest class"
+    own = msgspec.structs.replace(spec, labels={"class": "standard"})
+    assert submit.price_of(own, 10, tariffs)[1] == 20 * (20 * 1_000_000 + 10 + 10 * 50_000)
     capped = JobSpec("command", command=Command(["c"]), limits=limits, cap_ucredits=5)
-    assert submit.price_of(capped, 10) == (5, 5)
+    assert submit.price_of(capped, 10, tariffs) == (5, 5)
     free = JobSpec("command", command=Command(["c"]), tariff="zero")
-    assert submit.price_of(free, 10) == (0, 0)
+    assert submit.price_of(free, 10, tariffs) == (0, 0)
 
 
 @pytest.mark.parametrize(
