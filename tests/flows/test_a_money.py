@@ -193,7 +193,8 @@ def test_c09_admission_is_never_more_generous_than_the_ledger(
         assert small.result(timeout=60) == 42
         held.close()
         card = until("it ended", lambda: ended(client, status.job))
-        until("its rest is voided", lambda: is_answering(client) and not row()[1])
+        # (the calls' own jobs stay open for more calls, and hold 19 and 1)
+        until("its rest is voided", lambda: is_answering(client) and row()[1] <= 20_000_000)
         assert card.spent_ucredits < 80_000_000
 
 
