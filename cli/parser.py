@@ -66,6 +66,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def count_of(low: int, high: int) -> Callable[[str], int]:
     """A number of an option, with its bounds."""
+
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
             raise ValueError(f"{text!r} is not a number from {low} to {high}")
