@@ -106,7 +106,10 @@ def _audit(args: argparse.Namespace, terminal: Terminal) -> int:
             terminal.print(fault)
     else:
         terminal.print(f"{place} is in order: every row from the first, sum of all accounts 0")
-        terminal.table(["", ""], [[name, f"{fact}"] for name, fact in facts.items()])
+        rows = [
+            [name, f"{fact:,}" if isinstance(fact, int) else fact] for name, fact in facts.items()
+        ]
+        terminal.table(["WHAT", "HOW MANY, OR WHICH"], rows, styles={"WHAT": "bold"})
     return EXIT_FAILED if faults else EXIT_OK
 
 
@@ -118,7 +121,7 @@ def _open(args: argparse.Namespace) -> tuple[Any, str]:
 
             db: Any = Connection(args.books)
             db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            return db, args.books
+            return db, db.place
         from gristmill.ledger.sqlite_checks import open_for_reading
 
         state = Path(args.state) if args.state else places.state_folder(os.environ)

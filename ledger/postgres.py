@@ -72,6 +72,8 @@ class Connection:
         self._raw.adapters.register_loader("numeric", _Int)
         self._cursor = self._raw.cursor()
         self._cursors = 0
+        info = self._raw.info
+        self.place = f"the database {info.dbname} of {info.host or 'this host'}"
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
         """One statement, ``?`` for values; what a query without any finds comes in pages."""
@@ -126,8 +128,7 @@ class PostgresBook(Book):
                 f"the database of --books cannot be reached: {error}",
                 "start PostgreSQL, or correct --books",
             ) from None
-        place = f"the database {db._raw.info.dbname} of {db._raw.info.host or 'this host'}"
-        super().__init__(db, place)
+        super().__init__(db, db.place)
         try:
             self._open()
         except BaseException:
