@@ -18,7 +18,7 @@ from gristmill.broker.core.state import State
 from gristmill.broker.core.why import ended_text, why
 from gristmill.broker.delivery import Delivery, Flow
 from gristmill.broker.grants import Grants
-from gristmill.broker.ledger_link import LedgerLink
+from gristmill.broker.ledger_link import LedgerLink, Question
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.reader import Reader
@@ -40,7 +40,7 @@ from gristmill.wire.client import (
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ids import format_job, is_digest
-from gristmill.wire.ledger import parse_by
+from gristmill.wire.ledger import AskBalance, AskReceipts, AskUsage, parse_by
 from gristmill.wire.tariffs import ZERO_TARIFFS, Tariffs
 from gristmill.wire.units import format_bytes
 
@@ -49,6 +49,7 @@ ROWS_MAX = 10_000  #: in one answer
 LOG_ROWS_MAX = 200  #: an answer with output is larger
 _INLINE_BYTES_MAX = limits.HEADER_BYTES_MAX - 64  #: of an answer within its header
 _PART_BYTES = 64 << 10  #: of a longer one in each of its frames
+INDEX_DIGITS_MAX = 18
 
 
 def gone(tombstone: past.Tombstone) -> RemoteError:
@@ -119,6 +120,7 @@ class Answers:
             "logs": self._logs,
             "usage": self._bill,
             "balance": self._bill,
+            "receipts": self._receipts,
             "grid": self._grid,
             "grant": self._grant,
             "decomposed": self._decomposed,
@@ -546,6 +548,28 @@ class Answers:
             raise RemoteError("FORBIDDEN", f"{tenant} is no operator: own bills only")
         if session.is_operator and (message.digest == "all" or "tenant" in keys):
             tenant = ""
+        ref = f"{self._broker}/{message.job}" if message.job else ""
+
+        def make(request: int) -> Question:
+            if message.about == "balance":
+                return AskBalance(request, tenant)
+            return AskUsage(request, tenant, by, ref)
+
+        self._relay(session, message, make)
+
+    def _receipts(self, session: ClientSession, message: Ask) -> None:
+        index, ref = message.text, f"{self._broker}/{message.job}"
+        if index and not (index.isdecimal() and index.isascii() and len(index) <= INDEX_DIGITS_MAX):
+            raise RemoteError("MALFORMED", f"text is {index!r:.40}, must be an index or empty")
+        number = int(index) if index else -1
+        self._relay(
+            session,
+            message,
+            lambda request: AskReceipts(request, session.tenant, ref, number, message.first),
+        )
+
+    def _relay(self, session: ClientSession, message: Ask, make: Callable[[int], Question]) -> None:
+        """A question to the ledger, and its answer to the client."""
 
         def reply(body: msgspec.Raw | None, code: str, text: str) -> None:
             if body is not None:
@@ -555,8 +579,7 @@ class Answers:
             self.refuse(session, message.request, RemoteError(known, text), message.job)
 
         def ask(_: Any = None) -> None:
-            ref = f"{self._broker}/{message.job}" if message.job else ""
-            self._ledger.ask(tenant, message.about, by, ref, self._clock()[0], reply)
+            self._ledger.ask(make, self._clock()[0], reply)
 
         if message.job and self._live(session, message.job) is None:
             self._past(session, message, ask)  # the ledger knows no jobs, only their holds

@@ -33,7 +33,7 @@ from gristmill.broker.core import events as on
 from gristmill.broker.core.invariants import check
 from gristmill.broker.core.state import Config
 from gristmill.broker.core.step import step
-from gristmill.broker.countersigning import Countersigner
+from gristmill.broker.countersigning import Countersigner, tell_keys
 from gristmill.broker.delivery import Delivery
 from gristmill.broker.descriptors import DescriptorWatch
 from gristmill.broker.execution import Execution
@@ -144,6 +144,8 @@ class Broker:
             found.outbox_last,
             settings.outbox_rows_max,
         )
+        public = key.verify_key.encode().hex()
+        tell_keys(self.journal, self.outbox, public, found.key_told, found.nodes, utc_ms)
         backlog_bytes = settings.journal_backlog_bytes // LINES_SHARE
         self._lines = LineKeeper(self.state, self.journal, metrics, backlog_bytes)
         self.execution = Execution(

@@ -178,6 +178,7 @@ class Back:
         self._nodes[name] = node
         row = (name, node, self._execution.inbox.utc_ms)
         self._journal.record("nodes", schema.ADD_NODE, row, 256)
+        self._execution.tell_key(name, node)
 
     def end_session(self, session: WorkerSession, is_clean: bool, cause: str) -> None:
         """The worker is gone: the core takes its leases back."""

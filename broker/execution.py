@@ -17,7 +17,7 @@ from gristmill.broker import records, schema
 from gristmill.broker.checkpoints import Told
 from gristmill.broker.core import effects as do
 from gristmill.broker.core.events import ParcelsCommitted
-from gristmill.broker.countersigning import Countersigner
+from gristmill.broker.countersigning import Countersigner, node_key
 from gristmill.broker.delivery import Delivery, Flow
 from gristmill.broker.grants import Grants
 from gristmill.broker.journal import Journal
@@ -316,6 +316,10 @@ class Execution:
             digest = self.inbox.outcome_digest(self._last_kept)
             entry = self._countersign(entry, head, self.jobs[head.job].work, digest)
         self._outbox.add(entry)
+
+    def tell_key(self, name: str, node: str) -> None:
+        """A worker's name was pinned to its key."""
+        self._outbox.add(node_key(self._journal.broker, name, node, self.inbox.utc_ms))
 
     def _free_parcels(self, effect: do.FreeParcels) -> None:
         job, upto = effect.job, effect.upto

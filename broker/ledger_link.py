@@ -20,6 +20,7 @@ from gristmill.wire.frames import encode
 from gristmill.wire.ledger import (
     Acked,
     AskBalance,
+    AskReceipts,
     AskUsage,
     LedgerAnswer,
     LedgerRefused,
@@ -34,6 +35,7 @@ log = logging.getLogger("gristmill.broker.ledger")
 BATCHES_AHEAD = 4
 QUESTIONS_MAX = 1_000
 #: (body, "", "") of an answer or (None, code, message) of a refusal
+Question = AskUsage | AskBalance | AskReceipts
 Reply = Callable[[msgspec.Raw | None, str, str], None]
 
 
@@ -49,7 +51,7 @@ class _RawPost(Message, frozen=True, tag=1):
 class _Question:
     """One that waits for its answer: asked first, and said last, at these times."""
 
-    message: AskUsage | AskBalance
+    message: Question
     reply: Reply
     asked_ms: int
     said_ms: int
@@ -117,8 +119,8 @@ class LedgerLink:
             self._metrics.outbox_posts += 1
             self._ahead += 1
 
-    def ask(self, tenant: str, about: str, by: str, ref: str, now_ms: int, reply: Reply) -> None:
-        """Relays a question about ``usage`` (``by``, see ``parse_by``) or ``balance``."""
+    def ask(self, make: Callable[[int], Question], now_ms: int, reply: Reply) -> None:
+        """Relays a question, made with its number."""
         is_starting = self._heard_ms == 0  # it is asked when it is there; tick gives up
         if not self.is_up and not is_starting:
             reply(None, "LEDGER_DOWN", f"the ledger at {self._settings.ledger} does not answer")
@@ -129,9 +131,7 @@ class LedgerLink:
         self.post(now_ms, is_due=True)  # the answer is to have what was done before the question
         self._last_request += 1
         request = self._last_request
-        question: AskUsage | AskBalance = AskBalance(request, tenant)
-        if about == "usage":
-            question = AskUsage(request, tenant, by, ref)
+        question = make(request)
         self._questions[request] = _Question(question, reply, now_ms, now_ms)
         if is_starting:
             self._early.append(question)

@@ -21,6 +21,7 @@ from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.effects import AnyEffect
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
 from gristmill.broker.core.state import Config, State
+from gristmill.broker.countersigning import KEY_TOLD
 from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
@@ -62,6 +63,7 @@ class Recovered:
     nodes: dict[str, str]
     outbox_acked: int
     outbox_last: int
+    key_told: str
     last_row: int
     workers: list[str]
 
@@ -131,10 +133,14 @@ def _recover(
         "journal incarnation=%d broker=%s unfinished=%d jobs=%d rows=%d",
         journal.incarnation, journal.broker, len(state.jobs), state.job_counter, replay.read,
     )  # fmt: skip
-    return Recovered(state, effects, replay.live(), nodes, acked, last, last_row, workers)
+    told = meta.get(KEY_TOLD)
+    told = told if isinstance(told, str) else ""
+    return Recovered(state, effects, replay.live(), nodes, acked, last, told, last_row, workers)
 
 
-_META = frozenset({"schema_version", "broker", "incarnation", "outbox_acked", catalog.SEAL})
+_META = frozenset(
+    {"schema_version", "broker", "incarnation", "outbox_acked", KEY_TOLD, catalog.SEAL}
+)
 _ENTRIES = f"SELECT {records.ENTRY_COLUMNS} FROM outbox ORDER BY sequence"
 _LAST_ROW = "SELECT ifnull(max(rowid), 0) FROM results"
 _LAST_JOB = (

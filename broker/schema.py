@@ -195,8 +195,7 @@ DROP_RESULTS = (
 )
 
 DROP_LINES = (
-    "DELETE FROM lines WHERE rowid IN"
-    f" (SELECT rowid FROM lines WHERE job = ? LIMIT {CHUNK_ROWS})"
+    f"DELETE FROM lines WHERE rowid IN (SELECT rowid FROM lines WHERE job = ? LIMIT {CHUNK_ROWS})"
 )
 DROP_EVENTS = (
     "DELETE FROM events WHERE seq IN"

@@ -250,6 +250,19 @@ class Moved(Document, frozen=True, tag="gristmill/moved/1"):
     ref: str
 
 
+class Proof(Document, frozen=True, tag="gristmill/proof/1"):
+    """What a receipt file, or a job's receipts against its bill, prove; all of it without faults.
+
+    ``keys``: the public keys that signed, by whose they are.
+    """
+
+    job: str
+    receipts: int
+    amount_ucredits: int
+    faults: list[str]
+    keys: dict[str, str]
+
+
 class Drained(Document, frozen=True, tag="gristmill/drain/1"):
     """The worker was asked to finish what it has. ``is_ended``: with ``--wait``, it has."""
 
@@ -344,6 +357,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Balance,
     Audit,
     Moved,
+    Proof,
     Drained,
     Doctor,
     Drill,

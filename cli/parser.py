@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from gristmill.cli import receipt_verbs
 from gristmill.wire import units
 
 TIERS = ("strict", "job", "batch", "trusted")
@@ -123,6 +124,7 @@ def build() -> Parser:
         _why,
         *money_verbs(),
         _ledger,
+        _receipts,
         _worker,
         _node,
         _doctor,
@@ -478,6 +480,10 @@ def _ledger(verbs: Verbs) -> None:
     from gristmill.cli.parser_ledger import add  # it needs what is above
 
     add(verbs)
+
+
+def _receipts(verbs: Verbs) -> None:
+    receipt_verbs.add(verbs, add_verb)
 
 
 def _worker(verbs: Verbs) -> None:

@@ -1,9 +1,11 @@
 """What a client asks and orders besides work: jobs, results, bills, workers."""
 
+from __future__ import annotations
+
 import abc
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +22,9 @@ from gristmill.wire import client as wire
 from gristmill.wire.shared import Ref
 from gristmill.wire.spec import Tariff
 from gristmill.wire.values import BlobRef
+
+if TYPE_CHECKING:
+    from gristmill.wire.epochs import ReceiptsPage
 
 AnyJob = int | str | Job | Future | MapResults
 
@@ -210,6 +215,24 @@ class Questions(abc.ABC):
     def history(self, work: str, limit: int = 20) -> list[wire.JobStatus]:
         """The tenant's newest ended jobs that ran the same work (64 hex digits, ``work_of``)."""
         return self._question(list[wire.JobStatus], "history", text=work, limit=limit)  # type: ignore[no-any-return]
+
+    def receipts(self, job: AnyJob, index: int | None = None) -> list[ReceiptsPage]:
+        """The receipts of a job, or those that one of its subtasks is in, with what proves them.
+
+        ``wire.proofs.document_of`` makes a file of them that ``gristmill verify`` checks offline.
+        Receipts whose epoch is still open have no proof yet.
+        """
+        from gristmill.wire.epochs import ReceiptsPage  # brings keys: only when needed
+
+        pages: list[ReceiptsPage] = []
+        after, text = 0, "" if index is None else str(index)
+        while not pages or after:
+            page: ReceiptsPage = self._question(
+                ReceiptsPage, "receipts", job=job_number(job), first=after, text=text
+            )
+            pages.append(page)
+            after = page.after
+        return pages
 
     def workers(self) -> list[wire.WorkerRow]:
         """The workers of the grid with their readings."""

@@ -24,15 +24,18 @@ from gristmill.ledger import bills
 from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError
+from gristmill.ledger.epochs import Epochs
 from gristmill.ledger.floods import Floods
 from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.wire import limits
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.frames import encode
+from gristmill.wire.keys import LEDGER_KEY, load_key
 from gristmill.wire.ledger import (
     Acked,
     AskBalance,
+    AskReceipts,
     AskUsage,
     Fund,
     LedgerAnswer,
@@ -70,6 +73,8 @@ class Ledger:
         self._floods = Floods()
         self.read_only = ""
         self.book = open_book(settings)
+        key = load_key(settings.state / LEDGER_KEY)
+        self.epochs = Epochs(self.book, key, settings.epoch_s * 1000)
         self._began_ms = self._looked_ms = _now_ms()
         self._context = zmq.Context()
         self._socket = self._listen()
@@ -118,6 +123,7 @@ class Ledger:
             self.book.load()
         except Exception as error:  # a damaged page can make anything of a value
             self._set_read_only(f"its books cannot be read: {error}")
+        self._open_epochs()
         log.info(
             "audit of %s in %.2f s: %d accounts, %d transfers, %s",
             self.book.size(),
@@ -133,6 +139,28 @@ class Ledger:
             for effect in self.book.apply([fund], _now_ms())[0]:
                 if isinstance(effect, fx.AnswerOperator) and effect.code:
                     log.warning("not funded again: %s", effect.message)
+
+    def _open_epochs(self) -> None:
+        try:
+            self.epochs.load(_now_ms(), bool(self.read_only))
+        except (PostponedError, RefusedError) as error:
+            log.error("the ledger's key cannot be stated now: %s", error)
+        except Exception as error:
+            self._set_read_only(f"its epochs cannot be read: {error}")
+
+    def _close_epoch(self, is_ending: bool = False) -> None:
+        if self.read_only:
+            return
+        try:
+            self.epochs.look(_now_ms(), is_ending)
+        except PostponedError as error:
+            self.counts["postponed"] += 1
+            self.epochs.postpone(_now_ms())
+            if self._floods.count("epoch", _monotonic_ms()):
+                log.error("an epoch cannot be closed now: %s", error)
+        except RefusedError as error:
+            self.counts["broken"] += 1
+            self._set_read_only(f"an epoch was refused: {error}")
 
     def _set_read_only(self, reason: str) -> None:
         self.read_only = reason
@@ -151,10 +179,12 @@ class Ledger:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(stop.fileno(), zmq.POLLIN)
         while True:
-            ready = dict(poller.poll(LOOK_MS))
+            wait_ms = None if self.read_only else self.epochs.wait_ms(_now_ms())
+            ready = dict(poller.poll(LOOK_MS if wait_ms is None else min(LOOK_MS, wait_ms + 1)))
             if self._socket in ready:
                 self.turn()
             self.look(_now_ms())
+            self._close_epoch(is_ending=stop.fileno() in ready)
             if stop.fileno() in ready:
                 return
 
@@ -233,9 +263,11 @@ class Ledger:
             self._refuse(posts, f"the ledger is read-only: {self.read_only:.1000}")
             return
         self.counts["groups"] += 1
+        receipts = self.counts["contributions"]
         for (peer, message), effects in zip(posts, done, strict=True):
             for effect in effects:
                 self._report(peer, message, effect)
+        self.epochs.note(self.counts["contributions"] - receipts, _now_ms())
 
     def _report(self, peer: bytes, message: Asked, effect: fx.AnyEffect) -> None:
         """Count, log or send what became of a message, after the commit."""
@@ -270,7 +302,7 @@ class Ledger:
             request = 0 if isinstance(post, Post) else post.request
             self._send(peer, LedgerRefused(request, "LEDGER_DOWN", message))
 
-    def _answer(self, peer: bytes, question: Ping | AskUsage | AskBalance) -> None:
+    def _answer(self, peer: bytes, question: Ping | AskUsage | AskBalance | AskReceipts) -> None:
         if isinstance(question, Ping):
             if self.read_only:
                 self._send(
@@ -287,6 +319,8 @@ class Ledger:
             body: Any
             if isinstance(question, AskUsage):
                 body = bills.usage(self.book.db, question)
+            elif isinstance(question, AskReceipts):
+                body = self.epochs.page(question)
             else:
                 body = bills.balance(self.book.db, self.book.state, question.tenant)
                 if body.sum_ucredits and not self.read_only:

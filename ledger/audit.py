@@ -14,6 +14,7 @@ from gristmill.ledger import schema
 from gristmill.ledger.core.ids import NODES_LEG, TOLLS_LEG, named_id, outbox_id, outbox_prefix
 from gristmill.ledger.core.step import digest_of_entry
 from gristmill.ledger.engine import Database
+from gristmill.ledger.epoch_audit import epoch_faults, key_faults
 from gristmill.wire.ledger import Contribution
 
 DAY_MS = 86_400_000
@@ -25,6 +26,9 @@ _MONEY = {
     "contribution": schema.CONTRIBUTION,
     "mint": schema.MINT,
     "outbox": schema.OUTBOX,
+    "public_key": schema.PUBLIC_KEY,
+    "epoch": schema.EPOCH,
+    "epoch_range": schema.EPOCH_RANGE,
 }
 
 
@@ -55,6 +59,8 @@ def _faults(db: Database) -> Iterator[str]:
     yield from _transfer_faults(db)
     yield from _contribution_faults(db)
     yield from _entry_faults(db)
+    yield from key_faults(db)
+    yield from epoch_faults(db)
 
 
 def _chain_faults(db: Database) -> Iterator[str]:

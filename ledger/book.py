@@ -12,6 +12,8 @@ from collections.abc import Container, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from gristmill.ledger import audit, rows, schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.coverage import Coverage
@@ -26,7 +28,7 @@ from gristmill.ledger.core.events import (
 from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
 from gristmill.ledger.engine import Database, GoneError
-from gristmill.wire.ledger import Fund, Post, Transfer
+from gristmill.wire.ledger import Fund, Key, Post, Transfer
 
 Asked = Post | Fund | Transfer  #: what changes the books
 
@@ -109,6 +111,10 @@ class Book:
         last = "SELECT chain FROM transfer WHERE number = ?"
         self._transfer_chain = self._one(last, (state.transfers,)) or schema.NO_CHAIN
         self._accounts = {account.id: account for account in state.accounts.values()}
+        for kind, name, public, from_ms in self.db.execute(
+            f"SELECT {schema.PUBLIC_KEY} FROM public_key ORDER BY from_ms"
+        ):
+            state.keys[kind, name] = public, from_ms
         self.state = state
 
     def _recall(self, post: Post, group: Sequence[list[fx.AnyEffect]]) -> OutboxReceived:
@@ -128,7 +134,8 @@ class Book:
             for effect in (effect for effects in group for effect in effects):
                 if isinstance(effect, fx.AddEntry) and effect.broker == post.broker:
                     applied[effect.sequence] = Applied(effect.digest, effect.code, effect.message)
-        refs = dict.fromkeys(entry.ref for entry in post.entries)
+        named = (entry.ref for entry in post.entries if not isinstance(entry, Key))
+        refs = dict.fromkeys(named)
         unknown = [ref for ref in refs if ref not in self.state.holds and "\0" not in ref]
         recalled = []
         for ref in unknown:
@@ -205,6 +212,27 @@ class Book:
             self.state.forget_closed(hold.ref for hold in closed)
         return done
 
+    def insert(self, added: Iterable[tuple[str, str, rows.Row]]) -> None:
+        """Insert (table, columns, row), sealed: all or nothing; of what no entry decides.
+
+        Raises:
+            As ``apply``.
+        """
+        try:
+            self.db.execute(self.begin)
+        except Exception as error:
+            raise self.explain(error) from error
+        try:
+            for table, columns, row in added:
+                self._add(table, columns, [schema.sealed(row)])
+            self.db.execute("COMMIT")
+        except BaseException as error:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            if isinstance(error, Exception):
+                raise self.explain(error) from error
+            raise
+
     def _event(self, asked: Asked | Event, group: Sequence[list[fx.AnyEffect]]) -> Event:
         """What a message means to the core, with what the books and this group know of it."""
         match asked:
@@ -259,6 +287,9 @@ class Book:
             self.db.executemany(_CLOSE_HOLD, values)
         if fx.AddMint in of:
             self._add("mint", schema.MINT, map(rows.mint_row, of[fx.AddMint]))
+        if fx.AddKey in of:
+            keys = map(schema.sealed, map(msgspec.structs.astuple, of[fx.AddKey]))
+            self._add("public_key", schema.PUBLIC_KEY, keys)
         for broker in brokers:
             self._write_outbox(broker, of.get(fx.AddEntry, ()))
         return closed.values()

@@ -33,9 +33,17 @@ TALLY = "tenant, node, day, subtasks, failed, cpu_us, wall_us, amount, toll"
 MINT = "ref, tenant, amount, transfer"
 ENTRY = "broker, sequence, kind, digest, code, message"
 OUTBOX = "id, broker, applied, heard_ms"
+PUBLIC_KEY = "kind, name, public, from_ms"
+EPOCH = (
+    "number, closed_ms, receipts, root, previous, transfers, transfer_chain, ranges, public, "
+    "signature"
+)
+EPOCH_RANGE = "epoch, broker, first, last, chain"
 CHAINED = ("transfer", "entry")
-NEVER_CHANGED = ("transfer", "contribution", "mint", "entry")
-NEVER_DELETED = ("account", "transfer", "hold", "contribution", "mint", "entry", "outbox")
+NEVER_CHANGED = (
+    "transfer", "contribution", "mint", "entry", "public_key", "epoch", "epoch_range",
+)  # fmt: skip
+NEVER_DELETED = (*NEVER_CHANGED, "account", "hold", "outbox")
 
 TABLES = """
 CREATE TABLE account(
@@ -151,7 +159,7 @@ CREATE TABLE mint(
   crc INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- kind: 1 hold, 2 release, 3 contribution; chain: over the entries of its broker
+-- kind: 1 hold, 2 release, 3 contribution, 4 key; chain: over the entries of its broker
 CREATE TABLE entry(
   broker INTEGER NOT NULL REFERENCES outbox,
   sequence INTEGER NOT NULL,
@@ -162,6 +170,42 @@ CREATE TABLE entry(
   chain BLOB NOT NULL CHECK(length(chain) = 32),
   PRIMARY KEY(broker, sequence)
 ) STRICT, WITHOUT ROWID;
+
+-- Which key speaks for whom; another one for the same name is another row, from later on.
+CREATE TABLE public_key(
+  kind TEXT NOT NULL CHECK(kind IN ('ledger', 'broker', 'node')),
+  name TEXT NOT NULL,
+  public TEXT NOT NULL CHECK(length(public) = 64),
+  from_ms INTEGER NOT NULL,
+  crc INTEGER NOT NULL,
+  PRIMARY KEY(kind, name, from_ms)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX name_of_key ON public_key(public);
+
+-- Closed epochs, and the entries of each outbox that they are about. public: of who signed.
+CREATE TABLE epoch(
+  number INTEGER PRIMARY KEY,
+  closed_ms INTEGER NOT NULL,
+  receipts INTEGER NOT NULL CHECK(receipts > 0),
+  root BLOB NOT NULL CHECK(length(root) = 32),
+  previous BLOB NOT NULL CHECK(length(previous) = 32),
+  transfers INTEGER NOT NULL,
+  transfer_chain BLOB NOT NULL CHECK(length(transfer_chain) = 32),
+  ranges BLOB NOT NULL CHECK(length(ranges) = 32),
+  public TEXT NOT NULL,
+  signature BLOB NOT NULL CHECK(length(signature) = 64),
+  crc INTEGER NOT NULL
+) STRICT;
+CREATE TABLE epoch_range(
+  epoch INTEGER NOT NULL REFERENCES epoch,
+  broker INTEGER NOT NULL REFERENCES outbox,
+  first INTEGER NOT NULL,
+  last INTEGER NOT NULL CHECK(last >= first),
+  chain BLOB NOT NULL CHECK(length(chain) = 32),
+  crc INTEGER NOT NULL,
+  PRIMARY KEY(broker, first)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX range_of_epoch ON epoch_range(epoch);
 """
 
 TRIGGERS = f"""

@@ -19,10 +19,11 @@ _PREFIX = "GRISTMILL_LEDGER_"
 class Settings(pydantic.BaseModel):
     """Settings of one ledger process.
 
-    ``state``: folder of ``ledger.db``. ``books``: a PostgreSQL database instead. ``listen``: a
-    ZeroMQ address, ipc or loopback TCP. ``fund``: (tenant, micro-credits) minted once, at the first
-    start that names the tenant. ``group_entries``: about how many outbox entries share one
-    transaction. ``hold_expiry_s``: after this silence of a broker its holds go back to their
+    ``state``: folder of ``ledger.db`` and ``ledger.key``. ``books``: a PostgreSQL database instead
+    of the file. ``listen``: a ZeroMQ address, ipc or loopback TCP. ``fund``: (tenant,
+    micro-credits) minted once, at the first start that names the tenant. ``group_entries``: about
+    how many outbox entries share one transaction. ``epoch_s``: an epoch is closed so long after its
+    first receipt. ``hold_expiry_s``: after this silence of a broker its holds go back to their
     tenants. ``ready_fd``: a descriptor to say READY on.
     """
 
@@ -33,6 +34,7 @@ class Settings(pydantic.BaseModel):
     books: str = pydantic.Field(default="", pattern="^(postgresql://.*)?$")
     fund: tuple[tuple[str, int], ...] = ()
     group_entries: int = pydantic.Field(default=8_192, ge=1, le=1_000_000)
+    epoch_s: int = pydantic.Field(default=60, ge=1, le=86_400)
     hold_expiry_s: int = pydantic.Field(default=30 * 86_400, ge=3_600, le=10 * 366 * 86_400)
     ready_fd: int | None = pydantic.Field(default=None, ge=3)
     is_dying_with_parent: bool = False
@@ -78,6 +80,9 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         "--hold-expiry-s",
         metavar="SECONDS",
         help="holds of a broker that was silent for so long go back to their tenants; 30 days",
+    )
+    parser.add_argument(
+        "--epoch-s", metavar="N", help="close an epoch so long after its first receipt (60)"
     )
     parser.add_argument("--ready-fd", metavar="N", help="write READY to this descriptor")
     parser.add_argument("--die-with-parent", action="store_true", help="end when the starter ends")

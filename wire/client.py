@@ -128,9 +128,9 @@ class Ask(Message, frozen=True, tag=10):
     ``jobs`` (limit) · ``job`` (job) · ``subtasks`` (job, first, limit, state or "") · ``why``
     (job) · ``workers`` · ``manifest`` (job, first: after this sequence, limit) · ``logs`` (job,
     first, limit) · ``usage`` (text: some of tenant, node, job, day; digest "all": every
-    tenant, for operators) · ``balance`` (text "all": every account, for operators) · ``grid`` ·
-    ``grant`` (verb "get" or "put", digest or "*",
-    size_bytes) · ``decomposed`` (request digest) · ``tariffs`` ·
+    tenant, for operators) · ``balance`` (text "all": every account, for operators) · ``receipts``
+    (job, first: after, text: an index or "") · ``grid`` · ``grant`` (verb "get" or "put", digest
+    or "*", size_bytes) · ``decomposed`` (request digest) · ``tariffs`` ·
     ``terms`` (job: what was asked for, at which tariffs) · ``history`` (text: 64 hex characters of
     the work; limit: ended jobs that ran it, newest first).
     """
@@ -146,6 +146,7 @@ class Ask(Message, frozen=True, tag=10):
         "logs",
         "usage",
         "balance",
+        "receipts",
         "grid",
         "grant",
         "decomposed",

@@ -93,6 +93,11 @@ class ReceiptsPage(msgspec.Struct, array_like=True, frozen=True):
     epoch_ms: int
 
 
+def signed_bytes(value: EpochHead | KeyStatement) -> bytes:
+    """What is signed, after its context."""
+    return _encode(value)
+
+
 def sign_head(head: EpochHead, key: SigningKey) -> bytes:
     """64 bytes of Ed25519 signature by the ledger's key."""
     return key.sign(EPOCH_CONTEXT + _encode(head)).signature

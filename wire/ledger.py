@@ -80,7 +80,7 @@ class Key(msgspec.Struct, array_like=True, frozen=True, tag="key"):
     """From ``from_ms`` on this public key (hex, Ed25519) speaks for ``name``.
 
     Pinned by the broker: its own (``broker``) before anything it countersigned, and each node's
-    (``node``) at its first HELLO.
+    (``node``, whose name is ``BROKER/WORKER``) at its first HELLO.
     """
 
     kind: Literal["broker", "node"]
@@ -89,7 +89,7 @@ class Key(msgspec.Struct, array_like=True, frozen=True, tag="key"):
     from_ms: int
 
 
-Entry = Hold | Release | Contribution
+Entry = Hold | Release | Contribution | Key
 
 
 class Post(Message, frozen=True, tag=1):
@@ -97,7 +97,7 @@ class Post(Message, frozen=True, tag=1):
 
     broker: str
     first: Integer
-    entries: list[Hold | Release | Contribution]
+    entries: list[Hold | Release | Contribution | Key]
 
 
 USAGE_KEYS = ("tenant", "node", "job", "day")
@@ -139,6 +139,20 @@ class AskBalance(Message, frozen=True, tag=3):
     tenant: str
 
 
+class AskReceipts(Message, frozen=True, tag=7):
+    """Receipts of a tenant's hold ``ref``, with what proves them: a page (wire/epochs.py).
+
+    ``index``: only those that this subtask is in; -1 for all. ``after``: of the page before, 0 for
+    the first.
+    """
+
+    request: Integer
+    tenant: str
+    ref: str
+    index: Integer = -1
+    after: Integer = 0
+
+
 class Fund(Message, frozen=True, tag=4):
     """Operator: mint credits from ``world`` to a tenant; ``ref`` is the idempotency key."""
 
@@ -173,7 +187,7 @@ class Transfer(Message, frozen=True, tag=6):
     legs: list[Leg]
 
 
-ToLedger = Post | AskUsage | AskBalance | Fund | Ping | Transfer
+ToLedger = Post | AskUsage | AskBalance | Fund | Ping | Transfer | AskReceipts
 decode_to_ledger: HeaderDecoder[Any] = HeaderDecoder(ToLedger)
 
 

@@ -81,6 +81,15 @@ class AddMint(Effect, frozen=True):
     transfer: int
 
 
+class AddKey(Effect, frozen=True):
+    """A row that says whose this public key is from then on."""
+
+    kind: str
+    name: str
+    public: str
+    from_ms: int
+
+
 class AddEntry(Effect, frozen=True):
     """An entry of an outbox is dealt with, whatever its verdict; ``kind``: of ``KIND_OF_ENTRY``."""
 
@@ -124,6 +133,7 @@ AnyEffect = (
     | CloseHold
     | AddContribution
     | AddMint
+    | AddKey
     | AddEntry
     | RaiseAlarm
     | Acknowledge

@@ -3,7 +3,7 @@
 import msgspec
 
 from gristmill.ledger.core.state import Hold
-from gristmill.wire.ledger import Contribution, Leg, Release
+from gristmill.wire.ledger import Contribution, Key, Leg, Release
 from gristmill.wire.ledger import Hold as HoldEntry
 
 
@@ -27,7 +27,7 @@ class OutboxReceived(msgspec.Struct, frozen=True):
 
     broker: str
     first: int
-    entries: list[HoldEntry | Release | Contribution]
+    entries: list[HoldEntry | Release | Contribution | Key]
     applied: dict[int, Applied] = {}
     recalled: list[Hold] = []
 

@@ -76,7 +76,7 @@ class LedgerState:
     ``holds`` has every open hold, and closed ones for as long as the shell leaves them here: an
     event brings those that it needs (``recalled``). ``applied``: the last entry of each broker's
     outbox that was applied; ``heard``: when it last posted something, in ms. ``transfers``: how
-    many there are.
+    many there are. ``keys``: (kind, name) to the newest public key and since when it is.
     """
 
     def __init__(self) -> None:
@@ -85,6 +85,7 @@ class LedgerState:
         self.applied: dict[str, int] = {}
         self.heard: dict[str, int] = {}
         self.transfers = 0
+        self.keys: dict[tuple[str, str], tuple[str, int]] = {}
 
     def forget_closed(self, refs: Iterable[str]) -> None:
         """Drop those of these holds that are closed; a later event brings them again."""

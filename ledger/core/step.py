@@ -11,6 +11,7 @@ posted after it. TigerBeetle's pending transfer, but drawn on more than once.
     Hold          | PENDING tenant -> escrow              | not covered; the ref has other content
     Contribution  | POST tenant -> node, tenant -> toll   | overlap; over the hold; no open hold
     Release       | VOID tenant -> escrow, the rest       | released before
+    Key           | none: whose a public key is           | not the broker's; not later
     (silence)     | EXPIRE tenant -> escrow, the rest     | never: its broker was lost for good
     (funding)     | POSTED world -> tenant                | the ref has other content
     (transfer)    | POSTED, a linked group                | not covered; unknown; other content
@@ -52,16 +53,17 @@ from gristmill.ledger.core.ids import (
     outbox_id,
     outbox_prefix,
 )
+from gristmill.ledger.core.keys import on_key
 from gristmill.ledger.core.operators import on_credits_funded, on_transfers_asked
 from gristmill.ledger.core.state import AMOUNT_MAX, ESCROW, TOLL, Hold, LedgerState
-from gristmill.wire.ledger import Contribution, Release, Verdict
+from gristmill.wire.ledger import Contribution, Key, Release, Verdict
 from gristmill.wire.ledger import Hold as HoldEntry
 from gristmill.wire.limits import NAME_CHARS_MAX
 from gristmill.wire.spec import toll_of
 from gristmill.wire.units import format_credits
 
 #: what the books call an entry of this kind
-KIND_OF_ENTRY = {"Hold": 1, "Release": 2, "Contribution": 3}
+KIND_OF_ENTRY = {"Hold": 1, "Release": 2, "Contribution": 3, "Key": 4}
 REF_CHARS_MAX = NAME_CHARS_MAX + 24
 ENDED_MS_MAX = 253_402_300_799_999  #: the last moment that has a day to be billed on
 _INT_MAX = (1 << 62) - 1
@@ -94,7 +96,7 @@ def step(state: LedgerState, event: Event, now_ms: int) -> list[AnyEffect]:
     return effects
 
 
-def digest_of_entry(entry: HoldEntry | Release | Contribution) -> bytes:
+def digest_of_entry(entry: HoldEntry | Release | Contribution | Key) -> bytes:
     """32 bytes that tell an entry's content from another.
 
     Trailing fields at their default are left out, so that a release which adds fields knows the
@@ -103,7 +105,7 @@ def digest_of_entry(entry: HoldEntry | Release | Contribution) -> bytes:
     return _digest(entry, _astuple(entry))
 
 
-def _digest(entry: HoldEntry | Release | Contribution, values: tuple[Any, ...]) -> bytes:
+def _digest(entry: HoldEntry | Release | Contribution | Key, values: tuple[Any, ...]) -> bytes:
     defaults = entry.__struct_defaults__
     if defaults and values[-1] == defaults[-1]:
         size, spare = len(values), len(defaults)
@@ -144,7 +146,8 @@ def on_outbox_received(
                 effects.append(AddEntry(event.broker, sequence, kind, digest, code, message))
                 applied = sequence
             if code or isinstance(entry, HoldEntry):
-                verdicts.append(Verdict(sequence, entry.ref, code, message))
+                ref = entry.name if isinstance(entry, Key) else entry.ref
+                verdicts.append(Verdict(sequence, ref, code, message))
             at += 1
         state.applied[event.broker] = applied
         state.heard[event.broker] = now_ms
@@ -154,7 +157,7 @@ def on_outbox_received(
 def _repeat(
     event: OutboxReceived,
     sequence: int,
-    entry: HoldEntry | Release | Contribution,
+    entry: HoldEntry | Release | Contribution | Key,
     effects: list[AnyEffect],
 ) -> Refusal:
     before = event.applied[sequence]
@@ -172,12 +175,14 @@ def _new(
     state: LedgerState,
     broker: str,
     sequence: int,
-    entry: HoldEntry | Release,
+    entry: HoldEntry | Release | Key,
     now_ms: int,
     effects: list[AnyEffect],
 ) -> Refusal:
     if isinstance(entry, HoldEntry):
         refusal = _hold(state, broker, sequence, entry, now_ms, effects)
+    elif isinstance(entry, Key):
+        refusal = on_key(state, broker, entry, effects)
     else:
         refusal = _release(state, broker, sequence, entry, now_ms, effects)
     return _alarmed(broker, sequence, refusal, effects)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import zmq
-from grid_rig import until
+from grid_rig import gristmill, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
@@ -119,10 +119,21 @@ def tallied(client: Client) -> tuple[int, int]:
     return sum(row.subtasks for row in bill), sum(row.amount_ucredits for row in bill)
 
 
+def is_proven(client: Client) -> Callable[[int], bool]:
+    """Whether a job has receipts and each of them its proof."""
+
+    def ask(job: int) -> bool:
+        rows = [row for page in client.receipts(job) for row in page.receipts]
+        return bool(rows) and all(row.epoch for row in rows)
+
+    return ask
+
+
 def test_a15_the_whole_stream_twice_changes_nothing_and_tampering_is_refused() -> None:
     grid = Grid.temporary(workers=2, slots=1)
     # The last option of a name wins: the broker finds its ledger behind the listener.
     grid.options["broker"] = ["--ledger", f"ipc://{grid.run}/heard"]
+    grid.options["ledger"] = ["--epoch-s", "1"]
     with grid, listened(grid) as listener, Client(grid.address) as client:
         assert list(client.map(double, range(500), tier="batch", window=100)) == [
             2 * x for x in range(500)
@@ -131,6 +142,8 @@ def test_a15_the_whole_stream_twice_changes_nothing_and_tampering_is_refused() -
         until("everything is tallied", lambda: tallied(client)[0] == 550)
         held = lambda: [r for r in client.balance(everyone=True).accounts if r.held_ucredits]  # noqa: E731
         until("every hold is released", lambda: not held())
+        jobs = [status.job for status in client.jobs()]
+        until("every receipt is in a closed epoch", lambda: all(map(is_proven(client), jobs)))
         before, stream = rows(grid), [listener.posts[n] for n in sorted(listener.posts)]
         assert sorted(listener.posts) == list(range(1, len(stream) + 1))
         units = [
@@ -147,7 +160,10 @@ def test_a15_the_whole_stream_twice_changes_nothing_and_tampering_is_refused() -
                     acked = replayer.post(listener.broker, at + 1, *stream[at : at + 100])
                     assert acked.sequence == len(stream)
                     assert not [one for one in acked.verdicts if one.code]
-            assert rows(grid) == before
+            assert rows(grid) == before, "an idle ledger closes no epoch either"
+            for job in jobs:
+                done = gristmill(grid, "audit", "prove", f"j{job}")
+                assert done.returncode == 0, done.stdout
             alarms = grid.log("ledger").read_text().count("ALARM")
             assert alarms == 0
             place, entry = next(
@@ -163,7 +179,8 @@ def test_a15_the_whole_stream_twice_changes_nothing_and_tampering_is_refused() -
             replayer.close()
         assert grid.log("ledger").read_text().count("ALARM") == 2
         after = rows(grid)
-        for table in ("account", "transfer", "hold", "contribution", "tally", "mint"):
+        money = ("account", "transfer", "hold", "contribution", "tally", "mint")
+        for table in (*money, "epoch", "epoch_range", "public_key"):
             assert after[table] == before[table], f"{table}: nothing is ever adjusted"
 
 

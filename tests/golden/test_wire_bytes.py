@@ -53,6 +53,11 @@ EXAMPLES = {
     "client.Results": client.Results(7, 1, HEAD, 1, "00" * 32, [(1, 1)]),
     "client.Refused": client.Refused(2, "UNKNOWN_JOB", "m", "h", 7),
     "client.Pong": client.Pong(),
+    "ledger.Post keys": ledger.Post(
+        "b1", 1,
+        [ledger.Key("broker", "b1", "ab" * 32, 5), ledger.Key("node", "b1/w0", "cd" * 32, 6)],
+    ),
+    "ledger.AskReceipts": ledger.AskReceipts(9, "ann", "b1/7", 3, 1 << 40),
     "ledger.Post": ledger.Post(
         "b1", 4,
         [

@@ -34,8 +34,15 @@ def test_hold_contributions_release(broker):
     job = run_job(client)
     client.finish(job)
     broker.until(lambda: kinds(ledger)[-1:] == ["Release"], "the hold is released")
-    assert kinds(ledger)[0] == "Hold" and set(kinds(ledger)[1:-1]) == {"Contribution"}
-    assert ledger.entries[0].ref == f"{client.ask('grid')['broker']}/{job}"
+    keys = [entry for entry in ledger.entries if isinstance(entry, wl.Key)]
+    others = [entry for entry in ledger.entries if not isinstance(entry, wl.Key)]
+    name = client.ask("grid")["broker"]
+    assert ledger.entries[0] == keys[0], "its own key comes before anything else"
+    assert [(key.kind, key.name) for key in keys] == [("broker", name), ("node", f"{name}/w0")]
+    assert keys[1].public == worker.node
+    assert isinstance(others[0], wl.Hold)
+    assert {type(entry) for entry in others[1:-1]} == {wl.Contribution}
+    assert others[0].ref == f"{client.ask('grid')['broker']}/{job}"
     assert billed(ledger, job) == list(range(500))
     assert not ledger.faults
     broker.until(lambda: client.ask("grid")["outbox"] == 0, "the outbox is empty")
@@ -167,7 +174,8 @@ def test_a_verdict_that_is_said_again_is_no_ledger_that_is_behind(broker):
     broker.until(lambda: kinds(ledger)[-1:] == ["Release"], "the hold is released")
     broker.until(lambda: client.ask("grid")["outbox"] == 0, "the outbox is empty")
     name = client.ask("grid")["broker"]
-    piece = wl.Acked(name, 1, [wl.Verdict(1, ledger.entries[0].ref)])
+    hold = kinds(ledger).index("Hold")
+    piece = wl.Acked(name, 1, [wl.Verdict(hold + 1, ledger.entries[hold].ref)])
     ledger.late = [piece, wl.Acked(name, 1)]  # the second one has lost what it acked
     broker.until(lambda: "ledger is behind" in broker.log.read_text(), "the alarm")
     assert not ledger.late and broker.log.read_text().count("ledger is behind") == 1
