@@ -88,3 +88,21 @@ def test_a_final_state_expires_after_its_retention() -> None:
     assert records.state_row("t", status, 60)[4] == 61_000
     running = msgspec.structs.replace(status, state="running")
     assert records.state_row("t", running, 60)[3:5] == (0, 0)
+
+
+def test_a_job_of_a_release_with_one_tariff_has_it_everywhere() -> None:
+    row = _with_tariff(msgspec.msgpack.encode([7, 8]))
+    assert records.read_job(row).tariffs == {"standard": Tariff(7, 8, 0)}
+
+
+def test_a_job_without_the_tariff_of_every_node_is_damaged() -> None:
+    with pytest.raises(records.DamagedError, match="no tariff of class standard"):
+        records.read_job(_with_tariff(msgspec.msgpack.encode({"big": [7, 8, 9]})))
+
+
+def _with_tariff(tariff: bytes) -> tuple[object, ...]:
+    """The row of ``RECORD`` as ``JOB_COLUMNS`` has it, with these bytes for its tariff."""
+    spec = msgspec.msgpack.encode(RECORD.spec)
+    parts = (RECORD.job, RECORD.tenant, RECORD.submission, RECORD.submitted_ms, spec, tariff,
+             RECORD.function)  # fmt: skip
+    return (*parts, records.crc_of(*parts))
