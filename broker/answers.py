@@ -21,6 +21,7 @@ from gristmill.broker.grants import Grants
 from gristmill.broker.ledger_link import LedgerLink, Question
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
+from gristmill.broker.purchases import Purchases
 from gristmill.broker.reader import Reader
 from gristmill.broker.sessions import ClientSession, Workers
 from gristmill.wire import limits
@@ -111,6 +112,7 @@ class Answers:
         self._when_durable = when_durable
         self._grid_tariffs = tariffs
         self._metrics = metrics
+        self.purchases = Purchases(ledger, mailbox, clock, self.refuse)
         self._about: dict[str, Callable[[ClientSession, Ask], None]] = {
             "jobs": self._jobs,
             "job": self._job,
@@ -128,6 +130,8 @@ class Answers:
             "tariffs": self._tariffs,
             "terms": self._terms,
             "history": self._history,
+            "offers": self.purchases.offers,
+            "intents": self.purchases.intents,
         }
 
     def answer(self, session: ClientSession, message: Ask) -> None:

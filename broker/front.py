@@ -58,6 +58,8 @@ VERBS: dict[type[say.Message], Verb] = {
     say.Steer: Verb("_on_steer"),
     say.Ask: Verb("_on_ask"),
     say.DrainWorker: Verb("_on_drain_worker", is_operator=True),
+    say.Buy: Verb("_on_buy"),
+    say.Purchase: Verb("_on_purchase"),
     say.Ping: Verb("_on_ping"),
     say.Goodbye: Verb("_on_goodbye"),
 }
@@ -402,6 +404,14 @@ class Front:
     def _on_ask(self, session: ClientSession, message: say.Ask, bodies: list[bytes]) -> None:
         self._metrics.questions += 1
         self._answers.answer(session, message)
+
+    def _on_buy(self, session: ClientSession, message: say.Buy, bodies: list[bytes]) -> None:
+        self._answers.purchases.buy(session, message)
+
+    def _on_purchase(
+        self, session: ClientSession, message: say.Purchase, bodies: list[bytes]
+    ) -> None:
+        self._answers.purchases.change(session, message)
 
     def _on_drain_worker(
         self, session: ClientSession, message: say.DrainWorker, bodies: list[bytes]

@@ -15,6 +15,7 @@ import zmq
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.settings import BrokerSettings
+from gristmill.wire import payments
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import (
@@ -35,7 +36,7 @@ log = logging.getLogger("gristmill.broker.ledger")
 BATCHES_AHEAD = 4
 QUESTIONS_MAX = 1_000
 #: (body, "", "") of an answer or (None, code, message) of a refusal
-Question = AskUsage | AskBalance | AskReceipts
+Question = AskUsage | AskBalance | AskReceipts | payments.Message
 Reply = Callable[[msgspec.Raw | None, str, str], None]
 
 

@@ -19,6 +19,7 @@ from gristmill.wire.client import (
     UsageRow,
     WorkerRow,
 )
+from gristmill.wire.payments import IntentView, Offer
 from gristmill.wire.spec import JobSpec
 
 
@@ -263,6 +264,26 @@ class Proof(Document, frozen=True, tag="gristmill/proof/1"):
     keys: dict[str, str]
 
 
+class CreditOffers(Document, frozen=True, tag="gristmill/credit-offers/1"):
+    """What credits are sold for; ``ledger_key`` signs what is to be paid."""
+
+    offers: list[Offer]
+    ledger_key: str
+
+
+class Purchase(Document, frozen=True, tag="gristmill/purchase/1"):
+    """One purchase. ``outcome``: its state, ``underpaid``, ``cancelling`` or ``settled (late)``."""
+
+    outcome: str
+    intent: IntentView
+
+
+class Purchases(Document, frozen=True, tag="gristmill/purchases/1"):
+    """Purchases, newest first."""
+
+    intents: list[IntentView]
+
+
 class Drained(Document, frozen=True, tag="gristmill/drain/1"):
     """The worker was asked to finish what it has. ``is_ended``: with ``--wait``, it has."""
 
@@ -358,6 +379,9 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Audit,
     Moved,
     Proof,
+    CreditOffers,
+    Purchase,
+    Purchases,
     Drained,
     Doctor,
     Drill,

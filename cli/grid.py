@@ -31,7 +31,7 @@ WORKER_GRACE_S = 3.0  #: for what workers run when the grid ends; what is left r
 NAME_PAUSE_S = 0.5  #: between two starts of a worker whose name is not free yet
 END_S = 10.0  #: broker, ledger and store write what they have within this
 TIERS = ("strict", "job", "batch")
-_SERVICES = ("ledger", "store", "broker")
+_SERVICES = ("ledger", "store", "broker", "treasury")
 
 
 class Grid:
@@ -49,6 +49,8 @@ class Grid:
         environment: what to add to the environment of the processes.
         front: address for clients, instead of a socket in ``run``.
         fund: ``TENANT=CREDITS`` to mint at the first start; empty for nothing.
+        payments: file of the treasury's settings, empty for what an operator confirms only; None
+            for no treasury: no credits are sold.
         on_event: told, in words, what happens (a process that had to be killed, say).
         stop_fd: when this becomes readable while processes start, ``KeyboardInterrupt``.
 
@@ -74,6 +76,7 @@ class Grid:
         environment: Mapping[str, str] | None = None,
         front: str = "",
         fund: str = FUND,
+        payments: str | None = None,
         on_event: Callable[[str], None] | None = None,
         stop_fd: int | None = None,
     ) -> None:
@@ -90,6 +93,7 @@ class Grid:
         self.address = front or f"ipc://{self.run}/front"
         self.back = f"ipc://{self.run}/back"
         self.fund = fund
+        self.payments = payments
         self._stop_fds = [] if stop_fd is None else [stop_fd]
         self._tell = on_event or (lambda _: None)
         self._processes: dict[str, Process] = {}
@@ -117,7 +121,8 @@ class Grid:
             check_listen_address(f"ipc://{self.run}/{name}")
         try:
             self._claim()
-            names = [*_SERVICES, *(f"worker-{number}" for number in range(self.workers))]
+            services = [n for n in _SERVICES if n != "treasury" or self.payments is not None]
+            names = [*services, *(f"worker-{number}" for number in range(self.workers))]
             for name in names:
                 self._spawn(name, self.command(name))
             self._await(names, timeout_s)
@@ -135,7 +140,7 @@ class Grid:
         names = list(self._processes)
         try:
             self._end([name for name in names if name not in _SERVICES], grace_s)
-            for name in ("broker", "store", "ledger"):
+            for name in ("treasury", "broker", "store", "ledger"):
                 self._end([name] if name in names else [], END_S)
         finally:
             for claim in self._claims:
@@ -251,8 +256,13 @@ class Grid:
                 *("--ledger", ledger, "--store", store),
             ],
             "worker": lambda: self._worker_options(name),
+            "treasury": lambda: [
+                *("--ledger", ledger),
+                *(["--config", os.path.abspath(self.payments)] if self.payments else []),
+            ],
         }
-        argv = [sys.executable, "-P", "-m", f"gristmill.{kind}", "--state", state, *own[kind]()]
+        module = "ledger.payments" if kind == "treasury" else kind
+        argv = [sys.executable, "-P", "-m", f"gristmill.{module}", "--state", state, *own[kind]()]
         return argv + self.options.get(kind, []) + (self.options.get(name, []) * (name != kind))
 
     def _worker_options(self, name: str) -> list[str]:

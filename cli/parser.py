@@ -125,6 +125,7 @@ def build() -> Parser:
         *money_verbs(),
         _ledger,
         _receipts,
+        _credits,
         _worker,
         _node,
         _doctor,
@@ -203,6 +204,7 @@ def _up(verbs: Verbs) -> None:
         action="store_true",
         help="also admit tier 'trusted': such jobs run WITHOUT a jail, as you",
     )
+    parser.add_argument("--payments", metavar="FILE", help="how credits are paid for, in TOML")
     parser.add_argument(
         "--label",
         type=typed(_pair),
@@ -484,6 +486,12 @@ def _ledger(verbs: Verbs) -> None:
 
 def _receipts(verbs: Verbs) -> None:
     receipt_verbs.add(verbs, add_verb)
+
+
+def _credits(verbs: Verbs) -> None:
+    from gristmill.cli.parser_credits import add
+
+    add(verbs)
 
 
 def _worker(verbs: Verbs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from gristmill.client.map import MapResults
 from gristmill.client.progress import progress
 from gristmill.client.reading import Ended, ended, in_order, logs_of
 from gristmill.wire import client as wire
+from gristmill.wire import payments
 from gristmill.wire.shared import Ref
 from gristmill.wire.spec import Tariff
 from gristmill.wire.values import BlobRef
@@ -241,6 +242,61 @@ class Questions(abc.ABC):
     def grid(self) -> dict[str, Any]:
         """Counters of the broker."""
         return self._question(dict[str, Any], "grid")  # type: ignore[no-any-return]
+
+    def offers(self) -> payments.OffersAnswer:
+        """What credits are sold for now, by each backend."""
+        return self._question(payments.OffersAnswer, "offers")  # type: ignore[no-any-return]
+
+    def intents(
+        self, intent: str = "", *, everyone: bool = False, limit: int = 100
+    ) -> list[payments.IntentView]:
+        """Purchases, newest first; one of them by its id.
+
+        Args:
+            intent: ``"pi0abf..."``.
+            everyone: of all tenants, for operators.
+            limit: as many as fit an answer, at most.
+
+        Raises:
+            GridError: ``UNKNOWN_INTENT``.
+        """
+        return self._question(  # type: ignore[no-any-return]
+            list[payments.IntentView],
+            "intents",
+            text=intent,
+            limit=limit,
+            digest="all" if everyone else "",
+        )
+
+    def buy(
+        self, backend: str, amount_ucredits: int, price: payments.Price, key: str
+    ) -> payments.IntentView:
+        """An intent to pay for credits; the same ``key`` is the same purchase, however often.
+
+        Args:
+            backend: of ``offers``.
+            amount_ucredits: micro-credits.
+            price: as ``wire.payments.price_of`` has it, and as it was shown.
+            key: made once for each purchase, and kept until its outcome is known.
+
+        Raises:
+            GridError: ``LEDGER_CONFLICT``: the price is another by now, or the key is another
+                purchase's; ``LEDGER_DOWN``: ask again under the same key.
+        """
+        asked = wire.Buy(b"", 0, key, backend, amount_ucredits, price.price, price.fee)
+        return decode_body(self._link.ask(asked), payments.IntentView)  # type: ignore[no-any-return]
+
+    def change_purchase(
+        self,
+        verb: Literal["cancel", "confirm", "credit", "refund"],
+        intent: str,
+        *,
+        received: int = 0,
+        ref: str = "",
+    ) -> payments.IntentView:
+        """Cancel a purchase; for operators: confirm money for it, credit or refund what came."""
+        asked = wire.Purchase(b"", 0, verb, intent, received, ref)
+        return decode_body(self._link.ask(asked), payments.IntentView)  # type: ignore[no-any-return]
 
     def drain(self, worker: str) -> None:
         """Operator: a worker finishes what it has and takes no more."""

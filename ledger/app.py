@@ -23,12 +23,14 @@ import zmq
 from gristmill.ledger import bills
 from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
+from gristmill.ledger.core.intent_records import AnswerIntent, WakeTreasury
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError
 from gristmill.ledger.epochs import Epochs
 from gristmill.ledger.floods import Floods
+from gristmill.ledger.purchases import Purchases, Question, wrong_text
 from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
-from gristmill.wire import limits
+from gristmill.wire import limits, payments
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.keys import LEDGER_KEY, load_key
@@ -78,6 +80,7 @@ class Ledger:
         self._began_ms = self._looked_ms = _now_ms()
         self._context = zmq.Context()
         self._socket = self._listen()
+        self._purchases = Purchases(self.book, key, self._send)
 
     def _listen(self) -> "zmq.Socket[bytes]":
         address = self.settings.listen
@@ -206,6 +209,7 @@ class Ledger:
     def turn(self) -> None:
         """Take what waits, commit it as one group, answer."""
         posts: list[tuple[bytes, Asked]] = []
+        purchases: list[tuple[bytes, Asked]] = []
         questions: list[tuple[bytes, Any]] = []
         size = 0
         while size < self.settings.group_entries:
@@ -220,10 +224,17 @@ class Ledger:
                 size += len(message.entries)
             elif isinstance(message, Fund | Transfer):
                 posts.append((frames[0], message))
+            elif isinstance(message, payments.Message) and (told := wrong_text(message)):
+                request: int = message.request  # type: ignore[attr-defined]
+                self._send(frames[0], LedgerRefused(request, "MALFORMED", told))
+            elif isinstance(message, payments.Asked):
+                purchases.append((frames[0], message))
             elif message is not None:
                 questions.append((frames[0], message))
         if posts:
             self._apply(posts)
+        for purchase in purchases:  # each reads what the one before wrote
+            self._apply([purchase])
         for peer, question in questions:
             self._answer(peer, question)
 
@@ -289,8 +300,11 @@ class Ledger:
                     )  # fmt: skip
             for acked in split_acked(effect):
                 self._send(peer, acked)
-        elif isinstance(effect, fx.AnswerOperator):
+        elif isinstance(effect, AnswerIntent | WakeTreasury):
             assert not isinstance(message, Post)
+            self._purchases.report(peer, message.request, effect)
+        elif isinstance(effect, fx.AnswerOperator):
+            assert isinstance(message, Fund | Transfer)
             if effect.code:
                 self._send(peer, LedgerRefused(message.request, effect.code, effect.message))
                 return
@@ -302,7 +316,9 @@ class Ledger:
             request = 0 if isinstance(post, Post) else post.request
             self._send(peer, LedgerRefused(request, "LEDGER_DOWN", message))
 
-    def _answer(self, peer: bytes, question: Ping | AskUsage | AskBalance | AskReceipts) -> None:
+    def _answer(
+        self, peer: bytes, question: Ping | AskUsage | AskBalance | AskReceipts | Question
+    ) -> None:
         if isinstance(question, Ping):
             if self.read_only:
                 self._send(
@@ -317,7 +333,9 @@ class Ledger:
             return
         try:
             body: Any
-            if isinstance(question, AskUsage):
+            if isinstance(question, payments.Message):
+                body = self._purchases.answer(peer, question)
+            elif isinstance(question, AskUsage):
                 body = bills.usage(self.book.db, question)
             elif isinstance(question, AskReceipts):
                 body = self.epochs.page(question)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from typing import Any
 
-from gristmill.ledger import schema
+from gristmill.ledger import intent_rows, schema
 from gristmill.ledger.core.ids import NODES_LEG, TOLLS_LEG, named_id, outbox_id, outbox_prefix
 from gristmill.ledger.core.step import digest_of_entry
 from gristmill.ledger.engine import Database
@@ -29,6 +29,7 @@ _MONEY = {
     "public_key": schema.PUBLIC_KEY,
     "epoch": schema.EPOCH,
     "epoch_range": schema.EPOCH_RANGE,
+    **intent_rows.MONEY,
 }
 
 
@@ -61,6 +62,7 @@ def _faults(db: Database) -> Iterator[str]:
     yield from _entry_faults(db)
     yield from key_faults(db)
     yield from epoch_faults(db)
+    yield from intent_rows.faults(db)
 
 
 def _chain_faults(db: Database) -> Iterator[str]:

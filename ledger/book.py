@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from gristmill.ledger import audit, rows, schema
+from gristmill.ledger import audit, intent_rows, rows, schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.events import (
@@ -28,9 +28,10 @@ from gristmill.ledger.core.events import (
 from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
 from gristmill.ledger.engine import Database, GoneError
+from gristmill.wire import payments
 from gristmill.wire.ledger import Fund, Key, Post, Transfer
 
-Asked = Post | Fund | Transfer  #: what changes the books
+Asked = Post | Fund | Transfer | payments.Asked  #: what changes the books
 
 
 class Book:
@@ -38,6 +39,7 @@ class Book:
 
     Attributes:
         state: what the core decides by; empty before ``load``.
+        offers: what the treasury sells, by backend; not in the books.
         loss: what is lost or damaged of them, in words; then they must not be written.
         place: where they are, for a person.
     """
@@ -48,6 +50,7 @@ class Book:
         self.db = db
         self.place = place
         self.loss = ""
+        self.offers: dict[str, payments.Offer] = {}
         self.state = LedgerState()
         self._outbox_ids: dict[str, int] = {}
         self._accounts: dict[int, Account] = {}
@@ -163,6 +166,8 @@ class Book:
     def apply(self, messages: Sequence[Asked], now_ms: int) -> list[list[fx.AnyEffect]]:
         """Apply messages in order, in one transaction; their effects, once they are on disk.
 
+        A message about payments comes alone: what the books know of it is read before it.
+
         Raises:
             PostponedError, RefusedError, GoneError, or what the database raises: nothing of it
                 happened, on disk or in memory.
@@ -243,6 +248,8 @@ class Book:
                 return CreditsFunded(asked.tenant, asked.amount_ucredits, asked.ref, earlier)
             case Transfer():
                 return TransfersAsked(asked.legs, self._earlier_transfers(asked, group))
+            case payments.Message():
+                return intent_rows.event_of(self.db, asked, self.offers)
             case _:
                 return asked
 
@@ -290,6 +297,7 @@ class Book:
         if fx.AddKey in of:
             keys = map(schema.sealed, map(msgspec.structs.astuple, of[fx.AddKey]))
             self._add("public_key", schema.PUBLIC_KEY, keys)
+        intent_rows.write(self.db, of)
         for broker in brokers:
             self._write_outbox(broker, of.get(fx.AddEntry, ()))
         return closed.values()

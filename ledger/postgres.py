@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from gristmill.ledger import schema
+from gristmill.ledger import intent_postgres, intent_rows, schema
 from gristmill.ledger.book import Book
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError, Row
 from gristmill.wire.errors import RemoteError
@@ -253,12 +253,13 @@ _TRIGGERS: dict[str, tuple[str, str, str, str]] = {
         )
         for table in schema.NEVER_CHANGED
     },
+    **intent_postgres.TRIGGERS,
 }
 
 
 def _script() -> str:
     """The tables of ``ledger/schema.py`` and their triggers, in PostgreSQL's words."""
-    tables = schema.TABLES
+    tables = schema.TABLES + intent_rows.TABLES
     for theirs, ours in _TYPES:
         tables = tables.replace(theirs, ours)
     parts = [tables, "CREATE TABLE ledger_version(version BIGINT NOT NULL);"]

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 
 import apsw
 
-from gristmill.ledger import schema
+from gristmill.ledger import intent_rows, schema
 
-TABLES = f"{schema.TABLES}{schema.TRIGGERS}PRAGMA user_version = {schema.VERSION};"
+TABLES = (
+    f"{schema.TABLES}{intent_rows.TABLES}{schema.TRIGGERS}{intent_rows.TRIGGERS}"
+    f"PRAGMA user_version = {schema.VERSION};"
+)
 
 
 def check(db: apsw.Connection) -> Iterator[str]:

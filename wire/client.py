@@ -132,7 +132,9 @@ class Ask(Message, frozen=True, tag=10):
     (job, first: after, text: an index or "") · ``grid`` · ``grant`` (verb "get" or "put", digest
     or "*", size_bytes) · ``decomposed`` (request digest) · ``tariffs`` ·
     ``terms`` (job: what was asked for, at which tariffs) · ``history`` (text: 64 hex characters of
-    the work; limit: ended jobs that ran it, newest first).
+    the work; limit: ended jobs that ran it, newest first) ·
+    ``offers`` · ``intents`` (text: one of them, or
+    ""; digest "all": of every tenant, for operators; limit).
     """
 
     session: bytes
@@ -154,6 +156,8 @@ class Ask(Message, frozen=True, tag=10):
         "tariffs",
         "terms",
         "history",
+        "offers",
+        "intents",
     ]
     job: Integer = 0
     first: Integer = 0
@@ -183,6 +187,36 @@ class Goodbye(Message, frozen=True, tag=13):
     session: bytes
 
 
+class Buy(Message, frozen=True, tag=14):
+    """Credits, please: an intent to pay ``price`` and ``fee``, as they were shown, by a backend.
+
+    ``key``: made by the client, one for each purchase; the same key is the same purchase.
+    """
+
+    session: bytes
+    request: Integer
+    key: str
+    backend: str
+    amount_ucredits: Integer
+    price: Integer
+    fee: Integer
+
+
+class Purchase(Message, frozen=True, tag=15):
+    """What becomes of an intent. ``cancel`` is its tenant's; the rest is for operators.
+
+    ``confirm``: so much came (``received``, in the minor unit), under ``ref``; ``credit`` and
+    ``refund`` decide an underpayment.
+    """
+
+    session: bytes
+    request: Integer
+    verb: Literal["cancel", "confirm", "credit", "refund"]
+    intent: str
+    received: Integer = 0
+    ref: str = ""
+
+
 ClientMessage = (
     Hello
     | Submit
@@ -197,6 +231,8 @@ ClientMessage = (
     | DrainWorker
     | Ping
     | Goodbye
+    | Buy
+    | Purchase
 )
 decode_client: HeaderDecoder[Any] = HeaderDecoder(ClientMessage)
 

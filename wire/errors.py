@@ -202,11 +202,11 @@ CODES: dict[str, ErrorSpec] = _table(
     ),
     (
         "LEDGER_CONFLICT",
-        "an entry of the outbox contradicts the ledger; it was refused and nothing changed",
+        "what was asked contradicts the ledger; it was refused and nothing changed",
         False,
         409,
         EXIT_FAILED,
-        "compare the broker's outbox with the ledger's alarm of the same sequence number",
+        "compare it with what the message names; an outbox, with the ledger's alarm of that number",
     ),
     (
         "UNKNOWN_INTENT",

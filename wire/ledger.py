@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gristmill.wire import payments
 from gristmill.wire.frames import HeaderDecoder, Integer
 
 
@@ -187,7 +188,24 @@ class Transfer(Message, frozen=True, tag=6):
     legs: list[Leg]
 
 
-ToLedger = Post | AskUsage | AskBalance | Fund | Ping | Transfer | AskReceipts
+ToLedger = (
+    Post
+    | AskUsage
+    | AskBalance
+    | Fund
+    | Ping
+    | Transfer
+    | AskReceipts
+    | payments.Sell
+    | payments.CreateIntent
+    | payments.AskIntents
+    | payments.CancelIntent
+    | payments.ConfirmIntent
+    | payments.DecideIntent
+    | payments.ReportInvoice
+    | payments.Observe
+    | payments.AskOffers
+)
 decode_to_ledger: HeaderDecoder[Any] = HeaderDecoder(ToLedger)
 
 
@@ -232,5 +250,5 @@ class LedgerRefused(Message, frozen=True, tag=3):
     message: str
 
 
-FromLedger = Acked | LedgerAnswer | LedgerRefused
+FromLedger = Acked | LedgerAnswer | LedgerRefused | payments.IntentChanged
 decode_from_ledger: HeaderDecoder[Any] = HeaderDecoder(FromLedger)

@@ -5,15 +5,16 @@ Money outside the ledger is counted in the *minor unit* of its backend (``msat``
 """
 
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey, VerifyKey
 
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import Integer
+
+if TYPE_CHECKING:  # brings a library that few clients need
+    from nacl.signing import SigningKey
 
 IntentState = Literal["created", "settled", "expired", "cancelled", "refunded"]
 FINAL_INTENT_STATES: frozenset[str] = frozenset({"settled", "expired", "cancelled", "refunded"})
@@ -123,12 +124,14 @@ class PaymentRow(msgspec.Struct, frozen=True):
 class IntentView(msgspec.Struct, frozen=True):
     """Everything about one intent; times are ms since the epoch, amounts in ``unit``.
 
+    ``number``: 1, 2, 3, ... in the ledger.
     ``reference``: what to pay, empty until the treasury made it; then ``signature`` is the
     ledger's over ``statement_of``, by ``ledger_key`` (hex). ``received`` counts this intent's own
     payments; ``review_ucredits`` wait for an operator. ``follows``: the intent that a late payment
     was meant for. ``is_cancelling``: asked for, not done yet.
     """
 
+    number: int
     intent: str
     tenant: str
     key: str
@@ -185,7 +188,7 @@ def statement_of_view(view: IntentView) -> bytes:
     )  # fmt: skip
 
 
-def sign_reference(key: SigningKey, statement: bytes) -> bytes:
+def sign_reference(key: "SigningKey", statement: bytes) -> bytes:
     """The ledger's signature, 64 bytes."""
     return key.sign(statement).signature
 
@@ -196,6 +199,9 @@ def check_reference(view: IntentView, ledger_key: str) -> None:
     Raises:
         RemoteError: ``UNAUTHORISED``: do not pay it.
     """
+    from nacl.exceptions import BadSignatureError
+    from nacl.signing import VerifyKey
+
     try:
         VerifyKey(bytes.fromhex(ledger_key)).verify(statement_of_view(view), view.signature)
     except (BadSignatureError, ValueError, TypeError):
@@ -231,15 +237,16 @@ class CreateIntent(Message, frozen=True, tag=11):
 class AskIntents(Message, frozen=True, tag=12):
     """Intents, newest first: one of ``intent``, or of a tenant (empty: all), or of a backend.
 
-    ``is_watched``: only those that money may still come for. ``before_ms``: made before it.
+    ``which``: ``open`` ones only, or ``watched``: all that money may still come for. ``before``:
+    with a lower number.
     """
 
     request: Integer
     tenant: str
     intent: str = ""
     backend: str = ""
-    is_watched: bool = False
-    before_ms: Integer = limits.INTEGER_MAX
+    which: Literal["all", "open", "watched"] = "all"
+    before: Integer = limits.INTEGER_MAX
     limit: Integer = 100
 
 

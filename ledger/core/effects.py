@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from gristmill.ledger.core.intent_records import IntentEffect
 from gristmill.ledger.core.state import Account, Hold
 from gristmill.wire.ledger import Contribution, Verdict
 
@@ -138,4 +139,5 @@ AnyEffect = (
     | RaiseAlarm
     | Acknowledge
     | AnswerOperator
+    | IntentEffect
 )

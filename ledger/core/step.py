@@ -53,6 +53,7 @@ from gristmill.ledger.core.ids import (
     outbox_id,
     outbox_prefix,
 )
+from gristmill.ledger.core.intents import on_intent_event
 from gristmill.ledger.core.keys import on_key
 from gristmill.ledger.core.operators import on_credits_funded, on_transfers_asked
 from gristmill.ledger.core.state import AMOUNT_MAX, ESCROW, TOLL, Hold, LedgerState
@@ -93,6 +94,8 @@ def step(state: LedgerState, event: Event, now_ms: int) -> list[AnyEffect]:
             on_transfers_asked(state, event, now_ms, effects)
         case SilenceEnded():
             on_silence_ended(state, event, now_ms, effects)
+        case _:
+            on_intent_event(state, event, now_ms, effects)
     return effects
 
 

@@ -46,6 +46,7 @@ class BtcpayBackend:
     """
 
     name, unit = "btcpay", "sat"
+    has_hints = False
 
     def __init__(
         self, server: Server, store: str, methods: tuple[str, ...], webhook_secret: bytes

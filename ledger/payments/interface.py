@@ -1,6 +1,7 @@
 """What a payment backend must do. tests/conformance/payment_suite.py is what each must pass.
 
-A backend is used by one thread at a time, apart from ``verify_callback``, which any thread calls.
+A backend is used by one thread at a time, apart from ``verify_callback``, which any thread calls,
+and ``hints``, which has a thread of its own.
 Every call ends within its time-out: it returns, or raises one of the two errors here.
 """
 
@@ -64,10 +65,12 @@ class PaymentBackend(Protocol):
     Attributes:
         name: what a person types after ``--with``.
         unit: its minor unit, of ``wire.payments.UNITS``: every amount here is a number of these.
+        has_hints: it tells of payments by a stream.
     """
 
     name: str
     unit: str
+    has_hints: bool
 
     def create(self, intent: str, amount: int, memo: str, expiry_ms: int) -> Invoice:
         """An invoice for an intent; the one that it made before, if it did.

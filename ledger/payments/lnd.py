@@ -44,6 +44,7 @@ class LndBackend:
     """
 
     name, unit = "lnd", "msat"
+    has_hints = True
 
     def __init__(self, server: Server, secret: bytes, callback_secret: bytes) -> None:
         self._server = server

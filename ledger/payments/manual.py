@@ -32,6 +32,7 @@ class ManualBackend:
     """
 
     name = "manual"
+    has_hints = False
 
     def __init__(
         self,

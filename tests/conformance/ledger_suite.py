@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from receipt_rig import NOW_MS, Maker, public_of
 
-from gristmill.ledger import audit, bills, rows, schema
+from gristmill.ledger import audit, bills, intent_rows, rows, schema
 from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core import invariants
 from gristmill.ledger.core.state import LedgerState
 from gristmill.ledger.engine import RefusedError
 from gristmill.ledger.epochs import Epochs
-from gristmill.wire import proofs
+from gristmill.wire import payments, proofs
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ledger import (
     AskReceipts,
@@ -459,6 +459,82 @@ def _refuses(book: Book, statement: str) -> None:
     book.db.execute("ROLLBACK")
 
 
+# ---------------------------------------------------------------- purchases
+
+OFFER = payments.Offer("btcpay", "sat", 1_000, 0, 1, 10**12, 60_000)
+
+
+def purchase(book: Book, key: str, *looks: tuple[str, int]) -> str:
+    """An intent of 100 sat and what was seen of it: (state, sat so far in one payment)."""
+    book.offers = {"btcpay": OFFER}
+    id_ = payments.intent_id("ann", key)
+    book.apply([payments.CreateIntent(1, "ann", key, "btcpay", 100_000, 100, 0)], NOW)
+    book.apply([payments.ReportInvoice(1, id_, f"inv-{key}", "bitcoin:x", NOW + 9)], NOW)
+    for number, (state, sats) in enumerate(looks):
+        paid = [payments.Paid(f"{key}{number}", sats)] if sats else []
+        observe = payments.Observe(1, "btcpay", f"inv-{key}", state, paid, "test", b"{}")  # type: ignore[arg-type]
+        book.apply([observe], NOW + 10)
+        book.apply([observe], NOW + 11)
+    return id_
+
+
+def purchases(book: Book) -> None:
+    purchase(book, "whole", ("closed", 100))
+    purchase(book, "late", ("closed", 0), ("closed", 60))
+    purchase(book, "half", ("open", 40))
+    back = purchase(book, "back", ("open", 30))
+    book.apply([payments.DecideIntent(1, back, "refund", "r")], NOW)
+
+
+def purchases_are_minted_once_and_read_again(bench: Bench) -> None:
+    purchases(bench.book)
+    assert bench.book.faults() == []
+    book = bench.reopen()
+    book.load()
+    views = intent_rows.views(book.db, payments.AskIntents(0, "ann"), NOW)
+    assert [(view.key, view.state, view.credited_ucredits) for view in views] == [
+        ("back", "refunded", 0), ("half", "created", 0), ("late/late1", "settled", 60_000),
+        ("late", "expired", 0), ("whole", "settled", 100_000),
+    ]  # fmt: skip
+    posted = {name: account.posted for name, account in book.state.accounts.items()}
+    assert posted == {"world": -200_000, "tenant:ann": 160_000, "review": 40_000}
+
+
+def the_tables_hold_intents_to_their_states(bench: Bench) -> None:
+    purchases(bench.book)
+    for statement in (
+        "UPDATE intent SET state = 'created', ended_ms = 0 WHERE key = 'whole'",
+        "UPDATE intent SET state = 'settled' WHERE key = 'late'",
+        "UPDATE intent SET state = 'paid', ended_ms = 5 WHERE key = 'half'",
+        "UPDATE intent SET state = 'expired', ended_ms = 5 WHERE key = 'half'",
+        "UPDATE intent SET received = 41 WHERE key = 'half'",
+        "UPDATE intent SET amount = 5 WHERE key = 'half'",
+        "UPDATE intent SET reference = 'evil' WHERE key = 'half'",
+        "DELETE FROM intent WHERE key = 'half'",
+        "DELETE FROM payment WHERE id = 'half0'",
+        "UPDATE payment SET amount = 1 WHERE id = 'half0'",
+        "DELETE FROM observation",
+        "UPDATE observation SET verdict = ''",
+        "INSERT INTO payment SELECT 'p9', intent, backend_id, amount, credited + 1, account, 99,"
+        " at_ms, proof, crc FROM payment WHERE id = 'half0'",
+    ):
+        bench.book.db.execute(bench.book.begin)
+        try:
+            with pytest.raises(Exception) as caught:
+                bench.book.db.execute(statement)
+            assert isinstance(bench.book.explain(caught.value), RefusedError), statement
+        finally:
+            bench.book.db.execute("ROLLBACK")
+    assert bench.book.faults() == []
+
+
+def the_audit_reads_purchases(bench: Bench) -> None:
+    purchases(bench.book)
+    bench.tamper("UPDATE payment SET amount = amount + 1 WHERE id = 'half0'")
+    told = "; ".join(bench.book.faults())
+    assert "a row of payment does not have its checksum" in told and "its payments make" in told
+
+
 CHECKS = [
     epochs_close_and_prove_and_stay,
     they_are_the_same_after_a_restart,
@@ -476,4 +552,7 @@ CHECKS = [
     tampering_is_found,
     bills_add_up,
     random_histories_keep_every_law,
+    purchases_are_minted_once_and_read_again,
+    the_tables_hold_intents_to_their_states,
+    the_audit_reads_purchases,
 ]

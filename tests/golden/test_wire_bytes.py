@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 
-from gristmill.wire import client, ledger, worker
+from gristmill.wire import client, ledger, payments, worker
 from gristmill.wire.frames import encode
 from gristmill.wire.limits import PROTOCOL
 from gristmill.wire.spec import Command, JobSpec, Tariff
@@ -48,6 +48,8 @@ EXAMPLES = {
     "client.Credit": client.Credit(SESSION, 7, 3, 1 << 21),
     "client.Cancel": client.Cancel(SESSION, 5, 7, [(1, 1)]),
     "client.Ask": client.Ask(SESSION, 6, "job", job=7),
+    "client.Buy": client.Buy(SESSION, 8, "k", "lnd", 10**7, 10_000, 100),
+    "client.Purchase": client.Purchase(SESSION, 9, "confirm", "pi1", 5000, "transfer 77"),
     "client.Accepted": client.Accepted(2, 7, False, 1 << 23),
     "client.InputCredit": client.InputCredit(7, 3, 1 << 23),
     "client.Results": client.Results(7, 1, HEAD, 1, "00" * 32, [(1, 1)]),
@@ -58,6 +60,20 @@ EXAMPLES = {
         [ledger.Key("broker", "b1", "ab" * 32, 5), ledger.Key("node", "b1/w0", "cd" * 32, 6)],
     ),
     "ledger.AskReceipts": ledger.AskReceipts(9, "ann", "b1/7", 3, 1 << 40),
+    "payments.Sell": payments.Sell(
+        1, [payments.Offer("lnd", "msat", 1000, 10_000, 10**6, 10**10, 3_600_000)]
+    ),
+    "payments.CreateIntent": payments.CreateIntent(2, "ann", "k", "lnd", 10**7, 10_000, 100),
+    "payments.AskIntents": payments.AskIntents(3, "ann", "pi1", "lnd", "watched", 9, 10),
+    "payments.CancelIntent": payments.CancelIntent(4, "ann", "pi1"),
+    "payments.ConfirmIntent": payments.ConfirmIntent(5, "pi1", 5000, "transfer 77"),
+    "payments.DecideIntent": payments.DecideIntent(6, "pi1", "refund", "r"),
+    "payments.ReportInvoice": payments.ReportInvoice(7, "pi1", "ab" * 32, "lnbc1", 10**12),
+    "payments.Observe": payments.Observe(
+        8, "lnd", "ab" * 32, "closed", [payments.Paid("ab" * 32, 10_100, bytes(32))], "hint", b"{}"
+    ),
+    "payments.AskOffers": payments.AskOffers(9),
+    "payments.IntentChanged": payments.IntentChanged("pi1", "lnd"),
     "ledger.Post": ledger.Post(
         "b1", 4,
         [

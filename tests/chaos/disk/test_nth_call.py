@@ -29,9 +29,11 @@ from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.replay import recover
 from gristmill.ledger import sqlite as books
+from gristmill.ledger.book import Asked
 from gristmill.ledger.engine import PostponedError, RefusedError
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.store.local import LocalStore
+from gristmill.wire import payments
 from gristmill.wire.client import Results
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
@@ -239,9 +241,32 @@ def contribution(first: int, ref: str, amount: int = 1_000) -> Contribution:
     )  # fmt: skip
 
 
-def messages() -> list[Post | Fund]:
-    """Credits, then for each job a hold, two contributions and a release."""
-    made: list[Post | Fund] = [Fund(1, "ann", 1_000_000, "f1")]
+#: without a fee: 200,000 micro-credits for 200 sat
+OFFER = payments.Offer("btcpay", "sat", 1_000, 0, 1, 10**12, 60_000)
+
+
+def purchases() -> list[payments.Asked]:
+    """Bought and paid whole; paid by half, then whole; late; paid by half and given back."""
+    made: list[payments.Asked] = []
+    paid = {
+        "whole": [(200,)], "half": [(90,), (90, 110)], "late": [(), (50,)], "back": [(30,)],
+    }  # fmt: skip
+    for key, looks in paid.items():
+        id_ = payments.intent_id("ann", key)
+        made.append(payments.CreateIntent(1, "ann", key, "btcpay", 200_000, 200, 0))
+        made.append(payments.ReportInvoice(1, id_, f"inv-{key}", "bitcoin:x", NOW))
+        for seen in looks:
+            each = [payments.Paid(f"{key}{at}", sats) for at, sats in enumerate(seen)]
+            state = "open" if key == "back" else "closed"
+            made.append(
+                payments.Observe(1, "btcpay", f"inv-{key}", state, each, "callback", b"{}")  # type: ignore[arg-type]
+            )
+    return [*made, payments.DecideIntent(1, id_, "refund", "r")]
+
+
+def messages() -> list[Asked]:
+    """Credits, then for each job a hold, two contributions and a release; then purchases."""
+    made: list[Asked] = [Fund(1, "ann", 1_000_000, "f1")]
     first = 1
     for number in range(1, 5):
         ref = f"b/{number}"
@@ -249,7 +274,7 @@ def messages() -> list[Post | Fund]:
         made.append(Post("b", first + 1, [contribution(0, ref), contribution(10, ref)]))
         made.append(Post("b", first + 3, [Release(ref)]))
         first += 4
-    return made
+    return made + purchases()
 
 
 def tell_books(vfs: str) -> Callable[[pathlib.Path, list[int]], None]:
@@ -261,6 +286,7 @@ def tell_books(vfs: str) -> Callable[[pathlib.Path, list[int]], None]:
             if faults := book.faults():
                 raise OSError(f"read-only: {faults}")
             book.load()
+            book.offers = {"btcpay": OFFER}
             for number in half:
                 for is_again in (False, True):
                     try:
@@ -288,6 +314,7 @@ def look_at_books(truth: dict[str, Any]) -> Callable[[pathlib.Path, list[int]], 
         try:
             assert book.faults() == []
             book.load()
+            book.offers = {"btcpay": OFFER}
             entries = sum(
                 len(message.entries)
                 for number in told
@@ -307,6 +334,7 @@ def look_at_books(truth: dict[str, Any]) -> Callable[[pathlib.Path, list[int]], 
 def whole_books(place: pathlib.Path) -> dict[str, Any]:
     book = SqliteBook(place / "whole")
     book.load()
+    book.offers = {"btcpay": OFFER}
     for message in messages():
         book.apply([message], NOW)
     book.close()
