@@ -148,6 +148,12 @@ def _transfer_faults(db: Database) -> Iterator[str]:
             yield f"funding {ref} is not what its transfer moved"
     for id_ in amounts:
         yield f"pending transfer {id_} has no hold"
+    for (number,) in db.execute(
+        "SELECT number FROM transfer JOIN account ON account.id = debit WHERE name = 'world'"
+        " AND NOT EXISTS (SELECT 1 FROM mint WHERE mint.transfer = transfer.number)"
+        " AND NOT EXISTS (SELECT 1 FROM payment WHERE payment.transfer = transfer.number)"
+    ):
+        yield f"transfer {number} minted credits for no funding and no payment"
 
 
 def _contribution_faults(db: Database) -> Iterator[str]:

@@ -104,6 +104,8 @@ def _wrong_legs(state: LedgerState, event: TransfersAsked) -> list[str]:
         for account in (leg.debit, leg.credit):
             if account not in state.accounts or account == ESCROW:
                 bad.append(f"there is no account {account!r:.100} to move credits of")
+        if leg.debit == WORLD:
+            bad.append("credits are minted by a funding or a payment, not moved out of the world")
         if leg.debit == leg.credit:
             bad.append(f"the transfer {name} is from {leg.debit!r:.100} to itself")
         if not 0 < leg.amount_ucredits <= AMOUNT_MAX:
@@ -117,9 +119,7 @@ def _overdrawn(state: LedgerState, legs: Sequence[Leg]) -> str:
     for leg in legs:
         left = have.setdefault(leg.debit, state.accounts[leg.debit].available)
         have.setdefault(leg.credit, state.accounts[leg.credit].available)
-        if leg.debit == WORLD and left - leg.amount_ucredits < -MINTED_MAX:
-            return f"more than {format_credits(MINTED_MAX)} credits would be minted"
-        if leg.debit != WORLD and left < leg.amount_ucredits:
+        if left < leg.amount_ucredits:
             return (
                 f"{leg.debit} has {format_credits(left)} available; the transfer asks for "
                 f"{format_credits(leg.amount_ucredits)}"

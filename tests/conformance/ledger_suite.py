@@ -298,6 +298,7 @@ def a_linked_group_is_all_or_nothing(bench: Bench) -> None:
     assert ask((1, "tenant:ann", "tenant:nobody", 5)) == ["INVALID_SPEC"]
     assert ask((1, "tenant:ann", "escrow", 5)) == ["INVALID_SPEC"]
     assert ask((1, "tenant:ann", "tenant:bob", 0)) == ["INVALID_SPEC"]
+    assert ask((1, "world", "tenant:bob", 5)) == ["INVALID_SPEC"]  # that is what Fund is for
     assert ask((1, "toll", "tenant:bob", 1), (1, "toll", "tenant:bob", 1)) == ["INVALID_SPEC"]
     assert dump(book) == there
     both = ((1, "tenant:ann", "tenant:bob", 5), (2, "tenant:bob", "toll", 3))
@@ -345,6 +346,7 @@ def tampering_is_found(bench: Bench) -> None:
         ("DELETE FROM contribution WHERE first = 20", "hold b/1 has sums"),
         ("UPDATE tally SET amount = amount + 1", "the tally of"),
         ("UPDATE mint SET amount = 5 WHERE ref = 'f1'", "a row of mint"),
+        ("DELETE FROM mint WHERE ref = 'f1'", "transfer 1 minted credits for no funding"),
         ("UPDATE outbox SET applied = applied + 1", "a row of outbox"),
     ):
         kept = dump(bench.book)
