@@ -91,7 +91,7 @@ def test_a_signal_ends_all_of_it(up: Up, number: signal.Signals) -> None:
     assert f"ipc://{up.folder}/run/front" in page
     assert "gristmill submit --wait -- echo hello" in page
     record = up.record
-    assert sorted(alive(record)) == ["broker", "ledger", "store", "worker-0"]
+    assert sorted(alive(record)) == ["broker", "ledger", "store", "treasury", "worker-0"]
     child.send_signal(number)
     assert child.wait(DEADLINE_S) == 0
     assert alive(record) == {}
