@@ -6,6 +6,7 @@ from gristmill.ledger.core.accounts import account_of, is_name, transfer
 from gristmill.ledger.core.effects import AddMint, AnswerOperator, AnyEffect, Kind, RaiseAlarm
 from gristmill.ledger.core.events import CreditsFunded, TransfersAsked
 from gristmill.ledger.core.ids import ID_BYTES, named_id
+from gristmill.ledger.core.intents import REVIEW
 from gristmill.ledger.core.state import AMOUNT_MAX, ESCROW, MINTED_MAX, WORLD, LedgerState
 from gristmill.wire.ledger import Leg
 from gristmill.wire.limits import NAME_CHARS_MAX
@@ -102,8 +103,10 @@ def _wrong_legs(state: LedgerState, event: TransfersAsked) -> list[str]:
                 f"the transfer {name} was {format_credits(amount)} credits from {debit} to {credit}"
             )
         for account in (leg.debit, leg.credit):
-            if account not in state.accounts or account == ESCROW:
-                bad.append(f"there is no account {account!r:.100} to move credits of")
+            if account not in state.accounts:
+                bad.append(f"there is no account {account!r:.100}")
+            elif account in (ESCROW, REVIEW):
+                bad.append(f"the credits of {account} are moved by holds and payments, not by hand")
         if leg.debit == WORLD:
             bad.append("credits are minted by a funding or a payment, not moved out of the world")
         if leg.debit == leg.credit:
