@@ -103,10 +103,10 @@ def _wrong_legs(state: LedgerState, event: TransfersAsked) -> list[str]:
                 f"the transfer {name} was {format_credits(amount)} credits from {debit} to {credit}"
             )
         for account in (leg.debit, leg.credit):
-            if account not in state.accounts:
-                bad.append(f"there is no account {account!r:.100}")
-            elif account in (ESCROW, REVIEW):
+            if account in (ESCROW, REVIEW):
                 bad.append(f"the credits of {account} are moved by holds and payments, not by hand")
+            elif account not in state.accounts:
+                bad.append(f"there is no account {account!r:.100}")
         if leg.debit == WORLD:
             bad.append("credits are minted by a funding or a payment, not moved out of the world")
         if leg.debit == leg.credit:
