@@ -1,12 +1,14 @@
 """A19: what is lost, repeated or late between processes changes nothing that anybody can see.
 
-Links: client-broker, worker-broker, broker-ledger (their messages pass a proxy that reads them),
+Links: client-broker, worker-broker, broker-ledger, which is the treasury's link to the ledger, too
+(their messages pass a proxy that reads them),
 and the requests of clients and workers to the store, which are HTTP (see ``chaos_http``). There is
 no chance in what is injected: every message of a run is late (``delay``) or said twice
 (``duplicate``), and in ``drop`` everything is lost the first time that it is said.
 
 Not injected, and why: the questions with which this test waits for something and reads the final
-state, since they are the measure; ``Fund``, which no process says (the ledger mints at its start).
+state, since they are the measure; ``Fund`` and ``Transfer``, which a person says, who is told when
+nobody knows what became of it.
 A message that tells nothing but that somebody is there (a ping, a report or orders without work in
 them) is lost the first time and every fortieth time, not each time: each one is new, so that losing
 every one is a dead link, which is what tests/chaos is about. Copies that come out of order are said
@@ -33,6 +35,7 @@ from gristmill.client import Client
 from gristmill.wire import client as front
 from gristmill.wire import ledger, worker
 from gristmill.wire.limits import FRAME_BYTES_MAX
+from gristmill.wire.payments import price_of
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "chaos"))
 from chaos_http import HttpFaults
@@ -57,7 +60,7 @@ LATE_S = 0.15
 NTH = 40
 #: said by nobody, or only when something goes wrong or takes long; they change nothing
 BY_CHANCE = frozenset(
-    {"Fund", "Refused", "LedgerRefused", "Ping", "Pong", "Goodbye", "Unsubscribe"}
+    {"Fund", "Transfer", "Refused", "LedgerRefused", "Ping", "Pong", "Goodbye", "Unsubscribe"}
 )
 #: what is the same when it is said again; of the others each is new, but see ``told``
 NAMES = {
@@ -65,7 +68,10 @@ NAMES = {
     "Subscribe": "job after", "Cancel": "request", "Steer": "request", "Ask": "request",
     "DrainWorker": "request", "Post": "first", "AskUsage": "request", "AskBalance": "request",
     "Results": "job sequence", "InputCredit": "job committed", "Answer": "request",
-    "Accepted": "request", "LedgerAnswer": "request",
+    "Accepted": "request", "LedgerAnswer": "request", "AskReceipts": "request", "Buy": "request",
+    "Purchase": "request", "Sell": "request", "AskOffers": "request", "AskIntents": "request",
+    "CreateIntent": "request", "CancelIntent": "request", "ConfirmIntent": "request",
+    "DecideIntent": "request", "ReportInvoice": "request", "Observe": "request",
 }  # fmt: skip
 #: what its sender says again by itself, so that an old copy may come behind what followed it
 SAID_LATE = frozenset(
@@ -187,7 +193,7 @@ def work(hands: Hands) -> dict[str, Any]:
     Side by side, since with losses most of the time is spent on waiting for nothing.
     """
     until("a worker matches", lambda: hands.look.dry_run(["echo", "x"]).workers_matching == 1)
-    jobs = (_map, _unkept, _run, _submit, _large, _steered, _cancelled, _killed, _asked)
+    jobs = (_map, _unkept, _run, _submit, _large, _steered, _cancelled, _killed, _asked, _bought)
     with ThreadPoolExecutor(len(jobs)) as pool:
         seen = [pool.submit(job, hands) for job in jobs]
     return {name: value for one in seen for name, value in one.result().items()}
@@ -198,7 +204,10 @@ def _map(hands: Hands) -> dict[str, Any]:
         shaky, range(8), chunk=4, tier="batch", retries=1, losses=99, return_exceptions=True,
         name="map",
     )  # fmt: skip
-    return {"map": [str(value) for value in values]}
+    seen = [str(value) for value in values]
+    assert values.job is not None
+    pages = hands.client.receipts(values.job)
+    return {"map": seen, "it has receipts": bool(pages[0].receipts)}
 
 
 def _unkept(hands: Hands) -> dict[str, Any]:
@@ -288,6 +297,24 @@ def _asked(hands: Hands) -> dict[str, Any]:
     }
 
 
+def _bought(hands: Hands) -> dict[str, Any]:
+    """Credits: paid for, paid for by half and credited, not paid for after all."""
+    until("credits are sold", lambda: hands.look.offers().offers)
+    (offer,) = hands.client.offers().offers
+    price = price_of(offer, 5_000_000)
+    ids = {key: hands.client.buy("manual", 5_000_000, price, key).intent
+           for key in ("paid", "short", "off")}  # fmt: skip
+    for intent in ids.values():
+        until("there is an invoice", lambda one=intent: hands.look.intents(one)[0].reference)
+    hands.client.change_purchase("confirm", ids["paid"], received=price.due, ref="transfer 1")
+    hands.client.change_purchase("confirm", ids["short"], received=price.due // 2, ref="transfer 2")
+    hands.client.change_purchase("credit", ids["short"], ref="it is enough")
+    hands.client.change_purchase("cancel", ids["off"])
+    until("it is off", lambda: hands.look.intents(ids["off"])[0].state == "cancelled")
+    return {f"bought: {view.key}": (view.state, view.credited_ucredits)
+            for view in hands.client.intents()}  # fmt: skip
+
+
 def _quietly(values: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from values
@@ -351,7 +378,7 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
 def live(fault: Fault) -> tuple[dict[str, Any], Injector, HttpFaults]:
     """A grid with every link through an injector; what became of the work."""
     injector = Injector(fault)
-    grid = Grid.temporary(workers=1, slots=4, environment=ENVIRONMENT)
+    grid = Grid.temporary(workers=1, slots=4, environment=ENVIRONMENT, payments="")
     with (
         ChaosProxy(grid.address) as front_proxy,
         ChaosProxy(grid.back) as back_proxy,
@@ -362,6 +389,7 @@ def live(fault: Fault) -> tuple[dict[str, Any], Injector, HttpFaults]:
             proxy.plan = injector.plan(link)
         grid.options["worker"] = ["--broker", back_proxy.address]
         grid.options["broker"] = ["--ledger", ledger_proxy.address, "--store", store.address]
+        grid.options["treasury"] = ["--ledger", ledger_proxy.address]
         with grid:
             with Client(grid.address) as look:
                 with Client(front_proxy.address, timeout=60.0, warn=lambda _: None) as client:
