@@ -74,7 +74,7 @@ class Disk:
     def drop(self, statement: str, *row: int) -> None:
         """A chore, to its end; then the space, as the reader's thread gives it back."""
         self.journal.add_chore(statement, row)
-        self.until(lambda: not self.journal._chores and self.journal.is_idle)
+        self.until(lambda: not self.journal.has_chores and self.journal.is_idle)
         self.journal.bodies.release()
 
     @property
