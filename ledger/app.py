@@ -59,6 +59,7 @@ from gristmill.wire.units import format_credits
 log = logging.getLogger("gristmill.ledger")
 _YES = msgspec.Raw(b"\xc0")
 LOOK_MS = 60_000  #: how often it is asked whether a broker was lost for good
+REFUSED_CHARS_MAX = 4_000  #: of one refusal: what a peer asked may be much longer
 ACKED_CHARS_MAX = 12 << 10  #: of verdicts in one message: at 4 bytes a character, 48 KiB of 64
 
 
@@ -357,6 +358,9 @@ class Ledger:
     def _send(self, peer: bytes, message: msgspec.Struct) -> None:
         if not peer:
             return  # funded by the settings, asked by nobody
+        if isinstance(message, LedgerRefused) and len(message.message) > REFUSED_CHARS_MAX:
+            cut = f"{message.message[:REFUSED_CHARS_MAX]} ... and more"
+            message = msgspec.structs.replace(message, message=cut)
         try:
             self._socket.send_multipart([peer, encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError:

@@ -88,9 +88,9 @@ def on_transfers_asked(
 
 
 def _wrong_legs(state: LedgerState, event: TransfersAsked) -> list[str]:
-    bad = []
     if not 0 < len(event.legs) <= LEGS_MAX:
-        bad.append(f"a group of {len(event.legs)} transfers; it must have 1 to {LEGS_MAX}")
+        return [f"a group of {len(event.legs)} transfers; it must have 1 to {LEGS_MAX}"]
+    bad = []
     if len({leg.id for leg in event.legs}) < len(event.legs):
         bad.append("two transfers of the group have one id")
     for leg in event.legs:

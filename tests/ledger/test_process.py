@@ -24,11 +24,14 @@ from gristmill.wire.ledger import (
     Hold,
     LedgerAnswer,
     LedgerRefused,
+    Leg,
     Ping,
     Post,
     Release,
+    Transfer,
     decode_from_ledger,
 )
+from gristmill.wire.limits import HEADER_BYTES_MAX
 
 CREDIT = 1_000_000
 
@@ -414,3 +417,14 @@ def test_it_ends_with_its_starter(ledger: Any) -> None:
     poll.register(ended, select.POLLIN)
     assert poll.poll(20_000), "the process outlived its starter"
     os.close(ended)
+
+
+def test_a_refusal_fits_a_header_whatever_was_asked(ledger: LedgerProcess) -> None:
+    ledger.start("--fund", "ann=5")
+    long = [Leg(bytes(15) + bytes([at]), f"no{'x' * 150}{at}", "é" * 150, 0) for at in range(100)]
+    told = ledger.ask(Transfer(3, long))
+    assert isinstance(told, LedgerRefused) and told.code == "INVALID_SPEC"
+    assert told.message.endswith("... and more") and len(encode(told)) < HEADER_BYTES_MAX
+    many = ledger.ask(Transfer(4, [Leg(b"", "", "", 0)] * 400))
+    assert isinstance(many, LedgerRefused)
+    assert many.message == "a group of 400 transfers; it must have 1 to 100"
