@@ -419,7 +419,7 @@ def test_it_ends_with_its_starter(ledger: Any) -> None:
     os.close(ended)
 
 
-def test_a_refusal_fits_a_header_whatever_was_asked(ledger: LedgerProcess) -> None:
+def test_a_refusal_fits_a_header_whatever_was_asked(ledger: Any) -> None:
     ledger.start("--fund", "ann=5")
     long = [Leg(bytes(15) + bytes([at]), f"no{'x' * 150}{at}", "é" * 150, 0) for at in range(100)]
     told = ledger.ask(Transfer(3, long))
