@@ -2,8 +2,8 @@
 
 A contribution is two transfers (97 % to the node, 3 % toll), a line on the bill and an entry of the
 outbox. ``book`` applies posts in this process; ``process`` is the ledger's own, over its socket,
-as the broker's outbox sends (at most 256 entries a post, four posts on the way: it takes what waits
-in one transaction); ``rows`` inserts the very rows that the book wrote into new tables
+as the broker's outbox sends (posts that fill a header, four on the way: it takes what waits in one
+transaction); ``rows`` inserts the very rows that the book wrote into new tables
 of the same schema, triggers and constraints, one transaction a batch with FULL syncs, and does
 nothing else: no decisions, no sums, no checksums, no answers. Sums are audited in the end.
 """
@@ -17,10 +17,11 @@ import time
 from typing import Any
 
 import apsw
+import msgspec
 import zmq
 from harness.measure import Runs, arguments, own_cpu_us, process_cpu_us
 
-from gristmill.broker.outbox import BATCH_ENTRIES
+from gristmill.broker.outbox import BATCH_BYTES, BATCH_ENTRIES
 from gristmill.ledger import audit, schema
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.ledger.sqlite_checks import TABLES as SCRIPT
@@ -156,7 +157,8 @@ def process(folder: pathlib.Path, count: int, batch: int) -> dict[str, float]:
     socket.connect(address)
     try:
         acked = _post(socket, [opening(count)])
-        size = min(batch, BATCH_ENTRIES)
+        room = BATCH_BYTES // len(msgspec.msgpack.encode(contributions(count, 1)[0]))
+        size = min(batch, BATCH_ENTRIES, room)
         posts = batches(count, size)
         messages = [encode(post) for post in posts]
         cpu, began = process_cpu_us(ledger.pid), time.perf_counter()
