@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 import pytest
 from grid_rig import gristmill
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
@@ -85,17 +85,21 @@ def test_c12_what_is_paid_has_its_record_before_the_work_and_no_orphan_stays_hid
 
 NOW = 1_800_000_000_000
 AMOUNTS = st.integers(0, 5_000)
-TENANTS = st.sampled_from(["ann", "bob"])
-JOBS = st.integers(1, 3)
 WALLETS = st.sampled_from(["tenant:ann", "tenant:bob", "node:mill", "toll", "world"])
-OPERATIONS = st.one_of(
-    st.tuples(st.just("fund"), TENANTS, AMOUNTS),
-    st.tuples(st.just("lock"), JOBS, TENANTS, AMOUNTS),
-    st.tuples(st.just("earn"), JOBS, TENANTS, st.integers(0, 30), st.integers(1, 9), AMOUNTS),
-    st.tuples(st.just("release"), JOBS),
-    st.tuples(st.just("time-out")),
-    st.tuples(st.just("refund"), st.lists(st.tuples(WALLETS, WALLETS, AMOUNTS), max_size=3)),
-)
+
+
+def operations_of(names: list[str], jobs_max: int) -> st.SearchStrategy[list[tuple[Any, ...]]]:
+    """Histories of these tenants and so many jobs."""
+    tenants, jobs = st.sampled_from(names), st.integers(1, jobs_max)
+    one = st.one_of(
+        st.tuples(st.just("fund"), tenants, AMOUNTS),
+        st.tuples(st.just("lock"), jobs, tenants, AMOUNTS),
+        st.tuples(st.just("earn"), jobs, tenants, st.integers(0, 30), st.integers(1, 9), AMOUNTS),
+        st.tuples(st.just("release"), jobs),
+        st.tuples(st.just("time-out")),
+        st.tuples(st.just("refund"), st.lists(st.tuples(WALLETS, WALLETS, AMOUNTS), max_size=3)),
+    )
+    return st.lists(one, max_size=40)
 
 
 class Books:
@@ -160,7 +164,7 @@ def run_all(operations: list[tuple[Any, ...]]) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(OPERATIONS, max_size=40))
+@given(operations_of(["ann", "bob"], 3))
 def test_c16_wallets_and_escrow_are_constant_whatever_happens(
     operations: list[tuple[Any, ...]],
 ) -> None:
@@ -184,7 +188,8 @@ def test_c16_a_counter_example_is_made_small_and_kept(
         max_examples=2_000, deadline=None, derandomize=False,
         database=DirectoryBasedExampleDatabase(tmp_path / "examples"),
     )  # fmt: skip
-    @given(st.lists(OPERATIONS, max_size=40))
+    @seed(7)
+    @given(operations_of(["ann"], 1))
     def property_(operations: list[tuple[Any, ...]]) -> None:
         try:
             run_all(operations)
