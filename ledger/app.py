@@ -203,9 +203,12 @@ class Ledger:
                 if isinstance(effect, fx.RaiseAlarm):
                     self.counts["alarms"] += 1
                     log.error("ALARM %s: %.500s", effect.code, effect.message)
-        except (PostponedError, RefusedError) as error:
+        except PostponedError as error:
             self.counts["postponed"] += 1
             log.error("holds cannot expire now: %s", error)
+        except RefusedError as error:
+            self.counts["broken"] += 1
+            self._set_read_only(f"an expiry was refused: {error}")
 
     def turn(self) -> None:
         """Take what waits, commit it as one group, answer."""
@@ -329,8 +332,10 @@ class Ledger:
                     ),
                 )
             else:
-                applied = self.book.state.applied.get(question.broker, 0)
-                self._send(peer, Acked(question.broker, applied))
+                state = self.book.state
+                if question.broker in state.applied:  # it lives, with nothing to post
+                    state.heard[question.broker] = _now_ms()
+                self._send(peer, Acked(question.broker, state.applied.get(question.broker, 0)))
             return
         try:
             body: Any

@@ -428,3 +428,27 @@ def test_a_refusal_fits_a_header_whatever_was_asked(ledger: Any) -> None:
     many = ledger.ask(Transfer(4, [Leg(b"", "", "", 0)] * 400))
     assert isinstance(many, LedgerRefused)
     assert many.message == "a group of 400 transfers; it must have 1 to 100"
+
+
+def test_a_broker_that_only_asks_whether_we_are_there_keeps_its_holds(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may wait for months with nothing to post; a broker that is silent is another matter."""
+    clock = [1_800_000_000_000]
+    monkeypatch.setattr("gristmill.ledger.app._now_ms", lambda: clock[0])
+    made = Ledger(Settings(state=tmp_path / "books", listen="tcp://127.0.0.1:*"))
+    try:
+        made.open()
+        made.book.apply([Fund(1, "ann", 500, "f")], clock[0])
+        for name in ("alive", "lost"):
+            made.book.apply([Post(name, 1, [Hold(f"{name}/1", "ann", 100)])], clock[0])
+        for _ in range(6):
+            clock[0] += 10 * 86_400_000
+            made._answer(b"", Ping("alive"))
+            made._answer(b"", Ping("nobody"))
+            made.look(clock[0])
+        assert list(made.book.state.holds) == ["alive/1"]
+        assert "nobody" not in made.book.state.heard
+        assert made.counts["alarms"] == 1 and made.book.faults() == []
+    finally:
+        made.close()
