@@ -116,7 +116,6 @@ class Journal:
         self._in_flight: Group | None = None
         self._finished = False
         self._chores: deque[tuple[str, tuple[Any, ...]]] = deque()
-        self._is_at_chore = False
         self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._done = threading.Event()
@@ -193,11 +192,6 @@ class Journal:
     def is_idle(self) -> bool:
         """Everything recorded is on disk."""
         return self._in_flight is None and not self._open.rows
-
-    @property
-    def has_chores(self) -> bool:
-        """Deletions wait, or one is being made."""
-        return bool(self._chores) or self._is_at_chore
 
     @property
     def backlog_bytes(self) -> int:
@@ -303,9 +297,7 @@ class Journal:
                     if self._stopping.wait(RETRY_S):
                         raise apsw.FullError("the disk stayed full while the broker ended")
                 self._finish()
-                self._is_at_chore = True
                 self._run_chore()  # nobody waits for it
-                self._is_at_chore = False
         except apsw.Error as error:
             self.failure = error
             if isinstance(error, salvage.DAMAGED):
