@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import pathlib
-import signal
 import socket
 import sys
 import time
@@ -53,6 +52,7 @@ from gristmill.wire.process import (
     begin_logging,
     die_with_parent,
     raise_descriptor_limit,
+    stopping_socket,
 )
 from gristmill.wire.units import format_credits
 
@@ -445,13 +445,7 @@ def serve(settings: Settings) -> int:
     os.umask(0o077)
     begin_logging("%(asctime)s %(name)s %(levelname)s %(message)s")
     raise_descriptor_limit()
-    stop, wake = socket.socketpair()
-    wake.setblocking(False)
-    # The interpreter's C handler writes to the socket: a handler in Python would run too late for a
-    # signal that comes just before the poll begins.
-    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    stop = stopping_socket()
     if settings.is_dying_with_parent:
         die_with_parent()
     try:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import sys
 import time
 
@@ -51,6 +52,20 @@ def begin_logging(form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(form))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
+
+
+def stopping_socket() -> socket.socket:
+    """Readable from SIGTERM or SIGINT on: for a loop that waits for other things, too.
+
+    The interpreter's C handler writes to it: a handler in Python would run too late for a signal
+    that comes just before the loop waits.
+    """
+    stop, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)  # until the process ends
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return stop
 
 
 def announce_ready(what: str, address: str, ready_fd: int | None) -> None:

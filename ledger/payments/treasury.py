@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -25,7 +24,13 @@ from gristmill.ledger.payments.settings import Settings, Sold
 from gristmill.wire.errors import EXIT_OK, RemoteError
 from gristmill.wire.keys import load_key
 from gristmill.wire.payments import AskIntents, IntentView, Offer, OffersAnswer, Paid, Sell
-from gristmill.wire.process import announce_ready, begin_logging, die_with_parent, own_folder
+from gristmill.wire.process import (
+    announce_ready,
+    begin_logging,
+    die_with_parent,
+    own_folder,
+    stopping_socket,
+)
 
 log = logging.getLogger("gristmill.treasury")
 
@@ -167,11 +172,7 @@ def serve(settings: Settings) -> int:
     """The process's life; an exit code of wire/errors.py."""
     os.umask(0o077)
     begin_logging("%(asctime)s %(name)s %(levelname)s %(message)s")
-    stop, wake = socket.socketpair()
-    wake.setblocking(False)
-    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    stop = stopping_socket()
     if settings.is_dying_with_parent:
         die_with_parent()
     try:
