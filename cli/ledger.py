@@ -2,7 +2,9 @@
 
 import argparse
 import hashlib
+import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +91,11 @@ def _ask(address: str, message: Any) -> None:
 
 
 def _audit(args: argparse.Namespace, terminal: Terminal) -> int:
-    db, place = _open(args)
+    db, place, own = _open(args)
     from gristmill.ledger.audit import audit
 
-    own = [] if args.books else _losses(Path(place).parent)
     try:
-        faults = [*own, *audit(db, _checks(db) if not args.books else ())]
+        faults = audit(db, own)
         facts = {} if faults else _facts(db)
     finally:
         db.close()
@@ -113,16 +114,16 @@ def _audit(args: argparse.Namespace, terminal: Terminal) -> int:
     return EXIT_FAILED if faults else EXIT_OK
 
 
-def _open(args: argparse.Namespace) -> tuple[Any, str]:
-    """(one view of the books that does not change, where they are)."""
+def _open(args: argparse.Namespace) -> tuple[Any, str, Iterable[str]]:
+    """(one view of the books that does not change, where they are, what their database finds)."""
     try:
         if args.books:
-            from gristmill.ledger.postgres import Connection
+            from gristmill.ledger import postgres
 
-            db: Any = Connection(args.books)
+            db: Any = postgres.Connection(args.books)
             db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            return db, db.place
-        from gristmill.ledger.sqlite_checks import open_for_reading
+            return db, db.place, postgres.check(db)
+        from gristmill.ledger.sqlite_checks import check, open_for_reading
 
         state = Path(args.state) if args.state else places.state_folder(os.environ)
         path = state / "ledger" / "ledger.db"
@@ -141,13 +142,7 @@ def _open(args: argparse.Namespace) -> tuple[Any, str]:
         raise
     except Exception as error:
         raise RemoteError("INVALID_SPEC", f"the books cannot be read: {error}") from None
-    return db, str(path)
-
-
-def _checks(db: Any) -> Any:
-    from gristmill.ledger.sqlite_checks import check
-
-    return check(db)
+    return db, str(path), itertools.chain(_losses(path.parent), check(db))
 
 
 def _losses(folder: Path) -> list[str]:

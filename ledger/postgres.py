@@ -165,15 +165,7 @@ class PostgresBook(Book):
 
     def check(self) -> Iterator[str]:
         """Triggers that somebody took away or switched off."""
-        there = {
-            name
-            for (name,) in self.db.execute(
-                "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled = 'O'"
-            )
-        }
-        for name in _TRIGGERS:
-            if name not in there:
-                yield f"the trigger {name} is missing or switched off"
+        return check(self.db)
 
     def explain(self, error: Exception) -> Exception:
         """No room is for now; what the tables refuse is not, and a lost server is neither."""
@@ -192,6 +184,15 @@ class PostgresBook(Book):
     def close(self) -> None:
         """Close the connection, and let another ledger have the database."""
         self.db.close()
+
+
+def check(db: Connection) -> Iterator[str]:
+    """What of the triggers is not as this release makes them, in words."""
+    query = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled = 'O'"
+    there = {name for (name,) in db.execute(query)}
+    for name in _TRIGGERS:
+        if name not in there:
+            yield f"the trigger {name} is missing or switched off"
 
 
 # ---------------------------------------------------------------- what SQLite says otherwise
