@@ -121,8 +121,7 @@ def _query(by: list[str], tenant: str, hold: int) -> tuple[str, tuple[str | int,
         table = "contribution JOIN hold ON hold.id = contribution.hold"
         columns = {"tenant": "hold.tenant", "node": "node", "job": "hold.ref", "day": day}
         amounts = tuple(f"contribution.{field}" for field in _FIELDS)
-    # (a sum of integers is a decimal number in some engines)
-    sums = ", ".join(f"CAST(sum({amount}) AS BIGINT)" for amount in amounts)
+    sums = ", ".join(f"sum({amount})" for amount in amounts)
     keys = [columns[key] for key in by]
     where: list[str] = []
     values: list[str | int] = []

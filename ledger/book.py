@@ -6,9 +6,10 @@ The state in memory is a copy of what is there: when a transaction fails, the co
 and read again.
 """
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -193,26 +194,13 @@ class Book:
     ) -> list[list[fx.AnyEffect]]:
         done: list[list[fx.AnyEffect]] = []
         closed: list[Hold] = []
-        is_begun = False
-        try:
-            self.db.execute(self.begin)
-            is_begun = True
+        with self._transaction():
             for one in asked:
                 event = self._event(one, done)
                 if isinstance(event, OutboxReceived):
                     closed += event.recalled  # open ones are known
                 done.append(step(self.state, event, now_ms))
             closed += self._write(itertools.chain.from_iterable(done), brokers)
-            self.db.execute("COMMIT")
-        except BaseException as error:
-            told = self.explain(error) if isinstance(error, Exception) else error
-            if is_begun and not isinstance(told, GoneError):
-                if self.db.in_transaction:
-                    self.db.execute("ROLLBACK")
-                self.load()
-            if told is error:
-                raise
-            raise told from error
         if closed:
             self.state.forget_closed(hold.ref for hold in closed)
         return done
@@ -223,20 +211,28 @@ class Book:
         Raises:
             As ``apply``.
         """
-        try:
-            self.db.execute(self.begin)
-        except Exception as error:
-            raise self.explain(error) from error
-        try:
+        with self._transaction():
             for table, columns, row in added:
                 self._add(table, columns, [schema.sealed(row)])
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All that is written in it, or nothing, on disk and in memory."""
+        is_begun = False
+        try:
+            self.db.execute(self.begin)
+            is_begun = True
+            yield
             self.db.execute("COMMIT")
         except BaseException as error:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            if isinstance(error, Exception):
-                raise self.explain(error) from error
-            raise
+            told = self.explain(error) if isinstance(error, Exception) else error
+            if is_begun and not isinstance(told, GoneError):
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                self.load()
+            if told is error:
+                raise
+            raise told from error
 
     def _event(self, asked: Asked | Event, group: Sequence[list[fx.AnyEffect]]) -> Event:
         """What a message means to the core, with what the books and this group know of it."""

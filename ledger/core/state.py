@@ -76,7 +76,8 @@ class LedgerState:
     ``holds`` has every open hold, and closed ones for as long as the shell leaves them here: an
     event brings those that it needs (``recalled``). ``applied``: the last entry of each broker's
     outbox that was applied; ``heard``: when it last posted something, in ms, or asked whether we
-    are there. ``transfers``: how many there are. ``keys``: (kind, name) to the newest public key and since when it is.
+    are there. ``transfers``: how many there are. ``keys``: (kind, name) to the newest public key
+    and since when it is.
     """
 
     def __init__(self) -> None:
