@@ -1,7 +1,7 @@
 """The broker's word on what it bills: contributions completed and signed, and keys.
 
 The core decides what a contribution costs; what its receipt needs besides (digests, the worker's
-own readings) is bytes that the core never sees. One signature a contribution, about 30 us.
+own readings) is bytes that the core never sees. One signature a contribution.
 """
 
 from collections.abc import Mapping
