@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from gristmill.cli import receipt_verbs
 from gristmill.wire import units
 
 TIERS = ("strict", "job", "batch", "trusted")
@@ -108,7 +107,8 @@ def build() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="show the version and exit")
-    from gristmill.cli.parser_money import money_verbs
+    # Pages of verbs of their own; they need what is in this module.
+    from gristmill.cli import parser_credits, parser_ledger, parser_money, parser_receipts
 
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     for add in (
@@ -122,10 +122,10 @@ def build() -> Parser:
         _pause,
         _resume,
         _why,
-        *money_verbs(),
-        _ledger,
-        _receipts,
-        _credits,
+        parser_money.add,
+        parser_ledger.add,
+        parser_receipts.add,
+        parser_credits.add,
         _worker,
         _node,
         _doctor,
@@ -476,22 +476,6 @@ def _resume(verbs: Verbs) -> None:
 
 def _why(verbs: Verbs) -> None:
     add_job(add_verb(verbs, "why", "why", "Say why a job is not running, and the cheapest change"))
-
-
-def _ledger(verbs: Verbs) -> None:
-    from gristmill.cli.parser_ledger import add  # it needs what is above
-
-    add(verbs)
-
-
-def _receipts(verbs: Verbs) -> None:
-    receipt_verbs.add(verbs, add_verb)
-
-
-def _credits(verbs: Verbs) -> None:
-    from gristmill.cli.parser_credits import add
-
-    add(verbs)
 
 
 def _worker(verbs: Verbs) -> None:

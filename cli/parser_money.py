@@ -1,13 +1,12 @@
 """The verbs about money: price, eff, usage, balance. See ``parser.py``."""
 
-from collections.abc import Callable
-
 from gristmill.cli.parser import Verbs, add_job, add_request, add_verb, count_of, typed
 
 
-def money_verbs() -> list[Callable[[Verbs], None]]:
-    """What adds each of them, in the order of the page."""
-    return [_price, _eff, _usage, _balance]
+def add(verbs: Verbs) -> None:
+    """Adds the verbs, in the order of the page."""
+    for each in (_price, _eff, _usage, _balance):
+        each(verbs)
 
 
 def _price(verbs: Verbs) -> None:

@@ -1,17 +1,16 @@
-"""The options of ``receipt``, ``verify`` and ``audit``, for ``cli/parser.py``."""
+"""The verbs ``receipt``, ``verify`` and ``audit``. See ``parser.py``."""
 
-import argparse
 import re
-from collections.abc import Callable
 from typing import Any
 
+from gristmill.cli.parser import Verbs, add_verb, typed
+
 _PIN = re.compile(r"(ledger|broker)=([0-9a-f]{64})")
-_KEY_HELP = "trust this public key of the ledger or the broker only (kind=64 hex digits)"
 
 
-def add(verbs: Any, verb: Callable[..., Any]) -> None:
-    """Adds the verbs; ``verb`` makes one of the command."""
-    receipt = verb(
+def add(verbs: Verbs) -> None:
+    """Adds the verbs."""
+    receipt = add_verb(
         verbs,
         "receipt",
         "receipts",
@@ -20,7 +19,7 @@ def add(verbs: Any, verb: Callable[..., Any]) -> None:
     receipt.add_argument("job", metavar="JOB", help="a job, j17, or one of its subtasks, j17/3")
     receipt.add_argument("-o", "--out", metavar="FILE", help="write here instead of stdout")
     _wait(receipt)
-    verify = verb(
+    verify = add_verb(
         verbs,
         "verify",
         "receipts",
@@ -28,26 +27,33 @@ def add(verbs: Any, verb: Callable[..., Any]) -> None:
         has_grid=False,
     )
     verify.add_argument("file", metavar="FILE", help="of 'gristmill receipt'; - for stdin")
-    verify.add_argument(
-        "--key", action="append", type=_pin, default=[], metavar="KIND=KEY", help=_KEY_HELP
-    )
+    _key(verify)
     audit = verbs.add_parser(
         "audit",
         help="Hold a job's bill against its receipts",
         description="What was charged is what was proven, or the difference is named.",
     )
     actions = audit.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
-    prove = verb(
+    prove = add_verb(
         actions,
         "prove",
         "receipts",
         "Show that a job's receipts, each of them proven, are its charges; exit 1 if not",
     )
     prove.add_argument("job", metavar="JOB", help="a job, such as j17")
-    prove.add_argument(
-        "--key", action="append", type=_pin, default=[], metavar="KIND=KEY", help=_KEY_HELP
-    )
+    _key(prove)
     _wait(prove)
+
+
+def _key(parser: Any) -> None:
+    parser.add_argument(
+        "--key",
+        action="append",
+        type=typed(_pin),
+        default=[],
+        metavar="KIND=KEY",
+        help="trust this public key of the ledger or the broker only (kind=64 hex digits)",
+    )
 
 
 def _wait(parser: Any) -> None:
@@ -58,5 +64,5 @@ def _pin(text: str) -> tuple[str, str]:
     match = _PIN.fullmatch(text)
     if match is None:
         told = f"{text!r:.80} is no key; write it as ledger=KEY or broker=KEY, 64 hex digits"
-        raise argparse.ArgumentTypeError(told)
+        raise ValueError(told)
     return match[1], match[2]
