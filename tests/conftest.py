@@ -61,6 +61,24 @@ def s3() -> Iterator[Any]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def lightning() -> Iterator[Any]:
+    """Two real Lightning nodes with a channel (``lightning_rig.LightningRig``)."""
+    from lightning_rig import lightning_rig
+
+    with lightning_rig() as rig:
+        yield rig
+
+
+@pytest.fixture
+def btcpay() -> Iterator[Any]:
+    """A server of BTCPay's protocol (``btcpay_rig.BtcpayServer``), a fresh one for each test."""
+    from btcpay_rig import btcpay_server
+
+    with btcpay_server() as server:
+        yield server
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0:
         return

@@ -1,6 +1,5 @@
 """Books in PostgreSQL pass the suite that books anywhere must pass, and a server that dies."""
 
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import ledger_suite as suite
 import psycopg
 import pytest
 from ledger_rig import LedgerProcess
@@ -16,12 +16,6 @@ from postgres_rig import Cluster, cluster, find_programs
 from gristmill.ledger.engine import GoneError
 from gristmill.ledger.postgres import PostgresBook
 from gristmill.wire.errors import RemoteError
-
-_PATH = pathlib.Path(__file__).with_name("ledger_suite.py")
-_spec = importlib.util.spec_from_file_location("ledger_suite", _PATH)
-assert _spec is not None and _spec.loader is not None
-suite: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(suite)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,12 @@
 """Books in a SQLite file pass the suite that books anywhere must pass."""
 
-import importlib.util
 import pathlib
 from typing import Any
 
+import ledger_suite as suite
 import pytest
 
 from gristmill.ledger.sqlite import SqliteBook
-
-_PATH = pathlib.Path(__file__).with_name("ledger_suite.py")
-_spec = importlib.util.spec_from_file_location("ledger_suite", _PATH)
-assert _spec is not None and _spec.loader is not None
-suite: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(suite)
 
 
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)

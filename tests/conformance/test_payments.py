@@ -3,18 +3,18 @@ against its protocol on loopback (no live server of either was used), ``manual``
 
 import hashlib
 import hmac
-import importlib.util
 import json
 import pathlib
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import payment_suite as suite
 import pytest
-from btcpay_rig import CHAIN, LIGHTNING, BtcpayServer, btcpay_server
+from btcpay_rig import CHAIN, LIGHTNING, BtcpayServer
 from lightning_rig import LightningRig, lightning_rig
 
 from gristmill.ledger.payments.btcpay import BtcpayBackend, bitcoin_of, sats_of
@@ -25,25 +25,7 @@ from gristmill.ledger.payments.manual import Confirmations, ManualBackend
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.payments import Paid
 
-_PATH = pathlib.Path(__file__).with_name("payment_suite.py")
-_spec = importlib.util.spec_from_file_location("payment_suite", _PATH)
-assert _spec is not None and _spec.loader is not None
-suite: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(suite)
-
 SECRET = b"callback secret"
-
-
-@pytest.fixture(scope="module")
-def lightning() -> Iterator[LightningRig]:
-    with lightning_rig() as rig:
-        yield rig
-
-
-@pytest.fixture
-def btcpay() -> Iterator[BtcpayServer]:
-    with btcpay_server() as server:
-        yield server
 
 
 def nobody() -> str:

@@ -1,19 +1,13 @@
 """The local back-end of the store passes the suite that every back-end must pass."""
 
-import importlib.util
 import pathlib
 from typing import Any
 
 import pytest
+import store_suite as suite
 
 from gristmill.store.interface import BlobStore
 from gristmill.store.local import LocalStore
-
-_PATH = pathlib.Path(__file__).with_name("store_suite.py")
-_spec = importlib.util.spec_from_file_location("store_suite", _PATH)
-assert _spec is not None and _spec.loader is not None
-suite: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(suite)
 
 
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)

@@ -1,22 +1,16 @@
 """The S3 back-end passes the suite that every back-end must pass, against a real S3 server."""
 
-import importlib.util
 import pathlib
 from typing import Any
 
 import obstore
 import pytest
+import store_suite as suite
 from s3_rig import S3Server
 
 from gristmill.store.bucket import Bucket, Credentials
 from gristmill.store.interface import BlobStore
 from gristmill.store.s3 import S3Store
-
-_PATH = pathlib.Path(__file__).with_name("store_suite.py")
-_spec = importlib.util.spec_from_file_location("store_suite", _PATH)
-assert _spec is not None and _spec.loader is not None
-suite: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(suite)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from typing import Any
 import apsw
 import msgspec
 import pytest
-from btcpay_rig import CHAIN, BtcpayServer, btcpay_server
+from btcpay_rig import CHAIN, BtcpayServer
 from grid_rig import grids_of_a_test, gristmill, until
-from lightning_rig import LightningRig, lightning_rig
+from lightning_rig import LightningRig
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
@@ -49,18 +49,6 @@ def write_config(folder: pathlib.Path, **tables: dict[str, Any]) -> str:
     path = folder / "payments.toml"
     path.write_text("\n".join(lines))
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def lightning() -> Iterator[LightningRig]:
-    with lightning_rig() as rig:
-        yield rig
-
-
-@pytest.fixture
-def btcpay() -> Iterator[BtcpayServer]:
-    with btcpay_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from btcpay_rig import CHAIN, BtcpayServer, btcpay_server
+from btcpay_rig import CHAIN, BtcpayServer
 from grid_rig import until
-from lightning_rig import LightningRig, lightning_rig
+from lightning_rig import LightningRig
 
 from gristmill.wire import payments as wire
 from gristmill.wire.errors import RemoteError
@@ -147,18 +147,6 @@ def shop(ledger: Any, tmp_path: pathlib.Path) -> Iterator[Shop]:
     yield made
     if made.process is not None:
         made.stop(kill=True)
-
-
-@pytest.fixture(scope="module")
-def lightning() -> Iterator[LightningRig]:
-    with lightning_rig() as rig:
-        yield rig
-
-
-@pytest.fixture
-def btcpay() -> Iterator[BtcpayServer]:
-    with btcpay_server() as server:
-        yield server
 
 
 def with_lightning(shop: Shop, lightning: LightningRig, **more: Any) -> Shop:

@@ -1,0 +1,9 @@
+"""Suites are modules that every back-end's test imports; what they assert is told in full."""
+
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for *_suite, in importlib mode
+pytest.register_assert_rewrite("ledger_suite", "payment_suite", "store_suite")
