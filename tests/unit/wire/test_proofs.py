@@ -9,7 +9,7 @@ from nacl.signing import SigningKey
 from receipt_rig import NOW_MS, Maker, paths_of, public_of
 
 from gristmill.ledger.core.step import digest_of_entry
-from gristmill.wire import proofs, receipts
+from gristmill.wire import epochs, proofs, receipts
 
 FLIPS = 400  #: bytes of the file that one run of the test changes; the seed is its own
 
@@ -148,6 +148,25 @@ def test_a_replaced_key_does_not_speak_for_what_came_after(maker: Maker) -> None
     document["keys"].append(proofs._sealed(newer.statement, newer.signature))
     fault = first_fault(proofs.text_of(document).encode())
     assert fault.field == "receipts[0].broker.ended_ms" and "was replaced" in fault.text
+
+
+def test_an_epoch_that_claims_any_number_of_receipts_does_not_keep_anybody_busy(
+    maker: Maker,
+) -> None:
+    """A file's ledger signs what it likes; who checks it must still come to an end."""
+    entries = [maker.contribution(first) for first in range(0, 40, 10)]
+    document = maker.document(entries)
+    (row,) = document["epochs"]
+    head = epochs.EpochHead(
+        row["number"], row["closed_ms"], 1 << 60, bytes.fromhex(row["root"]), bytes(32), 12,
+        bytes.fromhex(row["transfer_chain"]), bytes.fromhex(row["ranges"]),
+    )  # fmt: skip
+    signed = epochs.SignedHead(head, epochs.sign_head(head, maker.ledger))
+    document["epochs"] = proofs.document_of(7, [], [signed], [])["epochs"]
+    verdict = proofs.verify(proofs.text_of(document).encode())
+    assert [fault.field for fault in verdict.faults] == [
+        f"receipts[{at}].proof" for at in range(len(entries))
+    ]
 
 
 def test_a_receipt_of_an_open_epoch_is_not_proven_yet(maker: Maker) -> None:
