@@ -10,11 +10,12 @@ def descendants(pid: int) -> list[int]:
     found, queue = [], [pid]
     while queue:
         at = queue.pop()
-        for task in pathlib.Path(f"/proc/{at}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                children = [int(word) for word in task.read_text().split()]
-                found += children
-                queue += children
+        with contextlib.suppress(OSError):  # it, or a thread of it, may have ended since
+            for task in pathlib.Path(f"/proc/{at}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    children = [int(word) for word in (task / "children").read_text().split()]
+                    found += children
+                    queue += children
     return found
 
 

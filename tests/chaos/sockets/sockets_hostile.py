@@ -523,8 +523,9 @@ class HostileBroker(Hostile):
 
     def provoke(self) -> None:
         broker, tenant = "hostile-3", "mallory-1"
-        refs = f"{broker}/h1", f"{broker}/h2", f"{broker}h3"
-        amounts = 1 << 60, 0, 1  # more than anybody has; nothing; of a reference that is none
+        refs = f"{broker}/h1", f"{broker}/h2", f"{broker}/h2", f"{broker}h3"
+        # more than anybody has; nothing; another amount for it; of a reference that is none
+        amounts = 1 << 60, 0, 1, 1
         holds = [wl.Hold(ref, tenant, amount) for ref, amount in zip(refs, amounts, strict=True)]
         self.socket.send_multipart([encode(wl.Post(broker, 1, holds))])
 
