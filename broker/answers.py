@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 
 from gristmill.broker import past, past_logs
+from gristmill.broker.bills import Bills, Relay
 from gristmill.broker.core.cards import current_leases, find_status, subtask_rows, worker_row
 from gristmill.broker.core.on_clients import conflict_text, content_digest
 from gristmill.broker.core.state import State
 from gristmill.broker.core.why import ended_text, why
 from gristmill.broker.delivery import Delivery, Flow
 from gristmill.broker.grants import Grants
-from gristmill.broker.ledger_link import LedgerLink, Question
+from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.purchases import Purchases
@@ -38,10 +39,9 @@ from gristmill.wire.client import (
     WhyAnswer,
     WorkerRow,
 )
-from gristmill.wire.errors import CODES, RemoteError
+from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ids import format_job, is_digest
-from gristmill.wire.ledger import AskBalance, AskReceipts, AskUsage, parse_by
 from gristmill.wire.tariffs import ZERO_TARIFFS, Tariffs
 from gristmill.wire.units import format_bytes
 
@@ -50,7 +50,6 @@ ROWS_MAX = 10_000  #: in one answer
 LOG_ROWS_MAX = 200  #: an answer with output is larger
 _INLINE_BYTES_MAX = limits.HEADER_BYTES_MAX - 64  #: of an answer within its header
 _PART_BYTES = 64 << 10  #: of a longer one in each of its frames
-INDEX_DIGITS_MAX = 18
 
 
 def gone(tombstone: past.Tombstone) -> RemoteError:
@@ -100,11 +99,9 @@ class Answers:
         metrics: Metrics,
     ) -> None:
         self._state = state
-        self._broker = broker
         self._reader = reader
         self._delivery = delivery
         self._workers = workers
-        self._ledger = ledger
         self._grants = grants
         self._mailbox = mailbox
         self._clock = clock
@@ -112,7 +109,9 @@ class Answers:
         self._when_durable = when_durable
         self._grid_tariffs = tariffs
         self._metrics = metrics
-        self.purchases = Purchases(ledger, mailbox, clock, self.refuse)
+        relay = Relay(ledger, mailbox, clock, self.refuse)
+        self.purchases = Purchases(relay)
+        bills = Bills(relay, broker, self._with_job)
         self._about: dict[str, Callable[[ClientSession, Ask], None]] = {
             "jobs": self._jobs,
             "job": self._job,
@@ -120,9 +119,10 @@ class Answers:
             "why": self._why,
             "workers": self._worker_rows,
             "logs": self._logs,
-            "usage": self._bill,
-            "balance": self._bill,
-            "receipts": self._receipts,
+            "usage": bills.usage,
+            "balance": bills.balance,
+            "statement": bills.statement,
+            "receipts": bills.receipts,
             "grid": self._grid,
             "grant": self._grant,
             "decomposed": self._decomposed,
@@ -337,6 +337,12 @@ class Answers:
         tenant, job = session.tenant, message.job
         self._read(session, message.request, lambda db: past.find_job(db, tenant, job), arrived)
 
+    def _with_job(self, session: ClientSession, message: Ask, then: Callable[[], None]) -> None:
+        if self._live(session, message.job) is not None:
+            then()
+        else:
+            self._past(session, message, lambda _: then())
+
     def _why(self, session: ClientSession, message: Ask) -> None:
         if self._live(session, message.job) is not None:
             answer = why(self._state, message.job, self._clock()[0])
@@ -537,55 +543,3 @@ class Answers:
             session.tenant, message.text, message.digest, message.size_bytes, self._clock()[1]
         )
         self._say(session, message.request, answer)
-
-    def _bill(self, session: ClientSession, message: Ask) -> None:
-        by, tenant = message.text or "job", session.tenant
-        if message.about == "balance" and message.text == "all":
-            if not session.is_operator:
-                raise RemoteError("FORBIDDEN", f"{tenant} is no operator: own accounts only")
-            by, tenant = "job", ""
-        try:
-            keys = parse_by(by)
-        except ValueError as error:
-            raise RemoteError("MALFORMED", f"usage by {error}") from None
-        if message.about == "usage" and message.digest == "all" and not session.is_operator:
-            raise RemoteError("FORBIDDEN", f"{tenant} is no operator: own bills only")
-        if session.is_operator and (message.digest == "all" or "tenant" in keys):
-            tenant = ""
-        ref = f"{self._broker}/{message.job}" if message.job else ""
-
-        def make(request: int) -> Question:
-            if message.about == "balance":
-                return AskBalance(request, tenant)
-            return AskUsage(request, tenant, by, ref)
-
-        self._relay(session, message, make)
-
-    def _receipts(self, session: ClientSession, message: Ask) -> None:
-        index, ref = message.text, f"{self._broker}/{message.job}"
-        if index and not (index.isdecimal() and index.isascii() and len(index) <= INDEX_DIGITS_MAX):
-            raise RemoteError("MALFORMED", f"text is {index!r:.40}, must be an index or empty")
-        number = int(index) if index else -1
-        self._relay(
-            session,
-            message,
-            lambda request: AskReceipts(request, session.tenant, ref, number, message.first),
-        )
-
-    def _relay(self, session: ClientSession, message: Ask, make: Callable[[int], Question]) -> None:
-        """A question to the ledger, and its answer to the client."""
-
-        def reply(body: msgspec.Raw | None, code: str, text: str) -> None:
-            if body is not None:
-                self._mailbox.send(session.peer, [encode(Answer(message.request, body))])
-                return
-            known = code if code in CODES else "INTERNAL"
-            self.refuse(session, message.request, RemoteError(known, text), message.job)
-
-        def ask(_: Any = None) -> None:
-            self._ledger.ask(make, self._clock()[0], reply)
-
-        if message.job and self._live(session, message.job) is None:
-            self._past(session, message, ask)  # the ledger knows no jobs, only their holds
-        else:
-            ask()

@@ -22,6 +22,7 @@ from gristmill.wire.ledger import (
     Acked,
     AskBalance,
     AskReceipts,
+    AskStatement,
     AskUsage,
     LedgerAnswer,
     LedgerRefused,
@@ -36,7 +37,7 @@ log = logging.getLogger("gristmill.broker.ledger")
 BATCHES_AHEAD = 4
 QUESTIONS_MAX = 1_000
 #: (body, "", "") of an answer or (None, code, message) of a refusal
-Question = AskUsage | AskBalance | AskReceipts | payments.Message
+Question = AskUsage | AskBalance | AskStatement | AskReceipts | payments.Message
 Reply = Callable[[msgspec.Raw | None, str, str], None]
 
 

@@ -1,42 +1,23 @@
 """Purchases of credits: relayed to the ledger, which decides; the broker knows who may ask what."""
 
-from collections.abc import Callable
-
-import msgspec
-
-from gristmill.broker.ledger_link import LedgerLink
-from gristmill.broker.mailbox import Mailbox
+from gristmill.broker.bills import Relay
 from gristmill.broker.sessions import ClientSession
 from gristmill.wire import payments
-from gristmill.wire.client import Answer, Ask, Buy, Purchase
-from gristmill.wire.errors import CODES, RemoteError
-from gristmill.wire.frames import encode
+from gristmill.wire.client import Ask, Buy, Purchase
+from gristmill.wire.errors import RemoteError
 
 INTENTS_MAX = 100  #: in one answer; it has as many of them as fit a header
 
 
 class Purchases:
-    """See the module's text.
+    """See the module's text."""
 
-    Args:
-        refuse: answers a request with an error.
-    """
-
-    def __init__(
-        self,
-        ledger: LedgerLink,
-        mailbox: Mailbox,
-        clock: Callable[[], tuple[int, int]],
-        refuse: Callable[[ClientSession, int, RemoteError, int], None],
-    ) -> None:
-        self._ledger = ledger
-        self._mailbox = mailbox
-        self._clock = clock
-        self._refuse = refuse
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
 
     def offers(self, session: ClientSession, message: Ask) -> None:
         """What is sold now."""
-        self._relay(session, message.request, payments.AskOffers(0))
+        self._relay.ask(session, message.request, payments.AskOffers(0))
 
     def intents(self, session: ClientSession, message: Ask) -> None:
         """One intent, or the newest of the tenant; of all tenants for operators."""
@@ -48,7 +29,7 @@ class Purchases:
         asked = payments.AskIntents(
             0, tenant, message.text, limit=min(message.limit, INTENTS_MAX)
         )  # fmt: skip
-        self._relay(session, message.request, asked)
+        self._relay.ask(session, message.request, asked)
 
     def buy(self, session: ClientSession, message: Buy) -> None:
         """A new intent of the tenant, or the one that has its key."""
@@ -56,7 +37,7 @@ class Purchases:
             0, session.tenant, message.key, message.backend, message.amount_ucredits,
             message.price, message.fee,
         )  # fmt: skip
-        self._relay(session, message.request, asked)
+        self._relay.ask(session, message.request, asked)
 
     def change(self, session: ClientSession, message: Purchase) -> None:
         """A tenant cancels; an operator confirms, credits or refunds.
@@ -74,18 +55,4 @@ class Purchases:
             asked = payments.ConfirmIntent(0, message.intent, message.received, message.ref)
         else:
             asked = payments.DecideIntent(0, message.intent, message.verb, message.ref)
-        self._relay(session, message.request, asked)
-
-    def _relay(self, session: ClientSession, request: int, asked: payments.Message) -> None:
-        def reply(body: msgspec.Raw | None, code: str, text: str) -> None:
-            if body is not None:
-                self._mailbox.send(session.peer, [encode(Answer(request, body))])
-                return
-            known = code if code in CODES else "INTERNAL"
-            self._refuse(session, request, RemoteError(known, text), 0)
-
-        self._ledger.ask(
-            lambda number: msgspec.structs.replace(asked, request=number),
-            self._clock()[0],
-            reply,
-        )
+        self._relay.ask(session, message.request, asked)

@@ -237,6 +237,33 @@ class Balance(Document, frozen=True, tag="gristmill/balance/1"):
     transfers: int
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """One entry of an account, of the columns of ``gristmill statement --csv``."""
+
+    number: int
+    at_ms: int
+    what: str
+    ref: str
+    receipt: str
+    amount_ucredits: int
+    toll_ucredits: int
+    held_ucredits: int
+    posted_ucredits: int
+
+
+class AccountStatement(Document, frozen=True, tag="gristmill/statement/1"):
+    """An account as of transfer ``upto``; ``incident``: named if the entries do not add up."""
+
+    account: str
+    upto: int
+    came_ucredits: int
+    went_ucredits: int
+    held_ucredits: int
+    available_ucredits: int
+    incident: str
+    entries: list[Entry]
+
+
 class Audit(Document, frozen=True, tag="gristmill/audit/1"):
     """Whether the books at ``place`` are in order: ``faults`` in words, the first bad row first."""
 
@@ -376,6 +403,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Efficiency,
     Usage,
     Balance,
+    AccountStatement,
     Audit,
     Moved,
     Proof,

@@ -1,27 +1,26 @@
 """``gristmill usage`` and ``gristmill balance``: what it cost, and where the credits are."""
 
 import argparse
+import time
 from collections.abc import Sequence
 
 from gristmill.cli import documents
 from gristmill.cli.connection import connect, job_of
 from gristmill.cli.output import Terminal
-from gristmill.wire.client import AccountRow, UsageRow
-from gristmill.wire.errors import EXIT_OK
+from gristmill.wire.client import AccountRow, BalanceAnswer, UsageRow
+from gristmill.wire.errors import EXIT_OK, RemoteError
 from gristmill.wire.units import format_credits, format_ms
+
+AGAIN_S = 1.0  #: until whoever was away is asked again
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     """Ask the ledger, through the broker."""
     if args.verb == "balance":
+        if args.watch:
+            return _watch(args, terminal)
         with connect(args.address) as client:
-            balance = client.balance(everyone=args.all)
-        if terminal.is_json:
-            document = documents.Balance(balance.accounts, balance.sum_ucredits, balance.transfers)
-            terminal.document(documents.encode(document))
-        else:
-            _show_balance(balance.accounts, terminal)
-            terminal.print(f"sum of all accounts: {format_credits(balance.sum_ucredits)}")
+            _show_answer(client.balance(everyone=args.all), terminal)
         return EXIT_OK
     job = None if args.job is None else job_of(args.job)
     with connect(args.address) as client:
@@ -33,6 +32,41 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     else:
         _show_usage(args.by, rows, terminal)
     return EXIT_OK
+
+
+def _watch(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Until Ctrl-C; a ledger or a broker that is away for a while is waited for."""
+    as_of = -1
+    is_told = False
+    while True:
+        try:
+            with connect(args.address) as client:
+                for answer in client.watch_balance(everyone=args.all):
+                    if answer.transfers != as_of:
+                        _show_answer(answer, terminal)
+                        terminal.out.flush()
+                    as_of, is_told = answer.transfers, False
+        except RemoteError as error:
+            if as_of < 0 or not error.spec.is_retryable:
+                raise
+            if not is_told:
+                terminal.say(f"{error.message}; the last known is as of transfer {as_of:,}")
+            is_told = True
+            time.sleep(AGAIN_S)
+
+
+def _show_answer(answer: BalanceAnswer, terminal: Terminal) -> None:
+    if terminal.is_json:
+        document = documents.Balance(
+            answer.accounts, answer.sum_ucredits, answer.transfers
+        )  # fmt: skip
+        terminal.document(documents.encode(document))
+        return
+    _show_balance(answer.accounts, terminal)
+    terminal.print(
+        f"as of transfer {answer.transfers:,}; sum of all accounts: "
+        f"{format_credits(answer.sum_ucredits)}"
+    )
 
 
 def _show_balance(accounts: Sequence[AccountRow], terminal: Terminal) -> None:

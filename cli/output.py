@@ -239,10 +239,11 @@ def _fit(widths: Sequence[int], room: int) -> list[int]:
 def plural(number: int, noun: str) -> str:
     """``1 job``, ``1,204 jobs``.
 
-    >>> plural(1, "job"), plural(1204, "job")
-    ('1 job', '1,204 jobs')
+    >>> plural(1, "job"), plural(1204, "job"), plural(2, "entry")
+    ('1 job', '1,204 jobs', '2 entries')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else many}"
 
 
 def as_dict(value: Any) -> Any:

@@ -1,11 +1,11 @@
-"""The verbs about money: price, eff, usage, balance. See ``parser.py``."""
+"""The verbs about money: price, eff, usage, balance, statement. See ``parser.py``."""
 
 from gristmill.cli.parser import Verbs, add_job, add_request, add_verb, count_of, typed
 
 
 def add(verbs: Verbs) -> None:
     """Adds the verbs, in the order of the page."""
-    for each in (_price, _eff, _usage, _balance):
+    for each in (_price, _eff, _usage, _balance, _statement):
         each(verbs)
 
 
@@ -60,3 +60,24 @@ def _balance(verbs: Verbs) -> None:
         verbs, "balance", "money", "Print your accounts, and the sum of all accounts (it is 0)"
     )
     parser.add_argument("--all", action="store_true", help="every account; for operators")
+    parser.add_argument("--watch", action="store_true", help="again with each change, until Ctrl-C")
+
+
+def _statement(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "statement",
+        "statement",
+        "Print each entry of your account with its receipt, and whether they add up",
+        more="Exit 1, with the name of an incident, if the entries do not make what the account "
+        "has.",
+    )
+    parser.add_argument(
+        "--last",
+        type=typed(count_of(1, 1_000_000)),
+        default=20,
+        metavar="N",
+        help="print the last N entries (20); all of them are added up",
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write every entry to a file; - for stdout")
+    parser.add_argument("--account", default="", metavar="NAME", help="of another; for operators")

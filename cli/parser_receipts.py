@@ -16,7 +16,11 @@ def add(verbs: Verbs) -> None:
         "receipts",
         "Write a job's receipts, signed and with their proofs, as a file that stands alone",
     )
-    receipt.add_argument("job", metavar="JOB", help="a job, j17, or one of its subtasks, j17/3")
+    receipt.add_argument(
+        "job",
+        metavar="JOB",
+        help="a job, j17, one of its subtasks, j17/3, or one receipt of a statement, j17#40",
+    )
     receipt.add_argument("-o", "--out", metavar="FILE", help="write here instead of stdout")
     _wait(receipt)
     verify = add_verb(

@@ -4,23 +4,23 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gristmill.cli import documents
-from gristmill.cli.connection import connect, job_of, subtask_of
+from gristmill.cli.connection import asked, connect, job_of
 from gristmill.cli.output import Terminal, plural
 from gristmill.wire import proofs
 from gristmill.wire.client import UsageRow
 from gristmill.wire.epochs import ReceiptsPage
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
-from gristmill.wire.ids import JobId, format_job
+from gristmill.wire.ids import JobId, format_job, format_receipt, parse_receipt
 from gristmill.wire.ledger import Contribution
 from gristmill.wire.units import format_credits, format_ms
 
 if TYPE_CHECKING:
-    from gristmill.client import Client
+    pass
 
 LOOK_S = 0.5  #: between two questions whether the epoch is closed
 GRACE_S = 30.0  #: an epoch may be closed so much later than it promises
@@ -34,11 +34,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         return _verify(args, terminal)
     if args.verb == "audit":
         return _prove(args, terminal)
-    job, index = subtask_of(args.job)
+    job, index, number = asked(parse_receipt, args.job)
     with connect(args.address) as client:
-        pages = _fetch(client, job, index, args.wait, terminal)
+        pages = _fetch(lambda: client.receipts(job, index, number), args.wait, terminal)
     rows = [row for page in pages for row in page.receipts]
-    name = format_job(job) if index is None else f"{format_job(job)}/{index}"
+    name = format_receipt(job, number) if number else format_job(job)
+    name = name if index is None else f"{name}/{index}"
     if not rows:
         raise RemoteError(
             "INVALID_SPEC",
@@ -84,10 +85,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _fetch(
-    client: "Client", job: JobId, index: int | None, is_waiting: bool, terminal: Terminal
+    ask: Callable[[], list[ReceiptsPage]], is_waiting: bool, terminal: Terminal
 ) -> list[ReceiptsPage]:
     """All pages; with ``is_waiting`` when each of their receipts has its proof."""
-    pages = client.receipts(job, index)
+    pages = ask()
     deadline = time.monotonic() + pages[-1].epoch_ms / 1000 + GRACE_S
     is_told = False
     while is_waiting and any(not row.epoch for page in pages for row in page.receipts):
@@ -101,7 +102,7 @@ def _fetch(
                 "look into the ledger's log, then ask again",
             )
         time.sleep(LOOK_S)
-        pages = client.receipts(job, index)
+        pages = ask()
     return pages
 
 
@@ -158,7 +159,7 @@ def _prove(args: argparse.Namespace, terminal: Terminal) -> int:
     with connect(args.address) as client:
         for _ in range(TRIES):
             before = client.usage(by="job", job=job)
-            pages = _fetch(client, job, None, args.wait, terminal)
+            pages = _fetch(lambda: client.receipts(job), args.wait, terminal)
             bill = client.usage(by="job", job=job)
             if bill == before:
                 break

@@ -12,6 +12,7 @@ import msgspec
 from gristmill.client.attach import attach
 from gristmill.client.command import CommandOutput
 from gristmill.client.decode import ResultReader
+from gristmill.client.errors import GridError
 from gristmill.client.future import Future
 from gristmill.client.jobs import Job, job_number, poll_until_final
 from gristmill.client.link import Link, decode_body
@@ -25,6 +26,7 @@ from gristmill.wire.spec import Tariff
 from gristmill.wire.values import BlobRef
 
 if TYPE_CHECKING:
+    from gristmill.client.statement import Statement
     from gristmill.wire.epochs import ReceiptsPage
 
 AnyJob = int | str | Job | Future | MapResults
@@ -205,6 +207,48 @@ class Questions(abc.ABC):
         """
         return self._question(wire.BalanceAnswer, "balance", text="all" if everyone else "")  # type: ignore[no-any-return]
 
+    def watch_balance(self, everyone: bool = False) -> Iterator[wire.BalanceAnswer]:
+        """As ``balance``: what it is now, then each change, within two seconds of it.
+
+        Each is as of its ``transfers``; the numbers of a watch never fall.
+
+        Raises:
+            GridError: ``LEDGER_DOWN``, say; whoever watches begins anew. ``INTERNAL``, the ledger
+                knows fewer transfers than it did: its books were replaced by older ones.
+        """
+        seen: wire.BalanceAnswer | None = None
+        text = "all" if everyone else ""
+        while True:
+            tag = seen.tag if seen else ""
+            found: wire.BalanceAnswer = self._question(
+                wire.BalanceAnswer, "balance", text=text, digest=tag
+            )
+            if seen and found.transfers < seen.transfers:
+                raise GridError(
+                    "INTERNAL",
+                    f"the ledger had {seen.transfers} transfers and has {found.transfers}",
+                    "ask the operator whether older books were put in its place",
+                )
+            if found.tag != tag:
+                seen = found
+                yield found
+
+    def statement(self, account: str = "") -> Statement:
+        """Every entry of the tenant's account, and whether they make what it has.
+
+        Args:
+            account: of another, for operators: ``toll``, ``tenant:ann``, ``node:...``; as
+                ``balance(everyone=True)`` names them.
+        """
+        from gristmill.client.statement import Statement  # few ask for one
+        from gristmill.wire.statement import StatementPage
+
+        return Statement(
+            lambda after, upto: self._question(
+                StatementPage, "statement", text=account, first=after, size_bytes=upto
+            )
+        )
+
     def tariffs(self) -> dict[str, Tariff]:
         """What work costs on each class of nodes."""
         return self._question(dict[str, Tariff], "tariffs")  # type: ignore[no-any-return]
@@ -217,16 +261,19 @@ class Questions(abc.ABC):
         """The tenant's newest ended jobs that ran the same work (64 hex digits, ``work_of``)."""
         return self._question(list[wire.JobStatus], "history", text=work, limit=limit)  # type: ignore[no-any-return]
 
-    def receipts(self, job: AnyJob, index: int | None = None) -> list[ReceiptsPage]:
+    def receipts(
+        self, job: AnyJob, index: int | None = None, number: int = 0
+    ) -> list[ReceiptsPage]:
         """The receipts of a job, or those that one of its subtasks is in, with what proves them.
 
+        ``number``: the one receipt of this number, as a statement names it.
         ``wire.proofs.document_of`` makes a file of them that ``gristmill verify`` checks offline.
         Receipts whose epoch is still open have no proof yet.
         """
         from gristmill.wire.epochs import ReceiptsPage  # brings keys: only when needed
 
         pages: list[ReceiptsPage] = []
-        after, text = 0, "" if index is None else str(index)
+        after, text = 0, f"#{number}" if number else "" if index is None else str(index)
         while not pages or after:
             page: ReceiptsPage = self._question(
                 ReceiptsPage, "receipts", job=job_number(job), first=after, text=text

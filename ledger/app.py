@@ -29,6 +29,8 @@ from gristmill.ledger.floods import Floods
 from gristmill.ledger.purchases import Purchases, Question, wrong_text
 from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
+from gristmill.ledger.statements import Statements
+from gristmill.ledger.watches import Watches
 from gristmill.wire import limits, payments
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.frames import encode
@@ -37,6 +39,7 @@ from gristmill.wire.ledger import (
     Acked,
     AskBalance,
     AskReceipts,
+    AskStatement,
     AskUsage,
     Fund,
     LedgerAnswer,
@@ -82,6 +85,8 @@ class Ledger:
         self._context = zmq.Context()
         self._socket = self._listen()
         self._purchases = Purchases(self.book, key, self._send)
+        self._statements = Statements(self.book, self._open_incident)
+        self._watches = Watches()
 
     def _listen(self) -> "zmq.Socket[bytes]":
         address = self.settings.listen
@@ -166,6 +171,12 @@ class Ledger:
             self.counts["broken"] += 1
             self._set_read_only(f"an epoch was refused: {error}")
 
+    def _open_incident(self, told: str) -> None:
+        self.counts["incidents"] += 1
+        log.error("ALARM %s", told)
+        if not self.read_only:
+            self._set_read_only(told)
+
     def _set_read_only(self, reason: str) -> None:
         self.read_only = reason
         log.critical(
@@ -183,10 +194,13 @@ class Ledger:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(stop.fileno(), zmq.POLLIN)
         while True:
-            wait_ms = None if self.read_only else self.epochs.wait_ms(_now_ms())
-            ready = dict(poller.poll(LOOK_MS if wait_ms is None else min(LOOK_MS, wait_ms + 1)))
+            waits = [self._watches.wait_ms(_now_ms()), LOOK_MS]
+            if not self.read_only:
+                waits.append(self.epochs.wait_ms(_now_ms()))
+            ready = dict(poller.poll(min(wait for wait in waits if wait is not None) + 1))
             if self._socket in ready:
                 self.turn()
+            self._watches.due(self.book.state, _now_ms(), self._answer)
             self.look(_now_ms())
             self._close_epoch(is_ending=stop.fileno() in ready)
             if stop.fileno() in ready:
@@ -240,7 +254,9 @@ class Ledger:
         for purchase in purchases:  # each reads what the one before wrote
             self._apply([purchase])
         for peer, question in questions:
-            self._answer(peer, question)
+            is_watch = isinstance(question, AskBalance)
+            if not is_watch or not self._watches.take(peer, question, self.book.state, _now_ms()):
+                self._answer(peer, question)
 
     def _decode(self, frames: list[bytes]) -> Any:
         """The message, or None when it was refused here."""
@@ -321,7 +337,9 @@ class Ledger:
             self._send(peer, LedgerRefused(request, "LEDGER_DOWN", message))
 
     def _answer(
-        self, peer: bytes, question: Ping | AskUsage | AskBalance | AskReceipts | Question
+        self,
+        peer: bytes,
+        question: Ping | AskUsage | AskBalance | AskStatement | AskReceipts | Question,
     ) -> None:
         if isinstance(question, Ping):
             if self.read_only:
@@ -345,6 +363,8 @@ class Ledger:
                 body = bills.usage(self.book.db, question)
             elif isinstance(question, AskReceipts):
                 body = self.epochs.page(question)
+            elif isinstance(question, AskStatement):
+                body = self._statements.page(question)
             else:
                 body = bills.balance(self.book.db, self.book.state, question.tenant)
                 if body.sum_ucredits and not self.read_only:

@@ -12,6 +12,7 @@ import msgspec
 
 from gristmill.ledger.core.state import Account, LedgerState
 from gristmill.ledger.engine import Database
+from gristmill.ledger.watches import tag_of
 from gristmill.wire.client import AccountRow, BalanceAnswer, UsageRow
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import format_job
@@ -176,6 +177,7 @@ def balance(db: Database, state: LedgerState, tenant: str) -> BalanceAnswer:
         _fit(rows, _merge_accounts),
         sum(row[0] for row in db.execute("SELECT credits - debits FROM account")),
         state.transfers,
+        tag_of(state, tenant),
     )
 
 

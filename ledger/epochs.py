@@ -237,6 +237,9 @@ class Epochs:
         if question.index >= 0:
             query += " AND first <= ? AND first + count > ?"
             values += [question.index, question.index]
+        if question.number > 0:
+            query += " AND sequence = ?"
+            values.append(question.number)
         query += f" ORDER BY replica, attempt, first LIMIT {PAGE_ROWS + 1}"
         return list(self._book.db.execute(query, values))
 

@@ -128,13 +128,15 @@ class Ask(Message, frozen=True, tag=10):
     ``jobs`` (limit) · ``job`` (job) · ``subtasks`` (job, first, limit, state or "") · ``why``
     (job) · ``workers`` · ``manifest`` (job, first: after this sequence, limit) · ``logs`` (job,
     first, limit) · ``usage`` (text: some of tenant, node, job, day; digest "all": every
-    tenant, for operators) · ``balance`` (text "all": every account, for operators) · ``receipts``
-    (job, first: after, text: an index or "") · ``grid`` · ``grant`` (verb "get" or "put", digest
-    or "*", size_bytes) · ``decomposed`` (request digest) · ``tariffs`` ·
-    ``terms`` (job: what was asked for, at which tariffs) · ``history`` (text: 64 hex characters of
-    the work; limit: ended jobs that ran it, newest first) ·
-    ``offers`` · ``intents`` (text: one of them, or
-    ""; digest "all": of every tenant, for operators; limit).
+    tenant, for operators) · ``balance`` (text "all": every account, for operators; digest: the
+    tag of an answer: the next one comes when it is another, at most two seconds later) ·
+    ``statement`` (text: an account, for operators, or "": the caller's; first: after; size_bytes:
+    upto) · ``receipts`` (job, first: after, text: an index, ``#`` and the number of a receipt, or
+    "") · ``grid`` · ``grant`` (verb "get" or "put", digest or "*", size_bytes) · ``decomposed``
+    (request digest) · ``tariffs`` · ``terms`` (job: what was asked for, at which tariffs) ·
+    ``history`` (text: 64 hex characters of the work; limit: ended jobs that ran it, newest first) ·
+    ``offers`` · ``intents`` (text: one of them, or ""; digest "all": of every tenant, for
+    operators; limit).
     """
 
     session: bytes
@@ -148,6 +150,7 @@ class Ask(Message, frozen=True, tag=10):
         "logs",
         "usage",
         "balance",
+        "statement",
         "receipts",
         "grid",
         "grant",
@@ -490,11 +493,16 @@ class AccountRow(msgspec.Struct, frozen=True):
 
 
 class BalanceAnswer(msgspec.Struct, frozen=True):
-    """The caller's accounts, and the sum of all accounts of the ledger, which is zero."""
+    """The caller's accounts, and the sum of all accounts of the ledger, which is zero.
+
+    As of so many ``transfers``: all of them are in these figures, and none that follows.
+    ``tag``: another one when the figures are others.
+    """
 
     accounts: list[AccountRow]
     sum_ucredits: int
     transfers: int
+    tag: str = ""
 
 
 class GrantAnswer(msgspec.Struct, frozen=True):

@@ -51,6 +51,25 @@ def parse_subtask(text: str) -> tuple[JobId, int | None]:
     return parse_job(job), int(index)
 
 
+def format_receipt(job: int, number: int) -> str:
+    """A receipt as a statement names it and ``gristmill receipt`` takes it.
+
+    >>> format_receipt(17, 40)
+    'j17#40'
+    """
+    return f"{format_job(job)}#{number}"
+
+
+def parse_receipt(text: str) -> tuple[JobId, int | None, int]:
+    """(job, index or None, number of a receipt or 0) from ``j17``, ``j17/3`` or ``j17#40``."""
+    job, mark, number = text.strip().partition("#")
+    if not mark:
+        return *parse_subtask(text), 0
+    if not (number.isascii() and number.isdigit() and int(number)):
+        raise ValueError(f"{text!r:.80} is not a receipt; they look like j17#40")
+    return parse_job(job), None, int(number)
+
+
 def digest_of(body: bytes | bytearray | memoryview) -> str:
     """The content address of a blob: its sha-256 in lower-case hex, 64 characters."""
     return hashlib.sha256(body).hexdigest()

@@ -134,17 +134,37 @@ class AskUsage(Message, frozen=True, tag=2):
 
 
 class AskBalance(Message, frozen=True, tag=3):
-    """Balances of a tenant's accounts; an empty tenant asks for all accounts."""
+    """Balances of a tenant's accounts; an empty tenant asks for all accounts.
+
+    ``seen``: the tag of an answer that is known already: the next one comes when there is another,
+    or after ``WATCH_MS``.
+    """
 
     request: Integer
     tenant: str
+    seen: str = ""
+
+
+WATCH_MS = 2_000  #: the longest that a question waits for another balance
+
+
+class AskStatement(Message, frozen=True, tag=20):
+    """Entries of an account behind transfer ``after``, up to ``upto`` (0: all that there are now).
+
+    A page of wire/statement.py; the next pages are asked for with its ``upto``.
+    """
+
+    request: Integer
+    account: str
+    after: Integer = 0
+    upto: Integer = 0
 
 
 class AskReceipts(Message, frozen=True, tag=7):
     """Receipts of a tenant's hold ``ref``, with what proves them: a page (wire/epochs.py).
 
     ``index``: only those that this subtask is in; -1 for all. ``after``: of the page before, 0 for
-    the first.
+    the first. ``number``: only the receipt of this number among the broker's entries.
     """
 
     request: Integer
@@ -152,6 +172,7 @@ class AskReceipts(Message, frozen=True, tag=7):
     ref: str
     index: Integer = -1
     after: Integer = 0
+    number: Integer = 0
 
 
 class Fund(Message, frozen=True, tag=4):
@@ -196,6 +217,7 @@ ToLedger = (
     | Ping
     | Transfer
     | AskReceipts
+    | AskStatement
     | payments.Sell
     | payments.CreateIntent
     | payments.AskIntents

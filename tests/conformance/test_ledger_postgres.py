@@ -10,6 +10,7 @@ from typing import Any
 import ledger_suite as suite
 import psycopg
 import pytest
+import statement_suite
 from ledger_rig import LedgerProcess
 from postgres_rig import Cluster, cluster, find_programs
 
@@ -56,7 +57,10 @@ def books(server: Cluster) -> Iterator[Books]:
     made.book.close()
 
 
-@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+CHECKS = [*suite.CHECKS, *statement_suite.CHECKS]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_postgres(check: Any, books: Books) -> None:
     twice = lambda: PostgresBook(books.url)  # noqa: E731
     check(suite.Bench(books.book, books.open, twice, books.tamper, r"'\x"))

@@ -5,11 +5,14 @@ from typing import Any
 
 import ledger_suite as suite
 import pytest
+import statement_suite
 
 from gristmill.ledger.sqlite import SqliteBook
 
+CHECKS = [*suite.CHECKS, *statement_suite.CHECKS]
 
-@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_sqlite(check: Any, tmp_path: pathlib.Path) -> None:
     opened: list[SqliteBook] = []
 

@@ -69,6 +69,7 @@ NAMES = {
     "DrainWorker": "request", "Post": "first", "AskUsage": "request", "AskBalance": "request",
     "Results": "job sequence", "InputCredit": "job committed", "Answer": "request",
     "Accepted": "request", "LedgerAnswer": "request", "AskReceipts": "request", "Buy": "request",
+    "AskStatement": "request",
     "Purchase": "request", "Sell": "request", "AskOffers": "request", "AskIntents": "request",
     "CreateIntent": "request", "CancelIntent": "request", "ConfirmIntent": "request",
     "DecideIntent": "request", "ReportInvoice": "request", "Observe": "request",
@@ -207,6 +208,8 @@ def _map(hands: Hands) -> dict[str, Any]:
     seen = [str(value) for value in values]
     assert values.job is not None
     pages = hands.client.receipts(values.job)
+    statement = hands.client.statement()
+    assert {row.what for row in statement} >= {"funded", "held", "paid"} and not statement.incident
     return {"map": seen, "it has receipts": bool(pages[0].receipts)}
 
 

@@ -60,6 +60,9 @@ EXAMPLES = {
         [ledger.Key("broker", "b1", "ab" * 32, 5), ledger.Key("node", "b1/w0", "cd" * 32, 6)],
     ),
     "ledger.AskReceipts": ledger.AskReceipts(9, "ann", "b1/7", 3, 1 << 40),
+    "ledger.AskReceipts number": ledger.AskReceipts(9, "ann", "b1/7", number=40),
+    "ledger.AskBalance": ledger.AskBalance(9, "ann", "1-2-3"),
+    "ledger.AskStatement": ledger.AskStatement(9, "tenant:ann", 17, 99),
     "payments.Sell": payments.Sell(
         1, [payments.Offer("lnd", "msat", 1000, 10_000, 10**6, 10**10, 3_600_000)]
     ),

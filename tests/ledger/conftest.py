@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from ledger_rig import LedgerProcess
 
+from gristmill.ledger.app import Ledger
+from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.wire.ledger import (
     Contribution,
@@ -61,3 +63,12 @@ def ledger(tmp_path: pathlib.Path) -> Iterator[LedgerProcess]:
         made = LedgerProcess(tmp_path / "state", pathlib.Path(run))
         yield made
         made.close()
+
+
+@pytest.fixture
+def inside(tmp_path: pathlib.Path) -> Iterator[Ledger]:
+    """A ledger in this process, whose turns the test takes."""
+    made = Ledger(Settings(state=tmp_path / "inside", listen="tcp://127.0.0.1:*"))
+    made.open()
+    yield made
+    made.close()

@@ -209,14 +209,6 @@ def test_a_file_that_is_no_database(ledger: Any) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.fixture
-def inside(tmp_path: pathlib.Path) -> Any:
-    made = Ledger(Settings(state=tmp_path / "inside", listen="tcp://127.0.0.1:*"))
-    made.open()
-    yield made
-    made.close()
-
-
 def test_what_the_tables_refuse_makes_it_read_only(inside: Any, entries: Any) -> None:
     inside.book.apply([Fund(1, "ann", CREDIT, "f")], 1)
     inside.book.db.execute(

@@ -56,7 +56,8 @@ def test_each_peer_is_one_peer_for_the_process(context, router):
             router.send_multipart(frames)
         for number, peer in enumerate(peers):
             assert receive(peer, 1) == [[b"%d" % number, b"", b"body"]]
-        assert proxy.counts[UP, "passed"] == proxy.counts[DOWN, "passed"] == 3
+    # (it counts what it sent when that may have arrived already)
+    assert proxy.counts[UP, "passed"] == proxy.counts[DOWN, "passed"] == 3
 
 
 def test_faults_are_as_told_and_the_same_again_for_the_same_seed(context, router):
