@@ -83,6 +83,7 @@ def log_of(lightning: LightningRig, folder: pathlib.Path) -> str:
         run("Its receipts.", "receipt", "j1", "--wait", "-o", receipts)
         run("They are checked offline.", "verify", receipts)
         run("They are what was charged.", "audit", "prove", "j1", "--wait")
+        run("Where each credit came from and went to.", "statement")
     return HEAD + "\n".join(parts)
 
 

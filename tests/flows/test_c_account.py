@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from grid_rig import gristmill, grids_of_a_test, until
+from grid_rig import grids_of_a_test, gristmill, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client

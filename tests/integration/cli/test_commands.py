@@ -330,7 +330,12 @@ def test_bills_and_balances(run: Run) -> None:
     assert row["subtasks"] == 3 and row["amount_ucredits"] >= 30
     assert "SUBTASKS" in run("usage", "--by", "node").out
     balance = run("balance")
-    assert balance.out.splitlines()[-1] == "sum of all accounts: 0"
+    as_of, total = balance.out.splitlines()[-1].split("; ")
+    assert as_of.startswith("as of transfer ") and total == "sum of all accounts: 0"
+    statement = run("statement")
+    assert "RECEIPT" in statement.out and f"{name}#" in statement.out
+    assert run("statement", "--csv", "-").out.startswith("number,at_ms,what,")
+    assert run("statement", "--account", "nobody").code == 2
     assert run("balance", "--json").document["sum_ucredits"] == 0
 
 
