@@ -7,7 +7,9 @@ touches the state.
 """
 
 import contextlib
+import functools
 import gc
+import importlib.metadata
 import logging
 import math
 import os
@@ -548,6 +550,8 @@ class Broker:
         return {
             "broker": self.journal.broker,
             "incarnation": self.journal.incarnation,
+            "version": _own_version(),
+            "utc_ms": time.time_ns() // 1_000_000,
             "recovery_ms": self._lobby.took_ms,
             "recovery_rows": self._lobby.rows,
             "is_ledger_up": self.ledger.is_up,
@@ -573,6 +577,14 @@ class Broker:
 
 def _find_unfinished(connection: apsw.Connection) -> Leftovers:
     return find_leftovers(connection), find_freed(connection), find_kept(connection)
+
+
+@functools.cache
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("gristmill")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _no_news(_: object) -> None:

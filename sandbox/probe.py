@@ -16,6 +16,7 @@ from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.host import Host, prepare_host
 from gristmill.sandbox.interpreter import Interpreter, find_interpreter
 from gristmill.sandbox.limits import MEBIBYTE, Limits
+from gristmill.sandbox.remedies import SETTINGS, apparmor_restricts, user_namespaces_off
 from gristmill.sandbox.run import Result, run
 from gristmill.sandbox.spec import JailSpec
 from gristmill.wire.outcome import Outcome
@@ -155,17 +156,14 @@ def probe_host(host: Host, executable: str | None = None) -> HostReport:
 
 def remedy_of(nsjail: str) -> str:
     """What to type when a jail does not start, guessed from the host's settings."""
-    if _setting("user/max_user_namespaces") == "0":
-        return "sudo sysctl -w user.max_user_namespaces=15000"
-    if os.geteuid() and _setting("kernel/unprivileged_userns_clone") == "0":
-        return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
-    if os.geteuid() and _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
-        profile = f"profile gristmill-nsjail {nsjail} flags=(unconfined) {{ userns, }}"
-        path = "/etc/apparmor.d/gristmill-nsjail"
-        return (
-            f"printf 'abi <abi/4.0>,\\n{profile}\\n' | sudo tee {path} "
-            f"&& sudo apparmor_parser -r {path}"
-        )
+    settings = {name: _setting(name) for name in SETTINGS}
+    is_root = os.geteuid() == 0
+    for _, remedy in (
+        user_namespaces_off(settings, is_root),
+        apparmor_restricts(settings, is_root, nsjail),
+    ):
+        if remedy:
+            return remedy
     if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
         return (
             "start the container with --security-opt seccomp=unconfined "
