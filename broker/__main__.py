@@ -19,6 +19,7 @@ from gristmill.wire.process import (
     announce_ready,
     begin_logging,
     die_with_parent,
+    forbid_unpickling,
     keep_freed_memory,
     raise_descriptor_limit,
 )
@@ -29,6 +30,7 @@ log = logging.getLogger("gristmill.broker")
 
 def main(arguments: list[str]) -> int:
     """Runs the broker until SIGTERM or SIGINT; returns an exit code."""
+    forbid_unpickling("broker")
     given = _parser().parse_args(arguments)
     begin_logging("%(asctime)s %(levelname)s %(name)s %(message)s")
     try:

@@ -5,10 +5,12 @@ import sys
 from gristmill.ledger.app import serve
 from gristmill.ledger.settings import from_process
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.process import forbid_unpickling
 
 
 def main() -> int:
     """Run a ledger with this process's options; an exit code."""
+    forbid_unpickling("ledger")
     try:
         settings = from_process(sys.argv[1:])
     except RemoteError as error:

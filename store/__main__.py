@@ -5,10 +5,12 @@ import sys
 from gristmill.store.app import serve
 from gristmill.store.settings import from_process
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.process import forbid_unpickling
 
 
 def main() -> int:
     """Run a store with this process's options; an exit code."""
+    forbid_unpickling("store")
     try:
         settings = from_process(sys.argv[1:])
     except RemoteError as error:

@@ -8,6 +8,7 @@ docs/errors.md is generated from ``CODES``; a code without a row here cannot be 
 from typing import NamedTuple
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_AUTH, EXIT_POLICY = 0, 1, 2, 3, 4, 5
+EXIT_UNPICKLED = 70  #: EX_SOFTWARE: something in a process that must not unpickled a class
 EXIT_MEMORY = 71  #: EX_OSERR: a process ended itself at its memory limit; start it again at once
 EXIT_CANNOT_JAIL = 78  #: EX_CONFIG: this host cannot run jails and the worker does not pretend
 

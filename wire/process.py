@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 
-from gristmill.wire.errors import RemoteError
+from gristmill.wire.errors import EXIT_UNPICKLED, RemoteError
 
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -52,6 +52,26 @@ def begin_logging(form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(form))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
+
+
+def forbid_unpickling(who: str) -> None:
+    """End this process, with a line that names it, at the first class that a pickle asks for.
+
+    Libraries bring the pickle modules with them; nothing here may use them. A pickle without a
+    class holds plain data and calls nothing. The hook cannot be taken away or caught: no exception,
+    no ``abort``, whose core would have our keys in it. It does not see an ``Unpickler`` whose own
+    ``find_class`` never asks the base class's.
+    """
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "pickle.find_class":
+            name = ".".join(str(part) for part in arguments[:2])
+            told = f"{who} ends: something in it unpickles {name!a:.200}, which nothing here may\n"
+            with contextlib.suppress(OSError):
+                os.write(2, told.encode())
+            os._exit(EXIT_UNPICKLED)
+
+    sys.addaudithook(look)
 
 
 def stopping_socket() -> socket.socket:

@@ -3,10 +3,12 @@
 import configparser
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for danger_rules, in importlib mode
 
 
 @pytest.fixture(scope="session")
