@@ -23,6 +23,7 @@ from gristmill.wire.process import (
     keep_freed_memory,
     raise_descriptor_limit,
 )
+from gristmill.wire.supervision import supervisor_of
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.broker")
@@ -106,10 +107,11 @@ def _serve(given: argparse.Namespace) -> int:
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()
     keep_freed_memory()
+    supervisor = supervisor_of(os.environ)
     limit = settings.memory_bytes or default_limit()
     limit_private_bytes(limit)
     try:
-        broker = Broker(settings)
+        broker = Broker(settings, supervisor)
     except zmq.ZMQError as error:
         raise RemoteError(
             "UNREACHABLE",
@@ -125,7 +127,7 @@ def _serve(given: argparse.Namespace) -> int:
         )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
-    announce_ready("broker", broker.front_address, given.ready_fd)
+    announce_ready("broker", broker.front_address, given.ready_fd, supervisor)
     try:
         broker.run()
     except OSError as error:  # the disk: what was acknowledged is on it

@@ -7,9 +7,7 @@ touches the state.
 """
 
 import contextlib
-import functools
 import gc
-import importlib.metadata
 import logging
 import math
 import os
@@ -43,12 +41,13 @@ from gristmill.broker.front import Front
 from gristmill.broker.grants import Grants
 from gristmill.broker.indexes import look_beside
 from gristmill.broker.journal import Journal, free_bytes
+from gristmill.broker.knock import Knock
 from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.lines import KeptLines, LineKeeper, find_kept
 from gristmill.broker.lobby import Lobby
 from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
 from gristmill.broker.memory import MemoryWatch, default_limit
-from gristmill.broker.metrics import Metrics
+from gristmill.broker.metrics import Metrics, own_version
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FrameCache
@@ -61,6 +60,7 @@ from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
 from gristmill.wire.socket import check_listen_address
+from gristmill.wire.supervision import NOBODY, Supervisor
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.broker")
@@ -88,8 +88,10 @@ class Broker:
         zmq.ZMQError: an address that cannot be bound.
     """
 
-    def __init__(self, settings: BrokerSettings) -> None:
-        self.settings = settings
+    _knock: Knock | None
+
+    def __init__(self, settings: BrokerSettings, supervisor: Supervisor = NOBODY) -> None:
+        self.settings, self._supervisor, self._knock = settings, supervisor, None
         check_listen_address(settings.front)
         check_listen_address(settings.back)
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,7 +120,7 @@ class Broker:
         self._back_socket = bind_router(self._context, settings.back, limits.ZMQ_FRAME_BYTES_MAX)
         listening = [endpoint_of(self._front_socket), endpoint_of(self._back_socket)]
         self._descriptors = DescriptorWatch(listening, metrics)
-        self._lobby = Lobby(self._front_socket, self._back_socket, metrics)
+        self._lobby = Lobby(self._front_socket, self._back_socket, metrics, supervisor)
         found = recover(self.journal, config, now_ms, utc_ms, metrics, self._lobby.note)
         self._lobby.close()
         self.state = found.state
@@ -191,7 +193,7 @@ class Broker:
 
     @property
     def front_address(self) -> str:
-        """Where clients connect; with the port that the kernel chose."""
+        """Where clients connect, with the port that the kernel chose; ask before ``run``."""
         return endpoint_of(self._front_socket)
 
     # ------------------------------------------------------------ from other threads
@@ -216,6 +218,10 @@ class Broker:
         poller = zmq.Poller()
         for socket in (self._front_socket, self._back_socket, self.ledger.socket, self._wake_fd):
             poller.register(socket, zmq.POLLIN)
+        if self._supervisor.watchdog_s:
+            self._knock = Knock(
+                self._context, self._front_socket, self._supervisor, self._front.receive
+            )
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
@@ -239,7 +245,7 @@ class Broker:
             if self._front_socket in ready:  # the disk works while they are taken
                 self._commit()
         if self._front_socket in ready:
-            self._drain(self._front_socket, self._front.receive)
+            self._drain(self._front_socket, (self._knock or self._front).receive)
         if self.ledger.socket in ready:
             while (frames := receive(self.ledger.socket)) is not None:
                 self.ledger.receive(frames[0], self._now_ms())
@@ -294,6 +300,8 @@ class Broker:
         if now_ms < self._next_second_ms:
             return
         self._next_second_ms = now_ms + SECOND_MS
+        if self._knock is not None:
+            self._knock.look()
         self._front.expire(now_ms)
         self._descriptors.look()
         if self._absent_until_ms is not None and now_ms >= self._absent_until_ms:
@@ -348,6 +356,7 @@ class Broker:
 
     def _end(self) -> None:
         log.info("broker ends: %d rows to commit", self.metrics.rows_committed)
+        self._supervisor.stopping("commits what it has taken, then ends")
         try:
             self.journal.close()
             self.execution.settle()
@@ -355,6 +364,8 @@ class Broker:
         finally:
             self.reader.close()
             self.ledger.close()
+            if self._knock is not None:
+                self._knock.close()
             self._front_socket.close()
             self._back_socket.close()
             self._memory.close()
@@ -532,11 +543,7 @@ class Broker:
                 self.state.submissions.pop((old.tenant, old.submission), None)
             self.state.has_past = True
             self.journal.record("tombstones", schema.ADD_TOMBSTONE, (*row, utc_ms), 128)
-            for table, statement in (
-                ("jobs", schema.DROP_JOB),
-                ("job_states", schema.DROP_STATE),
-                ("checkpoints", schema.DROP_CHECKPOINT),
-            ):
+            for table, statement in schema.PRUNED:
                 self.journal.record(table, statement, (job,), 16)
             self.journal.add_chore(schema.DROP_EVENTS, (job, utc_ms + DAY_MS))
             self._lines.forget(job)
@@ -550,7 +557,7 @@ class Broker:
         return {
             "broker": self.journal.broker,
             "incarnation": self.journal.incarnation,
-            "version": _own_version(),
+            "version": own_version(),
             "utc_ms": time.time_ns() // 1_000_000,
             "recovery_ms": self._lobby.took_ms,
             "recovery_rows": self._lobby.rows,
@@ -577,14 +584,6 @@ class Broker:
 
 def _find_unfinished(connection: apsw.Connection) -> Leftovers:
     return find_leftovers(connection), find_freed(connection), find_kept(connection)
-
-
-@functools.cache
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("gristmill")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _no_news(_: object) -> None:

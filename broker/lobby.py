@@ -14,17 +14,24 @@ from gristmill.broker.metrics import Metrics
 from gristmill.wire import client, worker
 from gristmill.wire.errors import CODES
 from gristmill.wire.frames import encode
+from gristmill.wire.supervision import NOBODY, Supervisor
 
 MESSAGES_MAX = 256  #: answered at a time
+STARTING_S = 60.0  #: while rows are read a service manager gives us this long for the next ones
 
 
 class Lobby:
     """See the module's text. ``rows``: read so far; ``took_ms``: until ``close``, 0 before."""
 
     def __init__(
-        self, front: "zmq.Socket[bytes]", back: "zmq.Socket[bytes]", metrics: Metrics
+        self,
+        front: "zmq.Socket[bytes]",
+        back: "zmq.Socket[bytes]",
+        metrics: Metrics,
+        supervisor: Supervisor = NOBODY,
     ) -> None:
         self._front, self._back, self._metrics = front, back, metrics
+        self._supervisor = supervisor
         self._began = time.monotonic()
         self.rows = 0
         self.took_ms = 0
@@ -35,6 +42,7 @@ class Lobby:
         seconds = time.monotonic() - self._began
         text = f"the broker reads its journal: {rows:,} rows in {seconds:.1f} s so far"
         hint = CODES["RECOVERING"].next_move
+        self._supervisor.starting(text, STARTING_S)
         self._answer(self._front, encode(client.Refused(0, "RECOVERING", text, hint)))
         self._answer(self._back, encode(worker.Refused("RECOVERING", text, hint)))
 

@@ -1,6 +1,8 @@
 """What the broker counts: plain integers, exported by ``Ask(about="grid")``."""
 
 import dataclasses
+import functools
+import importlib.metadata
 
 
 @dataclasses.dataclass(slots=True)
@@ -55,3 +57,12 @@ class Metrics:
     def export(self) -> dict[str, int]:
         """Every counter by its name."""
         return dataclasses.asdict(self)
+
+
+@functools.cache
+def own_version() -> str:
+    """Of this installation, or nothing where it is none."""
+    try:
+        return importlib.metadata.version("gristmill")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -174,6 +174,8 @@ CLEAR_EXPIRY = "UPDATE job_states SET expires_ms = 0 WHERE job = ?"
 ADD_TOMBSTONE = "INSERT OR IGNORE INTO tombstones VALUES(?,?,?,?,?,?)"
 DROP_JOB = "DELETE FROM jobs WHERE job = ?"
 DROP_STATE = "DELETE FROM job_states WHERE job = ?"
+#: what a pruned job leaves besides its tombstone, by table: nothing
+PRUNED = (("jobs", DROP_JOB), ("job_states", DROP_STATE), ("checkpoints", DROP_CHECKPOINT))
 
 # Chores: each runs by one chunk at a time until it changes nothing. What they return are
 # references of the deleted rows: see ``bodies``.

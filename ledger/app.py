@@ -57,6 +57,7 @@ from gristmill.wire.process import (
     raise_descriptor_limit,
     stopping_socket,
 )
+from gristmill.wire.supervision import NOBODY, Supervisor, supervisor_of
 from gristmill.wire.units import format_credits
 
 log = logging.getLogger("gristmill.ledger")
@@ -188,13 +189,16 @@ class Ledger:
 
     # ------------------------------------------------------------ the loop
 
-    def run(self, stop: socket.socket) -> None:
-        """Serve until ``stop`` is readable."""
+    def run(self, stop: socket.socket, supervisor: Supervisor = NOBODY) -> None:
+        """Serve until ``stop`` is readable; each turn feeds the watchdog."""
+        rest_ms = LOOK_MS
+        if supervisor.watchdog_s:
+            rest_ms = min(rest_ms, int(supervisor.feed_every_s * 1_000))
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(stop.fileno(), zmq.POLLIN)
         while True:
-            waits = [self._watches.wait_ms(_now_ms()), LOOK_MS]
+            waits = [self._watches.wait_ms(_now_ms()), rest_ms]
             if not self.read_only:
                 waits.append(self.epochs.wait_ms(_now_ms()))
             ready = dict(poller.poll(min(wait for wait in waits if wait is not None) + 1))
@@ -203,7 +207,9 @@ class Ledger:
             self._watches.due(self.book.state, _now_ms(), self._answer)
             self.look(_now_ms())
             self._close_epoch(is_ending=stop.fileno() in ready)
+            supervisor.feed()
             if stop.fileno() in ready:
+                supervisor.stopping("ends")
                 return
 
     def look(self, now_ms: int) -> None:
@@ -466,6 +472,7 @@ def serve(settings: Settings) -> int:
     begin_logging("%(asctime)s %(name)s %(levelname)s %(message)s")
     raise_descriptor_limit()
     stop = stopping_socket()
+    supervisor = supervisor_of(os.environ)
     if settings.is_dying_with_parent:
         die_with_parent()
     try:
@@ -486,8 +493,8 @@ def serve(settings: Settings) -> int:
         return EXIT_FAILED
     try:
         ledger.open()
-        announce_ready("ledger", ledger.address, settings.ready_fd)
-        ledger.run(stop)
+        announce_ready("ledger", ledger.address, settings.ready_fd, supervisor)
+        ledger.run(stop, supervisor)
         log.info("ends: %s", dict(ledger.counts))
     except (apsw.Error, GoneError) as error:  # the kernel may have dropped what it could not write
         log.critical(

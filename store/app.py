@@ -3,7 +3,7 @@
 import logging
 import os
 import pathlib
-import signal
+import socket
 import sys
 import threading
 import time
@@ -11,16 +11,22 @@ import time
 from nacl.signing import VerifyKey
 
 from gristmill.store.address import UNIX, listen
+from gristmill.store.client import StoreClient
 from gristmill.store.interface import BlobStore
 from gristmill.store.local import LocalStore
 from gristmill.store.server import StoreServer
 from gristmill.store.settings import Settings
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
-from gristmill.wire.process import announce_ready, begin_logging, die_with_parent
+from gristmill.wire.process import (
+    announce_ready,
+    begin_logging,
+    die_with_parent,
+    stopping_socket,
+)
+from gristmill.wire.supervision import Supervisor, supervisor_of
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.store")
-_ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 def _now_ms() -> int:
@@ -75,7 +81,29 @@ def _collect_for_ever(store: BlobStore, settings: Settings, stop: threading.Even
             log.info("freed %d blobs, %s", done.blobs, format_bytes(done.freed_bytes))
 
 
-def _serve(settings: Settings, stop: threading.Event) -> None:
+def _wait_for_the_end(ending: socket.socket, address: str, supervisor: Supervisor) -> None:
+    """Until ``ending`` is readable; meanwhile what we answer to ourselves feeds the watchdog."""
+    if not supervisor.watchdog_s:
+        ending.recv(1)
+        return
+    ending.settimeout(supervisor.feed_every_s)
+    with StoreClient(address, timeout_s=supervisor.watchdog_s) as client:
+        while True:
+            try:
+                ending.recv(1)
+                return
+            except TimeoutError:
+                pass
+            try:
+                client.health()
+            except RemoteError as error:
+                log.error("the store does not answer itself: %s", error.message)
+            else:
+                supervisor.feed()
+
+
+def _serve(settings: Settings, ending: socket.socket, supervisor: Supervisor) -> None:
+    stop = threading.Event()
     store = open_store(settings)
     try:
         listener, address = listen(settings.listen)
@@ -95,9 +123,9 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
             thread.start()
         usage = store.usage()
         log.info("%d blobs, %s", usage.blobs, format_bytes(usage.used_bytes))
-        announce_ready("store", address, settings.ready_fd)
-        # Blocked since before the threads began, so that it is this call which takes them.
-        signal.sigwait(_ENDING)
+        announce_ready("store", address, settings.ready_fd, supervisor)
+        _wait_for_the_end(ending, address, supervisor)
+        supervisor.stopping("ends")
         stop.set()
         if address.startswith(UNIX):
             pathlib.Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
@@ -118,8 +146,7 @@ def serve(settings: Settings) -> int:
     try:
         if settings.is_collecting:
             return collect_once(settings)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        _serve(settings, threading.Event())
+        _serve(settings, stopping_socket(), supervisor_of(os.environ))
     except RemoteError as error:
         print(error, file=sys.stderr)
         return error.spec.exit_code

@@ -2,7 +2,7 @@
 
 Ready is one line on stderr, ``ready <what> <address>``, and ``READY`` on the descriptor that the
 starter gave with ``--ready-fd``, which is then closed: whoever waits needs neither to poll nor to
-sleep.
+sleep. A service manager hears it, too (supervision.py).
 """
 
 import contextlib
@@ -16,19 +16,35 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 
 from gristmill.wire.errors import EXIT_UNPICKLED, RemoteError
+from gristmill.wire.supervision import NOBODY, Supervisor
 
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 FREE_BYTES_KEPT = 16 << 20  #: at the end of a heap
+_JOURNAL_LEVELS = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.DEBUG: 7}
 OWN_PAGES_BYTES = 1 << 20  #: what is larger has pages of its own; frames are smaller
 
 
 class _Lines(logging.Formatter):
-    """Puts each second into words once: there are many lines in one."""
+    """Puts each second into words once: there are many lines in one.
+
+    ``is_journal``: systemd's journal reads them: each line begins with its level, as sd-daemon(3)
+    has it, so that ``journalctl -p err`` finds errors.
+    """
 
     _second, _words = -1, ""
+    is_journal = False
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the base class, which a traceback may give several lines."""
+        text = super().format(record)
+        if not self.is_journal:
+            return text
+        level = f"<{_JOURNAL_LEVELS.get(record.levelno, 6)}>"
+        return level + text.replace("\n", f"\n{level}")
 
     def formatTime(  # noqa: N802 the base class calls it so
         self, record: logging.LogRecord, datefmt: str | None = None
@@ -50,7 +66,9 @@ def begin_logging(form: str) -> None:
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(form))
+    lines = _Lines(form)
+    lines.is_journal = is_journal(sys.stderr.fileno(), os.environ)
+    handler.setFormatter(lines)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
@@ -74,6 +92,16 @@ def forbid_unpickling(who: str) -> None:
     sys.addaudithook(look)
 
 
+def is_journal(fd: int, environment: Mapping[str, str]) -> bool:
+    """Whether this descriptor leads to systemd's journal (systemd.exec(5), ``JOURNAL_STREAM``)."""
+    told = environment.get("JOURNAL_STREAM", "")
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return bool(told) and told == f"{found.st_dev}:{found.st_ino}"
+
+
 def stopping_socket() -> socket.socket:
     """Readable from SIGTERM or SIGINT on: for a loop that waits for other things, too.
 
@@ -88,9 +116,12 @@ def stopping_socket() -> socket.socket:
     return stop
 
 
-def announce_ready(what: str, address: str, ready_fd: int | None) -> None:
+def announce_ready(
+    what: str, address: str, ready_fd: int | None, supervisor: Supervisor = NOBODY
+) -> None:
     """Say that this process answers at ``address``; a starter that is gone is no error."""
     print(f"ready {what} {address}", file=sys.stderr, flush=True)
+    supervisor.ready(f"serves at {address}")
     if ready_fd is None:
         return
     with contextlib.suppress(OSError):

@@ -20,11 +20,14 @@ from gristmill.wire.errors import EXIT_CANNOT_JAIL, RemoteError
 from gristmill.wire.keys import WORKER_KEY, load_key
 from gristmill.wire.limits import PROTOCOL
 from gristmill.wire.process import keep_freed_memory
+from gristmill.wire.supervision import supervisor_of
 from gristmill.wire.worker import Hello
 from gristmill.worker.agent import Agent, say, tell_ready
+from gristmill.worker.self_test import check_clock, check_disk
 from gristmill.worker.settings import WorkerSettings, read_settings
 
 PR_SET_PDEATHSIG = 1
+STARTING_S = 90.0  #: under a service manager a broker that is not there may come within this
 
 
 def main() -> int:
@@ -41,6 +44,7 @@ def main() -> int:
     given = {name: value for name, value in vars(args).items() if value is not None}
     ready_fd = given.pop("ready_fd", None)
     del given["die_with_parent"]
+    supervisor = supervisor_of(os.environ)
     try:
         settings = read_settings(given, os.environ)
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -48,18 +52,24 @@ def main() -> int:
     except RemoteError as error:
         say(f"{error.code}: {error.message}\n  -> {error.hint}")
         return error.spec.exit_code
+    supervisor.status("tries this host: its disk, its clock, real jails")
     try:
+        check_clock()
+        check_disk(settings.state)
         host = _prepare(settings)
     except SandboxError as error:
         say(f"CANNOT_JAIL: this host cannot run jails: {error}")
         say("  -> run 'gristmill doctor' for the whole check")
+        supervisor.status(f"CANNOT_JAIL: {error}")
         return EXIT_CANNOT_JAIL
     try:
         hello = _hello(settings, key.verify_key.encode().hex(), host)
-        agent = Agent(settings, key, hello, host)
+        supervisor.starting(f"waits for the broker at {settings.broker}", STARTING_S)
+        agent = Agent(settings, key, hello, host, supervisor)
 
         def on_open() -> None:
             say(f"ready worker {settings.name} {settings.broker}")
+            supervisor.ready(f"{settings.slots} slots for {settings.broker}")
             if ready_fd is not None:
                 tell_ready(ready_fd)
 
@@ -91,6 +101,12 @@ def _prepare(settings: WorkerSettings) -> Host | None:
     except BaseException:
         host.close()
         raise
+    if not report.cgroup_version and settings.needs_cgroups:
+        host.close()
+        raise SandboxError(
+            f"it must have cgroups, and has none: {report.cgroup_reason or 'switched off'}",
+            report.cgroup_remedy,
+        )
     if not report.cgroup_version:
         why = f"{report.cgroup_reason}; next: {report.cgroup_remedy}"
         say(f"no cgroup: rlimits and /proc stand in, and results say so ({why})")
@@ -149,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         default=None,
         help="rlimits stand in for cgroups",
+    )
+    parser.add_argument(
+        "--needs-cgroups",
+        action="store_true",
+        default=None,
+        help="end with a reason, rather than do without, where this host delegates none",
     )
     parser.add_argument("--ready-fd", type=int, help="a descriptor that gets READY")
     parser.add_argument("--die-with-parent", action="store_true")

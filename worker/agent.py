@@ -20,6 +20,7 @@ from gristmill.sandbox.host import Host
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.receipts import receipt_of, sign_receipt
 from gristmill.wire.spec import JobSpec
+from gristmill.wire.supervision import NOBODY, Supervisor
 from gristmill.wire.tariffs import class_of
 from gristmill.wire.worker import (
     Hello,
@@ -53,9 +54,15 @@ class Agent:
     """See the module. ``run`` returns the exit code."""
 
     def __init__(
-        self, settings: WorkerSettings, key: SigningKey, hello: Hello, host: Host | None
+        self,
+        settings: WorkerSettings,
+        key: SigningKey,
+        hello: Hello,
+        host: Host | None,
+        supervisor: Supervisor = NOBODY,
     ) -> None:
         self._key = key
+        self._supervisor = supervisor
         self._node_class = class_of(hello.labels)
         self._errands = Errands()
         self._blobs = Blobs(settings.state / "cache", settings.cache)
@@ -159,7 +166,10 @@ class Agent:
                     return
                 message, body = received
                 if isinstance(message, Orders):
+                    until_ms = self._state.lapse_at_ms
                     self._tell(orders_event(message, body))
+                    if self._state.lapse_at_ms > until_ms:  # it answers a full report of ours
+                        self._supervisor.feed()
                 elif isinstance(message, Welcome):
                     self._blobs.use_store(message.store)
                     self._tell(on.Welcomed(message))
@@ -177,6 +187,7 @@ class Agent:
         self._errands.settle()
         while self._signals:
             name = signal.Signals(self._signals.pop(0)).name
+            self._supervisor.stopping(f"drains: {name} was received")
             self._tell(on.DrainAsked(f"{name} was received", is_hurried=self._was_asked))
             self._was_asked = True
 

@@ -40,6 +40,8 @@ class WorkerSettings(pydantic.BaseModel):
     parked: int = pydantic.Field(8, ge=0, le=1_024)
     #: False does without cgroups: rlimits stand in, and every outcome says so
     cgroups: bool = True
+    #: True refuses to start without them, as units of deploy/ do
+    needs_cgroups: bool = False
 
     @pydantic.field_validator("memory", "cache", mode="before")
     @classmethod

@@ -32,3 +32,21 @@ except ZeroDivisionError:
     assert first.split(" ", 2)[2] == "WARNING gristmill.x said 1"
     assert rest[0].endswith("CRITICAL gristmill.x failed")
     assert rest[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_lines_of_the_journal_begin_with_their_level() -> None:
+    script = f"""
+import logging, os
+found = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{{found.st_dev}}:{{found.st_ino}}"
+from gristmill.wire.process import begin_logging
+begin_logging({FORM!r})
+log = logging.getLogger("gristmill.x")
+log.info("served")
+log.critical("lost\\nall")
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second, third = ran.stderr.splitlines()
+    assert first.startswith("<6>2") and first.endswith("INFO gristmill.x served")
+    assert second.startswith("<2>2") and second.endswith("CRITICAL gristmill.x lost")
+    assert third == "<2>all"
