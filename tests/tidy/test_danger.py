@@ -27,6 +27,7 @@ ALLOWED = {
     ("ledger/intent_rows.py", "attribute by name", "write"): "columns, from a list in the text",
     ("ledger/purchases.py", "attribute by name", "wrong_text"): "reads the fields of a struct",
     ("store/settings.py", "attribute by name", "read_settings"): "options, from a list in the text",
+    ("wire/process.py", "format from elsewhere", "_Lines.format"): "of the base class, a log line",
     ("wire/proofs.py", "attribute by name", "_check_amounts"): "fields, from a list in the text",
     ("wire/tariffs.py", "attribute by name", "_parse_rates"): "reads the fields of a struct",
     ("sandbox/limits.py", "attribute by name", "Limits.__post_init__"): "its own fields",
