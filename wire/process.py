@@ -33,6 +33,9 @@ class _Lines(logging.Formatter):
 
     ``is_journal``: systemd's journal reads them: each line begins with its level, as sd-daemon(3)
     has it, so that ``journalctl -p err`` finds errors.
+
+    A record is one line, whatever a peer put in its fields: what does not print is escaped, so
+    nobody writes lines of ours or moves the cursor of who reads them. A traceback follows as it is.
     """
 
     _second, _words = -1, ""
@@ -55,6 +58,20 @@ class _Lines(logging.Formatter):
             self._second = second
             self._words = time.strftime(self.default_time_format, self.converter(second))
         return f"{self._words},{int(record.msecs):03d}"
+
+    def formatMessage(  # noqa: N802
+        self, record: logging.LogRecord
+    ) -> str:
+        """The line without its traceback."""
+        line = super().formatMessage(record)
+        if line.isprintable():
+            return line
+        return "".join(
+            char
+            if char.isprintable()
+            else char.encode("unicode_escape", "backslashreplace").decode()
+            for char in line
+        )
 
 
 def begin_logging(form: str) -> None:

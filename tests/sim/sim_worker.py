@@ -363,7 +363,12 @@ class SimAgent(Agent):
         self._worker = worker
         folder = pathlib.Path("/nonexistent")
         settings = types.SimpleNamespace(
-            state=folder, cache=0, spares=0, parked=0, slots=worker.slots, grace=worker.grace_ms,
+            state=folder,
+            cache=0,
+            spares=0,
+            parked=0,
+            slots=worker.slots,
+            grace=worker.grace_ms,
             broker=BACK,
         )
         with replaced(

@@ -3,7 +3,7 @@
 What the rules (danger_rules.py) do not see: an alias that is made at run time (``f = eval``), a
 name that is built (``sys.modules[x]``), and libraries. For those there are the import law, the
 audit hook of the processes (tests/integration/processes) and pickles in every field of the wire
-(tests/chaos/attacks).
+(tests/chaos/sockets/test_pickles.py).
 """
 
 import pathlib

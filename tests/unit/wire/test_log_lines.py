@@ -43,10 +43,37 @@ from gristmill.wire.process import begin_logging
 begin_logging({FORM!r})
 log = logging.getLogger("gristmill.x")
 log.info("served")
-log.critical("lost\\nall")
+try:
+    raise ValueError("all")
+except ValueError:
+    log.critical("lost\\nmore", exc_info=True)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    first, second, third = ran.stderr.splitlines()
+    first, second, *rest = ran.stderr.splitlines()
     assert first.startswith("<6>2") and first.endswith("INFO gristmill.x served")
-    assert second.startswith("<2>2") and second.endswith("CRITICAL gristmill.x lost")
-    assert third == "<2>all"
+    assert second.startswith("<2>2") and second.endswith(r"CRITICAL gristmill.x lost\nmore")
+    assert rest[0] == "<2>Traceback (most recent call last):"
+    assert rest[-1] == "<2>ValueError: all"
+
+
+def test_a_record_is_one_line_whatever_a_peer_said() -> None:
+    script = f"""
+import logging
+from gristmill.wire.process import begin_logging
+begin_logging({FORM!r})
+log = logging.getLogger("gristmill.x")
+said = "a\\n2026-11-22 00:00:00,000 INFO gristmill.x forged"
+said += "\\r\\x1b[2J\\u2028\\u202e\\0\\ud800 näïve"
+log.warning("left: %s", said)
+try:
+    raise ValueError(said)
+except ValueError:
+    log.critical("failed %s", said, exc_info=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    first, second, *rest = ran.stderr.decode().splitlines()
+    forged = "a\\n2026-11-22 00:00:00,000 INFO gristmill.x forged"
+    escaped = forged + "\\r\\x1b[2J\\u2028\\u202e\\x00\\ud800 näïve"
+    assert first.endswith(f"WARNING gristmill.x left: {escaped}")
+    assert second.endswith(f"CRITICAL gristmill.x failed {escaped}")
+    assert rest[0] == "Traceback (most recent call last):"
