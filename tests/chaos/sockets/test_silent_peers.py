@@ -1,0 +1,137 @@
+"""Peers that connect to front, back and ledger at once and say nothing, or half of a greeting.
+
+An honest client asks for one small job after the other all the while: none is lost or late, and
+those who never finished a greeting are gone by HANDSHAKE_IVL.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from grid_rig import until
+from sockets_zmtp import COMMAND, GREETING, open_stream
+
+from gristmill.cli.grid import Grid
+from gristmill.client import Client
+
+READY = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\0"
+WHOLE = GREETING + bytes([COMMAND, len(READY)]) + READY
+WAIT_MAX_S = 5.0  #: no honest job takes longer; a busy machine alone takes a tenth of this
+GONE_S_MAX = 20.0  #: HANDSHAKE_IVL is 1 s
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def grid() -> Iterator[Grid]:
+    """Front, back and ledger all on TCP, where strangers come from."""
+    made = Grid.temporary(workers=1, slots=1, front=f"tcp://127.0.0.1:{free_port()}")
+    made.back = f"tcp://127.0.0.1:{free_port()}"
+    ledger = f"tcp://127.0.0.1:{free_port()}"
+    made.options = {"ledger": ["--listen", ledger], "broker": ["--ledger", ledger]}
+    made.environment = {"LEDGER": ledger}
+    try:
+        yield made.start()
+    finally:
+        print(made.tails())  # seen when the test failed
+        made.stop(grace_s=0.0)
+
+
+def connections(grid: Grid, name: str) -> int:
+    return len(os.listdir(f"/proc/{grid.pid(name)}/fd"))
+
+
+def crowd(address: str, count: int) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Half of the peers stop before or within the greeting, half are silent after all of it."""
+    unready, ready = [], []
+    for number in range(count):
+        stream = open_stream(address)
+        is_ready = number % 2 == 1
+        stream.sendall(WHOLE if is_ready else GREETING[: number // 2 % len(GREETING)])
+        (ready if is_ready else unready).append(stream)
+    return unready, ready
+
+
+def quantile(seconds: list[float], share: float) -> float:
+    """In ms."""
+    return round(1_000 * sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))], 1)
+
+
+def added(number: int) -> int:
+    return number + 1
+
+
+def test_silent_peers_at_every_socket_delay_nobody(
+    grid: Grid, sized: Callable[[int, int], int], figures: Callable[..., None]
+) -> None:
+    peers, jobs = sized(500, 5_000), sized(60, 400)
+    targets = {"front": grid.address, "back": grid.back, "ledger": grid.environment["LEDGER"]}
+    pids = {name: grid.pid(name) for name in grid.names}
+    with Client(grid.address, trust="fleet") as client:
+
+        def job(number: int) -> float:
+            began = time.monotonic()
+            assert list(client.map(added, [number], tier="batch")) == [number + 1]
+            return time.monotonic() - began
+
+        for number in range(5):
+            job(number)  # jails are warm
+        before = [job(number) for number in range(jobs)]
+        base = {name: connections(grid, name) for name in ("broker", "ledger")}
+        unready, ready, during = [], [], []
+        for address in targets.values():  # honest jobs between the thirds, too
+            left, right = crowd(address, peers)
+            unready += left
+            ready += right
+            during += [job(number) for number in range(jobs // 6)]
+        assert connections(grid, "broker") >= base["broker"] + peers
+        assert connections(grid, "ledger") >= base["ledger"] + peers // 2
+        while len(during) < jobs:
+            during.append(job(len(during)))
+        began = time.monotonic()
+        allowed = len(ready)
+        until(
+            "those who never greeted are gone",
+            lambda: sum(connections(grid, name) - base[name] for name in base) <= allowed + 4,
+            GONE_S_MAX,
+        )  # fmt: skip
+        gone_s = time.monotonic() - began
+        assert all(_is_closed(stream) for stream in unready)
+        assert not any(_is_closed(stream) for stream in ready[:50])
+        for stream in [*unready, *ready]:
+            stream.close()
+        until(
+            "their descriptors are free again",
+            lambda: all(connections(grid, name) <= base[name] + 4 for name in base),
+            GONE_S_MAX,
+        )  # fmt: skip
+        job(0)
+        assert client.grid()["is_ledger_up"]
+    assert max(during) < WAIT_MAX_S
+    assert not grid.dead() and {name: grid.pid(name) for name in grid.names} == pids
+    assert "Traceback" not in "".join(Path(grid.log(name)).read_text() for name in grid.names)
+    figures(
+        peers=3 * peers, jobs_meanwhile=len(during), lost=0, gone_s=round(gone_s, 2),
+        before_ms_p50=quantile(before, 0.5), before_ms_p99=quantile(before, 0.99),
+        during_ms_p50=quantile(during, 0.5), during_ms_p99=quantile(during, 0.99),
+        ratio_p99=round(quantile(during, 0.99) / quantile(before, 0.99), 2),
+    )  # fmt: skip
+
+
+def _is_closed(stream: socket.socket) -> bool:
+    """The other side has ended it; what it said before (its greeting) is read first."""
+    stream.settimeout(0.0)
+    try:
+        while stream.recv(4_096):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    return True
