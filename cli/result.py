@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import documents
 from gristmill.cli.connection import connect, subtask_of
-from gristmill.cli.files import Folder
 from gristmill.cli.output import Terminal, clean, clean_lines, plural
 from gristmill.client.command import CommandOutput
 from gristmill.client.errors import SubtaskError, subtask_name
+from gristmill.client.folder import Folder
 from gristmill.client.reading import Ended
 from gristmill.wire.client import FINAL_JOB_STATES
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError

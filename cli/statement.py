@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gristmill.client.statement import Statement
 
 COLUMNS = Entry.__struct_fields__
+_FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  #: what begins one in a spreadsheet, wide forms included
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -90,7 +91,7 @@ def _write(entries: Iterable[Entry], out: TextIO) -> int:
     for entry in entries:
         count += 1
         row = msgspec.structs.asdict(entry)
-        row["ref"] = f"'{entry.ref}" if entry.ref[:1] in ("=", "+", "-", "@") else entry.ref
+        row["ref"] = f"'{entry.ref}" if entry.ref.startswith(_FORMULAS) else entry.ref
         writer.writerow(row.values())
     return count
 

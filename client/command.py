@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.client.errors import grid_error
+from gristmill.client.folder import Folder
+from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import digest_of
 from gristmill.wire.spec import Command, FileIn
 from gristmill.wire.values import BlobRef
@@ -45,17 +47,17 @@ class CommandOutput:
         return self._fetch(BlobRef(digest, size_bytes))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write all collected files below a folder; returns their paths."""
-        saved = []
-        root = Path(folder).resolve()
-        for path in self.files:
-            target = (root / path).resolve()
-            if not target.is_relative_to(root):
-                raise grid_error("MALFORMED", f"a collected file is named {path!r}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.read(path))
-            saved.append(target)
-        return saved
+        """Write all collected files below a folder; returns their paths.
+
+        Raises:
+            GridError: ``MALFORMED`` for a name that leads elsewhere, ``FORBIDDEN`` when the file
+                system refuses, a link below the folder included: none is followed.
+        """
+        below = Folder(Path(folder).resolve())
+        try:
+            return [Path(below.write(path, self.read(path))) for path in self.files]
+        except RemoteError as error:
+            raise grid_error(error.code, error.message, error.hint) from None
 
     def __repr__(self) -> str:
         return f"<CommandOutput exit {self.exit_code}, {self.stdout[:60]!r}>"

@@ -10,7 +10,7 @@ from gristmill.wire.errors import RemoteError
 UNIX = "unix://"
 _SEND_BYTES = 1 << 20  #: on their way on a unix socket: who sends and who takes wake less often
 _PATH_BYTES_MAX = 107  #: sun_path
-_HTTP = re.compile(r"http://(\[[0-9a-f:]+\]|[^:/\[\]]+):(\d{1,5})/?")
+_HTTP = re.compile(r"http://(\[[0-9a-f:]+\]|[^:/\[\]]+):([0-9]{1,5})/?")
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -48,7 +48,7 @@ def listen(address: str) -> tuple[socket.socket, str]:
     host, port = parse_address(address)
     if port < 0:
         return _listen_unix(pathlib.Path(host)), address
-    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
+    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host)):
         raise RemoteError("NOT_LOOPBACK", f"{address} is not on loopback", "use 127.0.0.1")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

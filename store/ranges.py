@@ -65,6 +65,8 @@ def parse_target(target: str) -> tuple[str, str, str]:
     Raises:
         RemoteError: ``MALFORMED`` naming what is wrong.
     """
+    if not (target.isascii() and target.isprintable()):  # urlsplit leaves some out
+        raise RemoteError("MALFORMED", f"the address {target!a:.100} has characters of no address")
     try:
         parts = urlsplit(target)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))

@@ -37,7 +37,9 @@ def parse_job(text: str) -> JobId:
     """
     match = re.fullmatch(r"j?([1-9][0-9]{0,15})", text.strip())
     if not match:
-        raise ValueError(f"{text!r} is not a job id; they look like j17 (see 'gristmill status')")
+        raise ValueError(
+            f"{text!r:.80} is not a job id; they look like j17 (see 'gristmill status')"
+        )
     return int(match[1])
 
 
@@ -46,8 +48,8 @@ def parse_subtask(text: str) -> tuple[JobId, int | None]:
     job, slash, index = text.strip().partition("/")
     if not slash:
         return parse_job(job), None
-    if not index.isdigit():
-        raise ValueError(f"{text!r} is not a subtask; they look like j17/3")
+    if not re.fullmatch("[0-9]{1,9}", index):
+        raise ValueError(f"{text!r:.80} is not a subtask; they look like j17/3")
     return parse_job(job), int(index)
 
 

@@ -35,6 +35,9 @@ NAME_CHARS_MAX = 200  #: names of jobs, workers, tenants, labels
 ARGV_BYTES_MAX = 32 << 10  #: a command with its arguments and environment
 LABELS_MAX = 64
 RETRIES_MAX = 100
+PATH_BYTES_MAX = 3_000  #: of a file in or out of a subtask, below its working directory
+PATH_PART_BYTES_MAX = 255  #: the kernel's own
+PATH_DEPTH_MAX = 64  #: its folders
 FILES_MAX = 1_000  #: files in or out of one subtask
 
 # leases

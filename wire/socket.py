@@ -34,13 +34,13 @@ def check_listen_address(address: str) -> str:
                 "NOT_LOOPBACK", f"{folder} is open to other users", f"chmod 700 {folder}"
             )
         return address
-    match = re.fullmatch(r"tcp://(\[[0-9a-f:]+\]|[^:]+):(\d+|\*)", address)
+    match = re.fullmatch(r"tcp://(\[[0-9a-f:]+\]|[^:]+):([0-9]{1,5}|\*)", address)
     if not match:
         raise RemoteError(
             "INVALID_SPEC",
             f"{address!r} is not an address; write ipc:///path or tcp://127.0.0.1:7031",
         )
     host = match[1]
-    if not (host == "localhost" or host == "[::1]" or re.fullmatch(r"127(\.\d{1,3}){3}", host)):
+    if not (host == "localhost" or host == "[::1]" or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host)):
         raise RemoteError("NOT_LOOPBACK", f"{address} is not on loopback")
     return address

@@ -10,6 +10,7 @@ import msgspec
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import is_digest
+from gristmill.wire.paths import is_below
 from gristmill.wire.units import UCREDITS_PER_CREDIT
 
 Tier = Literal["strict", "job", "batch", "trusted"]
@@ -225,6 +226,9 @@ def _check_command(command: Command | None, bad: list[str]) -> None:
         bad.append(
             f"command.argv and command.env have {size} characters, at most {limits.ARGV_BYTES_MAX}"
         )
+    for name in command.env:
+        if not name or "=" in name:
+            bad.append(f"command.env has a variable named {name!r:.60}; '=' cannot be in a name")
     for part in (*command.argv, *command.env, *command.env.values()):
         if "\0" in part:
             bad.append(f"command has a NUL in {part!r:.60}")
@@ -235,9 +239,11 @@ def _check_command(command: Command | None, bad: list[str]) -> None:
         if number > limits.FILES_MAX:
             bad.append(f"command.{what} has {number} entries, at most {limits.FILES_MAX}")
     for file in command.files_in:
-        if file.path.startswith("/") or ".." in file.path.split("/") or not is_digest(file.digest):
+        if not is_below(file.path) or not is_digest(file.digest):
             bad.append(
-                f"command.files_in: {file.path!r} must be relative, without '..', and a digest"
+                f"command.files_in: {file.path!r:.80} must be relative, without '..' or '',"
+                f" of at most {limits.PATH_DEPTH_MAX} names of {limits.PATH_PART_BYTES_MAX} bytes,"
+                " and a digest"
             )
 
 

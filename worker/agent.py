@@ -284,9 +284,7 @@ def sign_result(
     key: SigningKey,
 ) -> ResultHead:
     """The head with the signature of its receipt."""
-    receipt = receipt_of(
-        broker, head, frames, attempt, opening.spec, opening.tariff, node_class
-    )
+    receipt = receipt_of(broker, head, frames, attempt, opening.spec, opening.tariff, node_class)
     return msgspec.structs.replace(head, signature=sign_receipt(receipt, key))
 
 

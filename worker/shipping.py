@@ -110,9 +110,7 @@ class Cargo:
     @property
     def is_light(self) -> bool:
         """It can go as it is."""
-        return (
-            not self.files and self._logs is None and not self._is_large(self.draft.frames[0])
-        )
+        return not self.files and self._logs is None and not self._is_large(self.draft.frames[0])
 
     def _is_large(self, values: bytes) -> bool:
         is_one = self.draft.done.count == 1

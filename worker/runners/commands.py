@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from gristmill.wire.failure import Failure
-from gristmill.wire.limits import FILES_MAX
+from gristmill.wire.limits import FILES_MAX, PATH_DEPTH_MAX, PATH_PART_BYTES_MAX
+from gristmill.wire.paths import is_below
 from gristmill.worker.runners import protocol
 from gristmill.worker.runners.encode import CannotTravelError
 from gristmill.worker.runners.outbox import Outbox
@@ -184,8 +185,11 @@ class CommandRunner:
         if not (isinstance(value, list | tuple) and list(map(type, value)) == [str, bytes]):
             raise CannotTravelError(f"the command takes a path and bytes, not {value!r:.80}")
         name, body = value
-        if not name or name.startswith("/") or {"..", "."} & set(name.split("/")) or "\0" in name:
-            raise CannotTravelError(f"{name!r:.80} is no path below the working directory")
+        if not is_below(name):
+            raise CannotTravelError(
+                f"{name!a:.80} is no path below the working directory: at most {PATH_DEPTH_MAX}"
+                f" names of {PATH_PART_BYTES_MAX} bytes, none of them empty, '.' or '..'"
+            )
         path = os.path.join(self._setting.work_dir, name)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)

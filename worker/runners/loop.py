@@ -104,9 +104,7 @@ class Looper:
             done.written = self._written = self._page.written(self._outbox.outputs)
         self._value_bytes = self._outbox.send_range(done) // count + 1
 
-    def _run(
-        self, call: Callable[[Any], Any], inputs: list[Any], first: int, done: Range
-    ) -> None:
+    def _run(self, call: Callable[[Any], Any], inputs: list[Any], first: int, done: Range) -> None:
         """A part, until its end or until its permits are cleared.
 
         Everything in this loop is paid once a subtask: look at bench/ before adding to it.

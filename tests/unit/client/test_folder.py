@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from gristmill.cli.files import Folder, check_name
+from gristmill.client.folder import Folder, check_name
 from gristmill.wire.errors import RemoteError
 
 

@@ -48,7 +48,7 @@ class Folder:
             raise RemoteError(
                 "FORBIDDEN",
                 f"cannot write {where}: {error.strerror}",
-                "choose another folder with --out",
+                "choose another folder",
             ) from None
         self.files += 1
         return str(self.root / name)
