@@ -1,6 +1,6 @@
 # Every target runs from a fresh clone, as root or as a plain user: `make demo` is a good first one.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench bench-endless bench-setup bench-peers flows docs sim chaos release-check release-disk release-rest clean
+.PHONY: help setup demo test lint bench bench-endless bench-setup bench-peers flows docs sim chaos fleet release-check release-disk release-rest clean
 
 # More options for the test runner: make test PYTEST="-x -k lease"
 PYTEST =
@@ -78,6 +78,9 @@ sim: .venv/.stamp ## the cores on virtual time under faults: make sim SEEDS=0:10
 
 chaos: .venv/.stamp ## real processes killed, stopped, starved and lied to
 	.venv/bin/pytest tests/chaos $(PYTEST)
+
+fleet: .venv/.stamp ## a grid under a real systemd, at release size; as root, some minutes
+	GRISTMILL_SIZE=release .venv/bin/pytest tests/fleet tests/flows/test_b_fleet.py $(PYTEST)
 
 release-check: .venv/.stamp ## the simulator and the faults at release size, in two lanes; it takes long
 	@mkdir -p out && rm -f out/release-* out/reliability.jsonl

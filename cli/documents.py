@@ -340,6 +340,22 @@ class Doctor(Document, frozen=True, tag="gristmill/doctor/1"):
     faults: int = 0
 
 
+class DeployedFile(msgspec.Struct, frozen=True):
+    """One file of a grid under systemd. ``act``: what was done, or would be; ``text``: shown."""
+
+    path: str
+    act: str
+    text: str = ""
+
+
+class Deployed(Document, frozen=True, tag="gristmill/deploy/1"):
+    """Files of a grid under systemd. ``is_dry_run``: nothing was written; ``next``: to type."""
+
+    is_dry_run: bool
+    files: list[DeployedFile]
+    next: str
+
+
 class DrillRow(msgspec.Struct, frozen=True):
     """One fault. ``verdict``: ``ok``, ``FAILED``, ``STUCK`` (not recovered) or ``skipped``.
 
@@ -417,6 +433,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Purchases,
     Drained,
     Doctor,
+    Deployed,
     Drill,
     Fault,
 )

@@ -108,7 +108,13 @@ def build() -> Parser:
     )
     parser.add_argument("--version", action=_Version, help="show the version and exit")
     # Pages of verbs of their own; they need what is in this module.
-    from gristmill.cli import parser_credits, parser_ledger, parser_money, parser_receipts
+    from gristmill.cli import (
+        parser_credits,
+        parser_deploy,
+        parser_ledger,
+        parser_money,
+        parser_receipts,
+    )
 
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     for add in (
@@ -129,6 +135,7 @@ def build() -> Parser:
         _worker,
         _node,
         _doctor,
+        parser_deploy.add,
         _drill,
         _schema,
     ):

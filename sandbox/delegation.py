@@ -118,11 +118,27 @@ def agent_name(pid: int) -> str:
 
 
 def is_alive(pid: str, started: str) -> bool:
-    """The process of an ``agent_name`` still runs; False for what is no such name."""
+    """The process of an ``agent_name`` still runs; False for what is no such name.
+
+    One that /proc hides from us (``ProtectProc=``, another user namespace) is there all the same:
+    its groups are not ours to remove.
+    """
     try:
         return _start_time(int(pid)) == int(started)
-    except (ValueError, FileNotFoundError, ProcessLookupError):
+    except ValueError:
         return False
+    except (FileNotFoundError, ProcessLookupError):
+        return _is_there(int(pid))
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return pid > 0
 
 
 class Ground:

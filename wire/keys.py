@@ -15,9 +15,15 @@ LEDGER_KEY = "ledger.key"
 def load_key(path: pathlib.Path) -> SigningKey:
     """The key of this file, made if there is none (32-byte seed as hex, mode 0600).
 
+    A credential of the same name that systemd handed to this process stands in for the file
+    (``LoadCredential=``); nobody else can read those, whatever their mode says of access lists.
+
     Raises:
         RemoteError: ``UNAUTHORISED`` when others can read it, or it is not a key.
     """
+    given = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", path.name)
+    is_given = given.is_file()
+    path = given if is_given else path
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -25,7 +31,7 @@ def load_key(path: pathlib.Path) -> SigningKey:
     with os.fdopen(handle, "rb") as file:
         mode = os.fstat(file.fileno()).st_mode
         text = file.read(1 << 10)
-    if mode & 0o077:
+    if mode & 0o077 and not is_given:
         raise RemoteError(
             "UNAUTHORISED",
             f"{path} has mode {mode & 0o777:04o}: others can read the key; it must be 0600",

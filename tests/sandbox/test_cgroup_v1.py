@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from gristmill.sandbox.delegation import CONTROLLERS_V1, find_place, parse_mounts, parse_own
+from gristmill.sandbox import delegation
+from gristmill.sandbox.delegation import (
+    CONTROLLERS_V1,
+    agent_name,
+    find_place,
+    is_alive,
+    parse_mounts,
+    parse_own,
+)
 from gristmill.sandbox.limits import MEBIBYTE, Limits
 from gristmill.sandbox.run import run
 from gristmill.sandbox.spec import JailSpec
@@ -130,3 +138,26 @@ def test_a_user_uses_a_directory_made_for_it(tmp_path):
     assert place.version == 1
     assert set(place.directories) == set(CONTROLLERS_V1)
     assert place.directories["cpu"] == place.directories["cpuacct"] == tmp_path / "cpu,cpuacct"
+
+
+def test_an_agent_that_proc_hides_is_not_dead(monkeypatch):
+    """ProtectProc= and a user namespace of its own: there is no /proc/PID of it, yet it runs."""
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        pid, started = agent_name(other.pid).split("-")
+        assert is_alive(pid, started)
+        assert not is_alive(pid, str(int(started) + 1)), "its number was given to another"
+
+        def hidden(_):
+            raise FileNotFoundError
+
+        monkeypatch.setattr(delegation, "_start_time", hidden)
+        assert is_alive(pid, started)
+    finally:
+        other.kill()
+        other.wait()
+    assert not is_alive(pid, started)
+    assert not is_alive("0", "1")
+    assert not is_alive("9" * 30, "1")
+    monkeypatch.undo()
+    assert not is_alive("no", "number")

@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-ROOM_FILES = {".py", ".typed", ".kafel"}
+ROOM_FILES = {".py", ".typed", ".kafel", ".service", ".target", ".conf", ".env"}
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,14 @@ from gristmill.cli.documents import BY_NAME
 from gristmill.cli.parser import Parser, build, walk
 
 PAGE = (pathlib.Path(__file__).parents[3] / "docs" / "cli.md").read_text()
-GROUPS = ("audit", "credits", "ledger", "node", "worker")  #: words with actions below them
+GROUPS = (
+    "audit",
+    "credits",
+    "deploy",
+    "ledger",
+    "node",
+    "worker",
+)  #: words with actions below them
 VERBS = {path: child for path, child in walk(build()) if path.partition(" ")[2] not in GROUPS}
 EVERYWHERE = {"-h", "--help", "--json", "--address"}
 

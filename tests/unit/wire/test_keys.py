@@ -48,3 +48,19 @@ def test_a_file_that_is_no_key_is_refused(tmp_path: pathlib.Path, text: str) -> 
     path.chmod(0o600)
     with pytest.raises(RemoteError, match="64 hex"):
         load_key(tmp_path / BROKER_KEY)
+
+
+def test_a_credential_stands_in_for_the_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd gives it an access list, which shows as rights of a group that nobody has."""
+    handed, state = tmp_path / "credentials", tmp_path / "state"
+    given = load_key(handed / BROKER_KEY)
+    own = load_key(state / BROKER_KEY)
+    (handed / BROKER_KEY).chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(handed))
+    assert load_key(state / BROKER_KEY) == given != own
+    assert load_key(state / "other.key") not in (given, own), "only a credential of the same name"
+    assert (state / "other.key").exists() and not (handed / "other.key").exists()
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    assert load_key(state / BROKER_KEY) == own

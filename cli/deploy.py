@@ -1,0 +1,51 @@
+"""``gristmill deploy``: what systemd needs for a grid on this host, written or shown."""
+
+import argparse
+from pathlib import Path
+
+from gristmill.cli import documents
+from gristmill.cli.output import Terminal
+from gristmill.deploy.install import NEXT, TARGETS, check_python, install, plan, text_of, told
+from gristmill.wire.errors import EXIT_OK, RemoteError
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    """``install`` and ``show``."""
+    if args.action == "show":
+        return _show(args, terminal)
+    root = Path(args.root).absolute()
+    if not root.is_dir():
+        raise RemoteError("INVALID_SPEC", f"--root {root} is no folder", f"mkdir -p {root}")
+    if root == Path("/"):
+        check_python(args.python)  # that of an image is not here to be looked at
+    steps = (
+        plan(root, args.python)
+        if args.dry_run
+        else install(root, args.python, is_forced=args.force)
+    )
+    rows = [(step.act, str(step.path)) for step in steps] if args.dry_run else told(steps)
+    if terminal.is_json:
+        files = [documents.DeployedFile(path, act) for act, path in rows]
+        terminal.document(documents.encode(documents.Deployed(args.dry_run, files, NEXT)))
+        return EXIT_OK
+    for act, path in rows:
+        terminal.print(f"{act:<10}{path}")
+    terminal.say(f"next: {'gristmill deploy install' if args.dry_run else NEXT}")
+    return EXIT_OK
+
+
+def _show(args: argparse.Namespace, terminal: Terminal) -> int:
+    if args.name is None:
+        if terminal.is_json:
+            files = [documents.DeployedFile(f"/{path}", "") for path in TARGETS.values()]
+            terminal.document(documents.encode(documents.Deployed(True, files, NEXT)))
+            return EXIT_OK
+        terminal.table(["FILE", "GOES TO"], [[name, f"/{path}"] for name, path in TARGETS.items()])
+        return EXIT_OK
+    text = text_of(args.name, args.python, "").rstrip("\n")
+    if terminal.is_json:
+        files = [documents.DeployedFile(f"/{TARGETS[args.name]}", "", text)]
+        terminal.document(documents.encode(documents.Deployed(True, files, NEXT)))
+        return EXIT_OK
+    terminal.print(text)
+    return EXIT_OK

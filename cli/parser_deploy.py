@@ -1,0 +1,44 @@
+"""The verbs of ``gristmill deploy``: a grid under systemd on this host."""
+
+import sys
+from typing import Any
+
+from gristmill.cli.parser import Verbs, add_verb
+
+
+def add(verbs: Verbs) -> None:
+    """``gristmill deploy install|show``."""
+    parser = verbs.add_parser(
+        "deploy",
+        help="Write systemd units, users and settings of a grid, or show them",
+        description="For the operator of hosts whose processes systemd starts and watches.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    install = add_verb(
+        actions,
+        "install",
+        "deploy",
+        "Write units, users, folders, settings and the broker's key",
+        has_grid=False,
+        more="Nothing is written when a file is there with other content (exit 4), unless --force "
+        "says so. Settings in /etc/gristmill and keys are never written over.",
+    )
+    install.add_argument(
+        "--root", metavar="DIR", default="/", help="of an image, instead of this host's"
+    )
+    _python(install)
+    install.add_argument(
+        "--force", action="store_true", help="write over units that are there with other content"
+    )
+    install.add_argument("--dry-run", action="store_true", help="only say what it would do")
+    show = add_verb(
+        actions, "show", "deploy", "Print a file as it would be written", has_grid=False
+    )
+    show.add_argument("name", metavar="NAME", nargs="?", help="such as gristmill-broker.service")
+    _python(show)
+
+
+def _python(parser: Any) -> None:
+    parser.add_argument(
+        "--python", metavar="FILE", default=sys.executable, help="the units' interpreter: this one"
+    )

@@ -1,0 +1,1 @@
+"""Units, users and folders of a grid under systemd, and the writing of them."""

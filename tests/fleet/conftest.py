@@ -1,0 +1,16 @@
+"""Files as they are installed, with an interpreter that any user may run."""
+
+import pathlib
+
+import pytest
+
+from gristmill.deploy.install import install
+
+PYTHON = "/usr/bin/env"  # is there, and is run by nobody: units are only looked at
+
+
+@pytest.fixture
+def image(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The root of a host with our files in it."""
+    install(tmp_path, PYTHON, is_forced=False)
+    return tmp_path

@@ -1,0 +1,140 @@
+"""Files are written whole or not at all, and what a person wrote is left alone."""
+
+import json
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from gristmill.deploy.install import (
+    BROKER_KEY,
+    TARGETS,
+    UNITS,
+    check_python,
+    install,
+    plan,
+    text_of,
+)
+from gristmill.wire.errors import EXIT_AUTH, EXIT_USAGE, RemoteError
+from gristmill.wire.keys import load_key
+
+PYTHON = "/opt/gristmill/bin/python"
+
+
+def acts(root: pathlib.Path, **options: str) -> dict[str, str]:
+    return {step.path.name: step.act for step in plan(root, options.get("python", PYTHON))}
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "gristmill.cli.main", "deploy", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_everything_is_written_with_the_right_interpreter_and_key(tmp_path: pathlib.Path) -> None:
+    assert set(acts(tmp_path).values()) == {"write"}
+    assert not list(tmp_path.iterdir()), "a plan changes nothing"
+    install(tmp_path, PYTHON, is_forced=False)
+    for name, target in TARGETS.items():
+        path = tmp_path / target
+        assert "@PYTHON@" not in path.read_text() and "_KEY@" not in path.read_text(), name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    for room in ("broker", "ledger", "store", "worker@"):
+        unit = (tmp_path / UNITS / f"gristmill-{room}.service").read_text()
+        assert f"ExecStart={PYTHON} -P -m gristmill.{room.rstrip('@')}\n" in unit
+    key = tmp_path / BROKER_KEY
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
+    public = load_key(key).verify_key.encode().hex()
+    assert f"GRISTMILL_STORE_KEY={public}\n" in (tmp_path / TARGETS["store.env"]).read_text()
+
+
+def test_a_second_time_changes_nothing(tmp_path: pathlib.Path) -> None:
+    install(tmp_path, PYTHON, is_forced=False)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    install(tmp_path, PYTHON, is_forced=False)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert acts(tmp_path)["gristmill-broker.service"] == "same"
+    assert acts(tmp_path)["gristmill-broker.key"] == "keep"
+
+
+def test_what_is_there_with_other_content_is_a_refusal_that_writes_nothing(
+    tmp_path: pathlib.Path,
+) -> None:
+    unit = tmp_path / TARGETS["gristmill-ledger.service"]
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/usr/bin/true\n")
+    with pytest.raises(RemoteError, match=r"gristmill-ledger\.service; nothing was") as caught:
+        install(tmp_path, PYTHON, is_forced=False)
+    assert caught.value.code == "FORBIDDEN"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [unit]
+    install(tmp_path, PYTHON, is_forced=True)
+    assert unit.read_text() == text_of("gristmill-ledger.service", PYTHON, "")
+
+
+def test_settings_and_keys_of_a_person_are_never_written_over(tmp_path: pathlib.Path) -> None:
+    install(tmp_path, PYTHON, is_forced=False)
+    settings, key = tmp_path / TARGETS["worker.env"], tmp_path / BROKER_KEY
+    settings.write_text("GRISTMILL_WORKER_BROKER=tcp://127.0.0.1:9\n")
+    mine = key.read_bytes()
+    install(tmp_path, "/usr/local/bin/python3", is_forced=True)
+    assert settings.read_text() == "GRISTMILL_WORKER_BROKER=tcp://127.0.0.1:9\n"
+    assert key.read_bytes() == mine
+    unit = (tmp_path / TARGETS["gristmill-store.service"]).read_text()
+    assert "ExecStart=/usr/local/bin/python3 -P" in unit
+
+
+def test_an_interpreter_that_the_units_cannot_run(tmp_path: pathlib.Path) -> None:
+    check_python("/usr/bin/env")
+    for python, told in (
+        ("/usr/bin/no-python", "is not an interpreter"),
+        ("/etc/passwd", "is not an interpreter"),
+        ("/opt/my grid/bin/python", "characters that a unit cannot take"),
+        ("/opt/%i/python", "characters that a unit cannot take"),
+    ):
+        with pytest.raises(RemoteError, match=told) as caught:
+            check_python(python)
+        assert "python3 -m venv /opt/gristmill" in caught.value.hint
+    hidden = tmp_path / "python"
+    hidden.symlink_to("/usr/bin/env")
+    with pytest.raises(RemoteError, match="below /tmp, which the units' processes cannot see"):
+        check_python("/tmp/../tmp" + str(hidden).removeprefix("/tmp"))
+
+
+def test_the_verbs(tmp_path: pathlib.Path) -> None:
+    dry = command("install", "--root", str(tmp_path), "--python", PYTHON, "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    said = json.loads(dry.stdout)
+    assert said["schema"] == "gristmill/deploy/1" and said["is_dry_run"]
+    assert len(said["files"]) == len(TARGETS) + 1
+    assert not list(tmp_path.iterdir())
+    done = command("install", "--root", str(tmp_path), "--python", PYTHON)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written ") == len(TARGETS) + 1
+    assert "next: systemd-sysusers && " in done.stderr
+    again = command("install", "--root", str(tmp_path), "--python", "/usr/bin/python3")
+    assert again.returncode == EXIT_AUTH
+    assert "nothing was written" in again.stderr and "--force" in again.stderr
+    shown = command("show", "gristmill-broker.service", "--python", PYTHON)
+    written = (tmp_path / TARGETS["gristmill-broker.service"]).read_text()
+    assert shown.stdout == written
+    assert "gristmill.target" in command("show").stdout
+    unknown = command("show", "gristmill-cook.service")
+    assert unknown.returncode == EXIT_USAGE and "gristmill-broker.service" in unknown.stderr
+    nowhere = command("install", "--root", str(tmp_path / "missing"))
+    assert nowhere.returncode == EXIT_USAGE and "mkdir -p" in nowhere.stderr
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "etc").write_text("a file, where a folder must be")
+    with pytest.raises(RemoteError, match="cannot write") as caught:
+        install(tmp_path, PYTHON, is_forced=True)
+    assert caught.value.code == "FORBIDDEN"
+    assert os.listdir(tmp_path) == ["etc"]
