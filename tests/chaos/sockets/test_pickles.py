@@ -228,7 +228,8 @@ def test_no_server_of_a_grid_opens_one(
     assert isinstance(asked.hello(), wc.Welcome)
     grant = asked.ask("grant", wc.GrantAnswer, text="put", digest="*", size_bytes=1 << 20).grant
     statuses = attack_http(grid, payload, grant)
-    assert {201, 400, 404} <= statuses and not {0, 500} & statuses, statuses
+    # 0: it was refused, and the connection ended, before all of it was sent.
+    assert {201, 400, 404} <= statuses and 500 not in statuses, statuses
     # It is in the journals now; they are read again.
     assert not grid.dead() and {name: grid.pid(name) for name in grid.names} == pids
     for name in SERVERS:
@@ -420,7 +421,7 @@ def test_every_text_and_every_bytes_of_every_message_is_a_place() -> None:
     }  # fmt: skip
     names = {path.rpartition(".")[2].split("[")[0] for path in made}
     for expected in (
-        "session", "submission", "token", "codec", "worker", "signature", "tenant", "completion",
+        "session", "submission", "codec", "worker", "signature", "tenant", "completion",
         "argv", "files_out", "digest", "key", "value", "detail", "labels", "countersignature",
         "ref", "hint", "put_grant", "store", "environment", "public", "instance", "pythons",
         "cause",

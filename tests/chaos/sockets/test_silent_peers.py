@@ -70,7 +70,7 @@ def added(number: int) -> int:
 def test_silent_peers_at_every_socket_delay_nobody(
     grid: Grid, sized: Callable[[int, int], int], figures: Callable[..., None]
 ) -> None:
-    peers, jobs = sized(500, 5_000), sized(60, 400)
+    peers, jobs = sized(500, 5_000), sized(42, 400)
     targets = {"front": grid.address, "back": grid.back, "ledger": grid.environment["LEDGER"]}
     pids = {name: grid.pid(name) for name in grid.names}
     with Client(grid.address, trust="fleet") as client:
