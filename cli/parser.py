@@ -111,6 +111,7 @@ def build() -> Parser:
     from gristmill.cli import (
         parser_credits,
         parser_deploy,
+        parser_doctor,
         parser_ledger,
         parser_money,
         parser_receipts,
@@ -134,7 +135,7 @@ def build() -> Parser:
         parser_credits.add,
         _worker,
         _node,
-        _doctor,
+        parser_doctor.add,
         parser_deploy.add,
         _drill,
         _schema,
@@ -522,24 +523,6 @@ def _list_and_drain(actions: Any) -> None:
         type=typed(units.parse_ms),
         metavar="TIME",
         help="with --wait, stop waiting after this (exit 1); the worker goes on draining",
-    )
-
-
-def _doctor(verbs: Verbs) -> None:
-    parser = add_verb(
-        verbs,
-        "doctor",
-        "doctor",
-        "Say what this host can do, what is missing and the remedy; exit 78 if it cannot jail",
-        more="Exit 1 for any other fault. A remedy is one line for a shell.",
-    )
-    parser.add_argument("--state", metavar="DIR", help="look at this folder (GRISTMILL_STATE)")
-    parser.add_argument("--run", metavar="DIR", help="look for sockets here (GRISTMILL_RUN)")
-    parser.add_argument(
-        "--listen",
-        metavar="ADDRESS",
-        action="append",
-        help="also try this address, which a process is to listen on; repeat it for others",
     )
 
 
