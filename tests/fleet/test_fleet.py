@@ -19,11 +19,11 @@ pytestmark = [
 FORBIDDEN = (
     "RestrictNamespaces=yes",
     "PrivateDevices=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectKernelLogs=yes",
-    "ProcSubset=pid",
     "ProtectHostname=yes",
     "ProtectControlGroups=yes",
+    "RestrictAddressFamilies=~AF_NETLINK",
+    "SystemCallFilter=~@mount",
+    "SystemCallFilter=~@privileged",
 )
 
 

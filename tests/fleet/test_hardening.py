@@ -91,3 +91,24 @@ def test_each_unit_is_watched_and_has_its_own_user(image: pathlib.Path) -> None:
         assert lines["Restart"] == "on-failure"
         assert lines["User"] == f"gristmill-{room.rstrip('@')}"
         assert lines["StateDirectoryMode"] == "0700"
+
+
+@pytest.mark.root
+def test_whoever_sees_a_covered_proc_gets_none_of_its_own() -> None:
+    """Why ProtectKernelTunables= and ProtectKernelLogs=, which cover parts of it, are left out."""
+    jail = "setpriv --reuid=65534 --regid=65534 --clear-groups unshare -Urmpf --mount-proc true"
+    codes = [
+        subprocess.run(
+            ["unshare", "-m", "sh", "-c", f"mount --make-rprivate / && {cover} && {jail}"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        ).returncode
+        for cover in (
+            "true",
+            "mount --bind /dev/null /proc/kmsg",
+            "mount --bind /proc/sys /proc/sys",
+        )
+    ]
+    assert codes[0] == 0, "this host makes no user namespaces at all"
+    assert 0 not in codes[1:], codes
