@@ -38,6 +38,8 @@ RETRIES_MAX = 100
 PATH_BYTES_MAX = 3_000  #: of a file in or out of a subtask, below its working directory
 PATH_PART_BYTES_MAX = 255  #: the kernel's own
 PATH_DEPTH_MAX = 64  #: its folders
+REPLICAS_MAX = 7  #: of one subtask of a job with a quorum
+UNDECIDED_MAX = 4_096  #: subtasks of one job with a result that waits for others
 FILES_MAX = 1_000  #: files in or out of one subtask
 
 # leases

@@ -30,6 +30,7 @@ class Outcome(enum.IntEnum):
     LOST = 16  #: lost with its worker more often than ``losses_max`` allows
     BUDGET = 17  #: the job's cap was reached
     RETURNED = 18  #: never started; handed back unspent (never final)
+    DISPUTED = 19  #: its replicas differ, and no result has the quorum that its job asks for
 
     @property
     def word(self) -> str:

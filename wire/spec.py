@@ -3,7 +3,7 @@
 One struct, checked whole, all bad fields at once.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -111,6 +111,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     when this many subtasks failed and none was done, 0 for never. ``decomposer``: name of the
     decomposer for kind ``decompose``: a job of one subtask whose value is the list of inputs,
     see RFC 0002.
+    ``quorum``: how results are checked against each other, see ``parse_quorum``.
     ``is_durable``: False gives up durability of results only (never of acceptance or of money).
     """
 
@@ -141,6 +142,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: names the list of inputs: of the decomposed request, or of a submission with a key
     request_digest: str = ""
     completion: str = "all"  #: what makes it done: ``all``, ``any``, ``N`` or ``P%``
+    quorum: str = ""  #: ``2/3``, ``adaptive``, or empty: every result is taken as it comes
 
 
 def parse_completion(text: str) -> tuple[int, int]:
@@ -166,6 +168,41 @@ def parse_completion(text: str) -> tuple[int, int]:
             return value, 0
     raise ValueError(
         f"completion is {text!r:.40}; write all, any, a number of subtasks such as 25, or 90%"
+    )
+
+
+class Quorum(NamedTuple):
+    """``equal`` replicas of at most ``most`` must agree; adaptive: only of what is checked."""
+
+    equal: int
+    most: int
+    is_adaptive: bool
+
+
+ADAPTIVE = "adaptive"
+
+
+def parse_quorum(text: str) -> Quorum | None:
+    """The rule by which results of distinct owners are compared; None for no rule.
+
+    ``2/3``: a subtask ends with two equal results of at most three. ``adaptive`` is ``2/3`` for
+    whatever comes from a node that is not trusted yet, and for a sample of all others.
+
+    Raises:
+        ValueError: the text is no rule; the message shows what is accepted.
+
+    >>> parse_quorum("2/3"), parse_quorum("adaptive"), parse_quorum("")
+    (Quorum(equal=2, most=3, is_adaptive=False), Quorum(equal=2, most=3, is_adaptive=True), None)
+    """
+    if text in ("", ADAPTIVE):
+        return Quorum(2, 3, True) if text else None
+    equal, slash, most = text.partition("/")
+    if slash and all(len(part) == 1 and part in "23456789" for part in (equal, most)):
+        if int(equal) <= int(most) < 2 * int(equal) and int(most) <= limits.REPLICAS_MAX:
+            return Quorum(int(equal), int(most), False)
+    raise ValueError(
+        f"quorum is {text!r:.40}; write adaptive, or K/N such as 2/3: K equal results of at most N,"
+        f" N up to {limits.REPLICAS_MAX} and less than twice K"
     )
 
 
@@ -202,6 +239,15 @@ def check_spec(spec: JobSpec) -> None:
         parse_completion(spec.completion)
     except ValueError as error:
         bad.append(str(error))
+    try:
+        quorum = parse_quorum(spec.quorum)
+    except ValueError as error:
+        bad.append(str(error))
+    else:
+        if quorum is not None and spec.retries:
+            bad.append(
+                f"retries is {spec.retries}, must be 0 with a quorum: its replicas are the retries"
+            )
     if spec.kind == "function":
         if not is_digest(spec.function):
             bad.append("function must be the sha-256 of the function's bytes, 64 hex characters")

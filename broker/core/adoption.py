@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.cards import job_status
+from gristmill.broker.core.checks import Check
 from gristmill.broker.core.columns import ATTEMPT_MAX, LEASED, READY
 from gristmill.broker.core.effects import AnyEffect, RecordEvent, RecordState
 from gristmill.broker.core.jobs import Job
@@ -38,6 +39,8 @@ def adopt(
     if job is None or not _is_free(state, claim) or not 0 <= claim.slot < len(worker.slots):
         return False
     runs = _claimed(job, claim)
+    if worker.is_quarantined or (job.check is not None and _has_voted(job.check, runs, worker)):
+        return False
     slot, items = worker.slots[claim.slot], total(runs)
     if not items or not _has_room(job, worker, claim, items):
         return False
@@ -104,6 +107,17 @@ def _claimed(job: Job, claim: Claim) -> list[Run]:
     if any(job.columns.part_of(start, length, LEASED) for start, length in runs):
         return []
     return ready
+
+
+def _has_voted(check: Check, runs: list[Run], worker: Worker) -> bool:
+    """Whether some of it is no replica of another owner's result."""
+    owner = worker.owner
+    return any(
+        vote.owner == owner
+        for start, length in runs
+        for index in range(start, start + length)
+        for vote in check.votes.get(index, ())
+    )
 
 
 def _has_room(job: Job, worker: Worker, claim: Claim, items: int) -> bool:

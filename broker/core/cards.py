@@ -127,6 +127,8 @@ def worker_row(state: State, number: int, now_ms: int) -> WorkerRow | None:
     profile = worker.pool.profile
     busy = worker.busy
     word = "draining" if worker.is_draining else "busy" if busy else "idle"
+    if worker.is_quarantined:
+        word = "quarantined"
     return WorkerRow(
         name=worker.name,
         node=worker.node,

@@ -9,7 +9,7 @@ leave at once.
 import msgspec
 
 from gristmill.wire.client import JobStatus, Reason
-from gristmill.wire.ledger import Entry
+from gristmill.wire.ledger import Contribution, Entry
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.worker import LeaseGrant, Run
 
@@ -61,6 +61,41 @@ class KeepResult(Effect, frozen=True):
     outcome: int
     message: str
     not_final: list[Run]
+
+
+class KeepVote(Effect, frozen=True):
+    """Right behind its ``KeepResult``: this result is not decided, another replica is wanted.
+
+    Its contribution (None when nothing is billed) is signed and kept until ``SettleVote``.
+    """
+
+    job: int
+    sequence: int
+    index: int
+    attempt: int
+    owner: str
+    node: str
+    lease_id: int
+    outcome: int
+    digest: bytes
+    amount_ucredits: int
+    entry: Contribution | None
+
+
+class SettleVote(Effect, frozen=True):
+    """The result of this sequence is decided: its contribution is posted, or forgotten."""
+
+    job: int
+    sequence: int
+    is_paid: bool
+
+
+class KeepStanding(Effect, frozen=True):
+    """What is known of a node: confirmed results in a row, why it is in quarantine or empty."""
+
+    node: str
+    streak: int
+    cause: str
 
 
 class KeepSuperseded(Effect, frozen=True):
@@ -260,6 +295,9 @@ AnyEffect = (
     RecordJob
     | KeepParcel
     | KeepResult
+    | KeepVote
+    | SettleVote
+    | KeepStanding
     | KeepSuperseded
     | RecordEvent
     | RecordState

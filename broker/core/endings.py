@@ -10,6 +10,7 @@ import heapq
 
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.cards import job_status
+from gristmill.broker.core.checks import abandon
 from gristmill.broker.core.columns import CANCELLED, FAILED, READY
 from gristmill.broker.core.credit import release_stalled
 from gristmill.broker.core.effects import (
@@ -108,14 +109,18 @@ def end_runs(
     now_ms: int,
     effects: list[AnyEffect],
     lease: Lease | None = None,
+    message: str = "",
 ) -> None:
     """These subtasks (ready or leased, in no queue) end without a worker's result."""
     is_cancel = outcome is Outcome.CANCELLED
-    message = job.ending_message if job.ending is outcome else job.explain(outcome)
+    if not message:
+        message = job.ending_message if job.ending is outcome else job.explain(outcome)
     for start, length in runs:
         state_now = CANCELLED if is_cancel else FAILED
         job.columns.finish(start, length, state_now, attempt, job.is_closed)
         _tell_end(state, job, start, length, outcome, attempt, message, effects, lease)
+        if job.check is not None:
+            abandon(job, start, length, effects)
     state.queued -= total(runs)
     state.drain.finished += total(runs)
 

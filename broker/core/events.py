@@ -137,7 +137,8 @@ class WorkerJoined(Event, frozen=True):
 class ResultArrived(Event, frozen=True):
     """One result of a report; ``ref`` names its four frames in the shell.
 
-    ``is_signed`` is the shell's check.
+    ``digest``: of the values, of a job with a quorum; ``dice``: 32 random bits, drawn after the
+    result was there: whether this one is checked is nothing that its worker can know.
     """
 
     worker: int
@@ -147,6 +148,8 @@ class ResultArrived(Event, frozen=True):
     body_bytes: int
     failures: list[tuple[int, str]]
     now_utc_ms: int
+    digest: bytes = b""
+    dice: int = 0
 
 
 class WorkerReported(Event, frozen=True):
@@ -169,6 +172,12 @@ class WorkerDrainAsked(Event, frozen=True):
     """An operator asks that the worker finishes and takes no more."""
 
     worker: int
+
+
+class NodeReleased(Event, frozen=True):
+    """An operator lets a node out of quarantine."""
+
+    node: str
 
 
 class WorkerLost(Event, frozen=True):
@@ -219,6 +228,7 @@ AnyEvent = (
     | ResultArrived
     | WorkerReported
     | WorkerDrainAsked
+    | NodeReleased
     | WorkerLost
     | HoldAnswered
     | LedgerSeen

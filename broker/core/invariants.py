@@ -9,13 +9,15 @@ columns and the leases, and knows nothing of how the handlers keep them.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from gristmill.broker.core.columns import CANCELLED, DONE, FAILED, LEASED, READY
 from gristmill.broker.core.jobs import Job
 from gristmill.broker.core.runs import normalise, total
 from gristmill.broker.core.state import State
 from gristmill.broker.core.workers import Slot, Worker
 from gristmill.wire.ids import unpack_lease_id
-from gristmill.wire.limits import LEASE_RUNS_MAX, LEASES_PER_SLOT
+from gristmill.wire.limits import LEASE_RUNS_MAX, LEASES_PER_SLOT, UNDECIDED_MAX
 
 
 def check(state: State, is_whole: bool = True) -> None:
@@ -26,6 +28,7 @@ def check(state: State, is_whole: bool = True) -> None:
         leased_items += job.leased
         if is_whole:
             _check_columns(state, job)
+            _check_votes(state, job)
     assert leased_items == sum(lease.items for lease in state.leases.values()), "leased items"
     if not is_whole:
         return
@@ -83,6 +86,51 @@ def _check_columns(state: State, job: Job) -> None:
     assert outstanding == job.outstanding_ucredits, f"{name}: outstanding budgets"
 
 
+def _check_votes(state: State, job: Job) -> None:
+    """Undecided results: of distinct owners, fewer than decide, all of a subtask that goes on."""
+    name, check = f"j{job.number}", job.check
+    if check is None:
+        return
+    leased = {
+        index: number
+        for number in job.leases
+        for start, length in state.leases[number].open
+        for index in range(start, start + length)
+    }
+    held = 0
+    for index, votes in check.votes.items():
+        at = job.columns.at(index)
+        assert votes and at is not None and at[0] in (READY, LEASED), f"{name}/{index}: votes"
+        owners = [vote.owner for vote in votes]
+        assert len(set(owners)) == len(owners), f"{name}/{index}: two replicas of one owner"
+        kinds = Counter((vote.outcome, vote.digest) for vote in votes)
+        assert max(kinds.values()) < check.equal, f"{name}/{index}: enough equal, not decided"
+        assert len(votes) < check.most, f"{name}/{index}: {len(votes)} votes"
+        assert all(vote.attempt <= at[1] for vote in votes), f"{name}/{index}: attempt of a vote"
+        if index in leased:
+            owner = state.leases[leased[index]].slot.worker.owner
+            assert owner not in owners, f"{name}/{index}: its owner makes it again"
+        for vote in votes:
+            standing = state.standings.get(vote.node)
+            is_good = standing is None or not standing.cause
+            assert is_good, f"{name}/{index}: a vote of a node in quarantine"
+            held += vote.amount_ucredits
+    assert held <= job.spent_ucredits, f"{name}: held bills beyond what it spent"
+
+
+def _has_replica_for(job: Job, owner: str) -> bool:
+    """Whether something ready of a job with a quorum is not this owner's own work."""
+    assert job.check is not None
+    votes = job.check.votes
+    for start, length, _, _ in job.ready.runs:
+        for index in range(start, start + length):
+            if index not in votes:
+                return len(votes) < UNDECIDED_MAX
+            if all(vote.owner != owner for vote in votes[index]):
+                return True
+    return False
+
+
 def _check_leases(state: State) -> None:
     for number, lease in state.leases.items():
         incarnation = unpack_lease_id(number)[0]
@@ -118,7 +166,12 @@ def _check_worker(state: State, worker: Worker) -> None:
         assert job.number in worker.jobs and worker.number in job.workers, f"{name}: not opened"
         assert job.requirement.is_feasible(worker.pool), f"{name}: j{job.number} does not fit"
     is_listed = worker.pool.workers.get(worker.number) is worker
-    assert is_listed != worker.is_draining, f"{name}: draining and in a pool, or neither"
+    is_shut = worker.is_draining or worker.is_quarantined
+    assert is_listed != is_shut, f"{name}: draining or in quarantine and in a pool, or neither"
+    standing = state.standings.get(worker.node)
+    is_bad = standing is not None and bool(standing.cause)
+    assert worker.is_quarantined == is_bad, f"{name}: quarantine of its node and of itself"
+    assert not (is_bad and worker.leases), f"{name} is in quarantine and has leases"
 
 
 def _check_slot(worker: Worker, slot: Slot) -> None:
@@ -126,7 +179,7 @@ def _check_slot(worker: Worker, slot: Slot) -> None:
     granted = sum(not lease.is_adopted for lease in slot.leases)
     assert granted <= LEASES_PER_SLOT, f"{name}: {granted} leases"
     is_idle, is_half = slot.number in worker.idle, slot.number in worker.half
-    is_open = not worker.is_draining and not slot.is_hung
+    is_open = not (worker.is_draining or worker.is_quarantined or slot.is_hung)
     assert is_idle == (not slot.leases and is_open), f"{name}: idle index"
     assert not is_half or (len(slot.leases) == 1 and is_open), f"{name}: half index"
     for lease in slot.leases:
@@ -203,6 +256,8 @@ def _check_queued(state: State, job: Job) -> None:
         return
     for worker in state.workers.values():  # no idle slot that fits is left without work
         if worker.is_draining or not worker.idle or job.number in worker.shunned:
+            continue
+        if job.check is not None and not _has_replica_for(job, worker.owner):
             continue
         slot = worker.slots[next(iter(worker.idle))]
         fits = requirement.is_feasible(worker.pool) and worker.has_room_for(

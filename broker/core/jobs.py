@@ -16,12 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gristmill.broker.core.checks import Check
 from gristmill.broker.core.columns import Columns
 from gristmill.broker.core.parcels import Parcels
 from gristmill.broker.core.ready import Ready
 from gristmill.broker.core.tenants import Requirement, Tenant
 from gristmill.wire.outcome import Outcome
-from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff, parse_completion
+from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff, parse_completion, parse_quorum
 from gristmill.wire.tariffs import Tariffs, tariff_of
 from gristmill.wire.units import format_ms
 from gristmill.wire.worker import Run
@@ -55,6 +56,7 @@ class Job:
     before their input came (they have no columns). ``may_be_held``: workers from before a restart
     may hold leases of it; it waits for them (adoption.py). ``outstanding_ucredits``: budgets of its
     leases. ``tariffs``: those of the time at which it was accepted.
+    ``check``: its undecided results, None without a quorum.
     ``noticed_percent``: of the cap, of which its tenant was told that it is spent.
     """
 
@@ -118,9 +120,12 @@ class Job:
     done_min: int = field(init=False)
     done_percent: int = field(init=False)
     is_free: bool = field(init=False)
+    check: Check | None = field(init=False)
 
     def __post_init__(self) -> None:
-        """Reads once its completion rule, and whether it costs nothing wherever it runs."""
+        """Reads once its rules, and whether it costs nothing wherever it runs."""
+        quorum = parse_quorum(self.spec.quorum)
+        self.check = None if quorum is None else Check(*quorum)
         self.done_min, self.done_percent = parse_completion(self.spec.completion)
         self.is_free = all(tariff == ZERO_TARIFF for tariff in self.tariffs.values())
 

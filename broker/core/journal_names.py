@@ -19,6 +19,11 @@ LEASE_ADOPTED = "lease.adopted"  #: after a restart; detail: lease, node, runs
 LEASE_RETURNED = "lease.returned"  #: detail: lease, node, runs, cause, detail
 #: detail: lease, node, cause, runs; of many in a row only some, with how many there were: refusals
 RESULT_REFUSED = "result.refused"
+#: an attempt of a job with a quorum was not paid; detail: node, owner, lease, runs,
+#: amount_ucredits, cause; recovery reads this
+RESULT_UNPAID = "result.unpaid"
+NODE_QUARANTINED = "node.quarantined"  #: detail: node, cause, name (of its worker, if it is there)
+NODE_RELEASED = "node.released"  #: by an operator; detail: node
 WORKER_JOINED = "worker.joined"  #: detail: name, node, slots
 WORKER_LOST = "worker.lost"  #: detail: name, node, cause
 WORKER_DRAINING = "worker.draining"  #: detail: name, node

@@ -25,13 +25,15 @@ from gristmill.broker.core.events import (
 from gristmill.broker.core.leases import Lease
 from gristmill.broker.core.runs import cut, find, intersect
 from gristmill.broker.core.state import State
-from gristmill.broker.core.workers import Pool, Slot, Worker, profile_of
+from gristmill.broker.core.workers import Pool, Profile, Slot, Worker, profile_of
 from gristmill.wire import limits
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.worker import Returned, Run
 
 _RESCUED_SHARE = 8  #: a lease of rescued runs holds at most this fraction of the lost one
 _TAKEN_MAX = 65_536  #: leases that were taken away, whose late results are still known as such
+
+OWNER_LABEL = "owner"  #: of a worker: whose it is; without it, its node's own
 
 Detail = dict[str, str | int | list[Run]]
 
@@ -49,15 +51,18 @@ def on_worker_joined(
     profile = profile_of(
         event.cpus_milli, event.memory_bytes, event.labels, event.tiers, event.pythons
     )
-    pool = state.pools.get(profile)
-    if pool is None:
-        state.pool_counter += 1
-        pool = state.pools[profile] = Pool(state.pool_counter, profile)
-    worker = Worker(event.worker, event.name, event.node, pool, event.metering, now_ms, now_ms)
+    owner = event.labels.get(OWNER_LABEL) or event.node
+    worker = Worker(
+        event.worker, event.name, event.node, _pool(state, profile), event.metering, owner,
+        now_ms, now_ms,
+    )  # fmt: skip
+    standing = state.standings.get(event.node)
+    worker.is_quarantined = standing is not None and bool(standing.cause)
     worker.slots = [Slot(number, worker, now_ms) for number in range(event.slots)]
     state.workers[worker.number] = worker
     state.by_seen[worker.number] = worker
-    _join_pool(state, worker)
+    if not worker.is_quarantined:
+        join_pool(state, worker)
     for slot in worker.slots:
         state.index_slot(slot)
     state.dirty_workers[worker.number] = None
@@ -72,8 +77,18 @@ def on_worker_joined(
     note_back(state, worker.name)
 
 
-def _join_pool(state: State, worker: Worker) -> None:
-    pool = worker.pool
+def _pool(state: State, profile: Profile) -> Pool:
+    """The pool of a profile; a new one is in the state when somebody joins it."""
+    pool = state.pools.get(profile)
+    if pool is None:
+        state.pool_counter += 1
+        pool = Pool(state.pool_counter, profile)
+    return pool
+
+
+def join_pool(state: State, worker: Worker) -> None:
+    """The worker may take leases."""
+    pool = worker.pool = state.pools.setdefault(worker.pool.profile, worker.pool)
     pool.workers[worker.number] = worker
     pool.slots += len(worker.slots)
     for requirement in state.requirements.values():
@@ -83,8 +98,8 @@ def _join_pool(state: State, worker: Worker) -> None:
             requirement.slots += len(worker.slots)
 
 
-def _leave_pool(state: State, worker: Worker) -> None:
-    """The worker takes no more leases (it drains or is gone)."""
+def leave_pool(state: State, worker: Worker) -> None:
+    """The worker takes no more leases (it drains, is in quarantine or gone)."""
     pool = worker.pool
     if pool.workers.pop(worker.number, None) is None:
         return
@@ -109,7 +124,7 @@ def drain(state: State, worker: Worker, now_ms: int, effects: list[AnyEffect]) -
     effects.append(RecordEvent(0, names.WORKER_DRAINING, detail, now_ms))
     for slot in worker.slots:
         state.index_slot(slot)
-    _leave_pool(state, worker)
+    leave_pool(state, worker)
     for lease in worker.leases.values():
         if not lease.is_recalled:
             lease.is_recalled = True
@@ -362,7 +377,7 @@ def remove(
     worker.is_draining = True
     for slot in worker.slots:
         state.index_slot(slot)
-    _leave_pool(state, worker)
+    leave_pool(state, worker)
     for slot in worker.slots:
         for lease in reversed(list(slot.leases)):
             rescue(state, lease, not is_clean, cause, now_ms, effects)

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from gristmill.broker.core import endings
 from gristmill.broker.core.adoption import begin_wait
+from gristmill.broker.core.checks import Standing, Vote, settle
 from gristmill.broker.core.columns import ATTEMPT_MAX, CANCELLED, DONE, FAILED, READY
 from gristmill.broker.core.effects import AddToOutbox, AnyEffect
 from gristmill.broker.core.events import JobSubmitted
@@ -84,6 +85,8 @@ class JobFact:
     ``noticed_percent``: the most of its ``cap.notice`` lines.
     ``failed_at_resume``: of its last ``job.resumed`` line. ``losses``: (subtask, attempt) that was
     cut with its worker, of each ``lease.rescued`` line; ``rescued``: the leases of these lines.
+    ``votes``: (subtask, vote) of results that were not decided; ``unpaid``: (results, micro-credits
+    together) of each ``result.unpaid`` line.
     """
 
     job: int
@@ -103,6 +106,8 @@ class JobFact:
     noticed_percent: int = 0
     failed_at_resume: int = 0
     losses: list[tuple[int, int]] = field(default_factory=list)
+    votes: list[tuple[int, Vote]] = field(default_factory=list)
+    unpaid: list[tuple[int, int]] = field(default_factory=list)
     rescued: list[int] = field(default_factory=list)
     parcels: Iterable[ParcelFact] = ()
     results: Iterable[ResultFact] = ()
@@ -116,13 +121,15 @@ def rebuild(
     now_utc_ms: int,
     workers: Iterable[str] = (),
     shares: Mapping[str, float] = MappingProxyType({}),
+    standings: Mapping[str, Standing] = MappingProxyType({}),
 ) -> tuple[State, list[AnyEffect]]:
     """The state that these facts (in order of job number) leave, and what is to be done next.
 
     ``workers``: names of those that were there when the broker ended. ``shares``: what tenants had
-    been charged by then.
+    been charged by then. ``standings``: what was known of nodes.
     """
     state = State.new(config, incarnation)
+    state.standings.update(standings)
     state.utc_offset_ms = now_utc_ms - now_ms
     state.drain.at_ms = now_ms
     effects: list[AnyEffect] = []
@@ -161,6 +168,7 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
     for result in fact.results:
         _replay_result(state, job, result, is_ended)
     _restore_losses(job, fact.losses)
+    _restore_votes(job, fact, effects)
     state.rescued.update(dict.fromkeys(fact.rescued))
     _restore_ready(job)
     job.failed_at_resume = fact.failed_at_resume
@@ -242,7 +250,8 @@ def _replay_result(state: State, job: Job, fact: ResultFact, is_ended: bool) -> 
             word = _WORDS.get(outcome, FAILED)
             job.columns.finish(start, length, word, fact.attempt, job.is_closed)
         for start, length in intersect(run, again):
-            if outcome is not Outcome.BUDGET:
+            is_vote = job.check is not None and outcome in OWN_DOING
+            if outcome is not Outcome.BUDGET and not is_vote:
                 is_loss = outcome not in OWN_DOING
                 for at, size, spent in list(job.columns.spent(start, length, is_loss)):
                     job.columns.set_spent(at, size, is_loss, spent + 1)
@@ -278,6 +287,26 @@ def _restore_losses(job: Job, losses: list[tuple[int, int]]) -> None:
         ((_, _, tried),) = job.columns.attempts(index, 1)
         job.columns.set_spent(index, 1, True, spent + 1)
         job.columns.spend(index, 1, min(max(attempt, tried), ATTEMPT_MAX - 1))
+
+
+def _restore_votes(job: Job, fact: JobFact, effects: list[AnyEffect]) -> None:
+    """What waited for another replica waits again; what ended since is paid, as it would have been.
+
+    A result that was not paid was counted as spent when it came.
+    """
+    check = job.check
+    if check is None:
+        return
+    for results, amount in fact.unpaid:
+        job.spent_ucredits -= amount
+        check.unpaid += results
+        check.unpaid_ucredits += amount
+    for index, vote in fact.votes:
+        check.owners[vote.owner] = None
+        if job.columns.part_of(index, min(1, job.uploaded - index), READY):
+            check.votes.setdefault(index, []).append(vote)
+        else:
+            settle(job, [vote], True, effects)
 
 
 def _restore_ready(job: Job) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gristmill.broker.core import endings
+from gristmill.broker.core import endings, quorum
 from gristmill.broker.core import journal_names as names
+from gristmill.broker.core.checks import Check, Vote, abandon
 from gristmill.broker.core.columns import ATTEMPT_MAX, CANCELLED, DONE, FAILED
 from gristmill.broker.core.effects import (
     AddToOutbox,
@@ -21,6 +22,7 @@ from gristmill.broker.core.effects import (
     AnyEffect,
     KeepResult,
     KeepSuperseded,
+    KeepVote,
     RecordEvent,
 )
 from gristmill.broker.core.events import ResultArrived
@@ -76,7 +78,21 @@ def on_result(state: State, event: ResultArrived, now_ms: int, effects: list[Any
     if meter.uniform not in _OUTCOMES or _has_returned(meter.uniform, meter.outcome):
         _supersede(state, event, worker, "an outcome that no result has", now_ms, effects)
         return
+    if lease.job.check is not None:
+        cause = _uncounted(lease.job.check, event, worker)
+        if cause:
+            _supersede(state, event, worker, cause, now_ms, effects)
+            return
     _accept(state, event, worker, lease, position, now_ms, effects)
+
+
+def _uncounted(check: Check, event: ResultArrived, worker: Worker) -> str:
+    """Why a result cannot be compared with others; empty when it can."""
+    if event.head.count != 1:
+        return f"{event.head.count} subtasks in one result of a job with a quorum"
+    if quorum.has_voted(check, event.head.first, worker.owner):
+        return "its owner has made a result of it already"
+    return ""
 
 
 def _has_returned(uniform: int, outcome: bytes) -> bool:
@@ -166,16 +182,22 @@ def _accept(
     worker.done += count
     is_cap_reached = False
     not_final: list[Run] = []
-    if not meter.outcome and meter.uniform == 0:
+    ruling = ""
+    if not meter.outcome and meter.uniform == 0 and job.check is None:
         job.columns.finish(first, count, DONE, lease.attempt, job.is_closed)
         job.done += count
         job.measure(wall_us, count)
         ended = count
-    else:
+    elif job.check is None or not quorum.is_vote(outcome_of(event)):
         not_final, is_cap_reached = _judge(state, event, lease)
         if is_billed:
             job.measure(wall_us, count)
         ended = count - sum(length for _, length in not_final)
+    else:
+        job.measure(wall_us, count)
+        ruling = _compare(state, event, lease)
+        ended = int(ruling in (quorum.TAKEN, quorum.DECIDED))
+        not_final = [] if ended else [(first, count)]
     state.queued -= ended
     state.drain.finished += ended
     job.sequence += 1
@@ -194,15 +216,97 @@ def _accept(
             not_final,
         )
     )
+    contribution = None
     if is_billed and not job.is_free:
         ref = endings.hold_ref(state, job)
         contribution = _contribution(
             event, worker, lease, ref, billed, failed, wall_us, cpu_us, amount
         )
-        effects.append(AddToOutbox(contribution))
+        if ruling != quorum.HELD:
+            effects.append(AddToOutbox(contribution))
+    accused: list[tuple[str, str]] = []
+    if job.check is not None:
+        if ruling == quorum.HELD:
+            _hold(event, worker, lease, amount, contribution, effects)
+        elif ruling:
+            accused = _settle(state, event, lease, ruling, now_ms, effects)
+            not_final = []
+        elif not not_final:
+            abandon(job, first, count, effects)
     if amount:
         endings.note_spending(state, job, now_ms, effects)
     _after(state, worker, lease, not_final, is_cap_reached, now_ms, effects)
+    for node, cause in accused:
+        quorum.quarantine(state, node, cause, now_ms, effects)
+
+
+# ---------------------------------------------------------------- of a job with a quorum
+
+
+def outcome_of(event: ResultArrived) -> int:
+    """How the one subtask of a result ended."""
+    return event.meter.outcome[0] if event.meter.outcome else event.meter.uniform
+
+
+def _compare(state: State, event: ResultArrived, lease: Lease) -> str:
+    """What becomes of the result (``quorum.TAKEN`` ...); the subtask is final, or ready again."""
+    job, index, outcome = lease.job, event.head.first, outcome_of(event)
+    ruling = quorum.rule(state, lease, index, outcome, _digest(event), event.dice)
+    if ruling == quorum.HELD:
+        job.columns.spend(index, 1, lease.attempt)
+    elif ruling in (quorum.TAKEN, quorum.DECIDED):
+        text = next((text for offset, text in event.failures if offset == 0), "")
+        quorum.finish(job, index, outcome, lease.attempt, text)
+    return ruling
+
+
+def _digest(event: ResultArrived) -> bytes:
+    """What is compared: of a failure its outcome alone, since its words may differ."""
+    return event.digest if outcome_of(event) == Outcome.OK else b""
+
+
+def _hold(
+    event: ResultArrived,
+    worker: Worker,
+    lease: Lease,
+    amount: int,
+    entry: Contribution | None,
+    effects: list[AnyEffect],
+) -> None:
+    job, index = lease.job, event.head.first
+    vote = Vote(
+        job.sequence, lease.attempt, worker.owner, worker.node, lease.number, outcome_of(event),
+        _digest(event), amount,
+    )  # fmt: skip
+    quorum.hold(job, index, vote)
+    effects.append(
+        KeepVote(
+            job.number, vote.sequence, index, vote.attempt, vote.owner, vote.node, vote.lease,
+            vote.outcome, vote.digest, amount, entry,
+        )
+    )  # fmt: skip
+
+
+def _settle(
+    state: State,
+    event: ResultArrived,
+    lease: Lease,
+    ruling: str,
+    now_ms: int,
+    effects: list[AnyEffect],
+) -> list[tuple[str, str]]:
+    """The subtask is over; (node, cause) of those that go into quarantine for it."""
+    job, index = lease.job, event.head.first
+    if ruling == quorum.DECIDED:
+        return quorum.decide(
+            state, lease, index, outcome_of(event), _digest(event), now_ms, effects
+        )
+    if ruling == quorum.SPLIT:
+        quorum.split(state, lease, index, now_ms, effects)
+    elif ruling == quorum.UNWANTED:
+        outcome = job.ending if job.ending is not None else Outcome.CANCELLED
+        endings.end_runs(state, job, [(index, 1)], outcome, lease.attempt, now_ms, effects)
+    return []
 
 
 def _contribution(

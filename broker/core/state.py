@@ -11,6 +11,7 @@ import heapq
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from gristmill.broker.core.checks import Standing
 from gristmill.broker.core.jobs import Job
 from gristmill.broker.core.leases import Lease
 from gristmill.broker.core.tenants import Requirement, RequirementKey, Tenant
@@ -75,8 +76,8 @@ class State:
     ``await_until_ms``; ``rescued``: leases that nobody adopts any more. ``by_seen``: workers,
     the one silent for longest first. ``recallable``: leases of which something has probably not
     started, oldest first. ``taken``: leases that were taken from a silent worker, to (job, node),
-    the oldest first. ``dirty_workers``, ``dirty_requirements``: who gained room, who gained work in
-    this step.
+    the oldest first. ``standings``: of nodes, by key. ``dirty_workers``, ``dirty_requirements``:
+    who gained room, who gained work in this step.
     """
 
     config: Config
@@ -106,6 +107,7 @@ class State:
     leases: dict[int, Lease] = field(default_factory=dict)
     recallable: OrderedDict[int, Lease] = field(default_factory=OrderedDict)
     taken: OrderedDict[int, tuple[int, str]] = field(default_factory=OrderedDict)
+    standings: dict[str, Standing] = field(default_factory=dict)
     dirty_workers: dict[int, None] = field(default_factory=dict)
     dirty_requirements: dict[RequirementKey, None] = field(default_factory=dict)
     changed: OrderedDict[int, None] = field(default_factory=OrderedDict)
@@ -199,6 +201,8 @@ class State:
     def enlist(self, job: Job) -> None:
         """Queues a job that may have become dispatchable (it may not be, or be queued already)."""
         if job.is_queued or not self.is_dispatchable(job):
+            if job.is_queued and job.check is not None:  # others may have what is ready now
+                self.dirty_requirements[job.requirement.key] = None
             return
         tenant, requirement = job.tenant, job.requirement
         job.is_queued = True
@@ -247,7 +251,10 @@ class State:
     def index_slot(self, slot: Slot) -> None:
         """Puts a slot where it belongs after its leases changed."""
         worker, leases = slot.worker, len(slot.leases)
-        pool, is_open = worker.pool, not (worker.is_draining or slot.is_hung)
+        pool, is_open = (
+            worker.pool,
+            not (worker.is_draining or worker.is_quarantined or slot.is_hung),
+        )
         if is_open and leases == 0:
             if slot.number not in worker.idle:
                 worker.idle[slot.number] = None

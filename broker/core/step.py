@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gristmill.broker.core import events, on_clients, on_time, on_workers, results
+from gristmill.broker.core import events, on_clients, on_time, on_workers, quorum, results
 from gristmill.broker.core.effects import AnyEffect
 from gristmill.broker.core.placement import place
 from gristmill.broker.core.state import Config, State
@@ -35,6 +35,7 @@ _HANDLERS: dict[type, Callable[[State, Any, int, list[AnyEffect]], None]] = {
     events.ResultArrived: results.on_result,
     events.WorkerReported: on_workers.on_worker_reported,
     events.WorkerDrainAsked: on_workers.on_worker_drain_asked,
+    events.NodeReleased: quorum.on_node_released,
     events.WorkerLost: on_workers.on_worker_lost,
     events.HoldAnswered: on_time.on_hold_answered,
     events.LedgerSeen: on_time.on_ledger_seen,

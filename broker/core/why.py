@@ -152,6 +152,8 @@ def reason_of(state: State, job: Job) -> str:
         return _disk_text(state, job)
     if not job.ready.count:
         return "waiting for inputs" if not job.is_closed else ""
+    if job.check is not None and (reason := _quorum_reason(state, job)) is not None:
+        return f"QUORUM: {reason.asked}: {reason.nearest}; {reason.change}"
     tenant = job.tenant
     if tenant.slots_max and tenant.slots >= tenant.slots_max:
         return f"QUOTA: tenant {tenant.name} uses {tenant.slots} of its {tenant.slots_max} slots"
@@ -248,10 +250,60 @@ def why(state: State, number: int, now_ms: int) -> WhyAnswer | None:
                 "wait, or ask the operator for more",
             )
         )
+    if job.check is not None:
+        if (reason := _quorum_reason(state, job)) is not None:
+            reasons.append(reason)
+        reasons += _quarantine_reasons(state, job)
     reasons += reasons_of(state, job.requirement)
     reasons += _room_reasons(state, job)
     summary = reason_of(state, job) or f"it is running: {job.leased} subtasks are out"
     return WhyAnswer(number, job.state, summary, reasons, turn_of(state, job, now_ms))
+
+
+def _quorum_reason(state: State, job: Job) -> Reason | None:
+    """Subtasks that wait for a replica which nobody here can make; None without one."""
+    check, requirement = job.check, job.requirement
+    assert check is not None
+    fitting = [
+        worker
+        for worker in state.workers.values()
+        if not (worker.is_draining or worker.is_quarantined)
+        and requirement.is_feasible(worker.pool)
+    ]
+    owners = dict.fromkeys(worker.owner for worker in fitting)
+    waiting = check.waiting_for_others(owners)
+    if not waiting:
+        return None
+    subtasks = f"{waiting:,} subtask{'' if waiting == 1 else 's'}"
+    return Reason(
+        "quorum",
+        f"{check.equal} equal results of distinct owners",
+        f"{subtasks} wait for another owner; {len(owners)} here can run them",
+        len(fitting),
+        len(state.workers),
+        "add a worker of another owner, or submit without a quorum",
+    )
+
+
+def _quarantine_reasons(state: State, job: Job) -> list[Reason]:
+    """Nodes in quarantine that would fit, and what of this job was not paid."""
+    check = job.check
+    assert check is not None
+    reasons, of = [], len(state.workers)
+    shut = [worker for worker in state.workers.values() if worker.is_quarantined]
+    if shut:
+        first = shut[0]
+        cause = state.standings[first.node].cause
+        change = f"look at it, then: gristmill node release {first.name}"
+        reasons.append(
+            Reason("quarantine", "a node in good standing", f"{first.name}: {cause}", len(shut), of,
+                   change)
+        )  # fmt: skip
+    if check.unpaid:
+        nearest = f"{check.unpaid:,} results, {format_credits(check.unpaid_ucredits)} credits"
+        change = "nothing: the events of the job name each node"
+        reasons.append(Reason("unpaid", "results that others confirm", nearest, 0, of, change))
+    return reasons
 
 
 def _room_reasons(state: State, job: Job) -> list[Reason]:
@@ -260,7 +312,9 @@ def _room_reasons(state: State, job: Job) -> list[Reason]:
     busy = full = of = 0
     for worker in state.workers.values():
         of += 1
-        if worker.is_draining or not requirement.is_feasible(worker.pool):
+        if worker.is_draining or worker.is_quarantined:
+            continue
+        if not requirement.is_feasible(worker.pool):
             continue
         if not worker.idle:
             busy += 1

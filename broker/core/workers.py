@@ -107,6 +107,7 @@ class Worker:
     ``ttl_ms``: what it was told last and goes by; in a shrinking fleet the grid's own is shorter.
     ``idle``, ``half``: numbers of its slots with no lease, and with one behind which another may
     be stacked. ``shunned``: jobs that could not be set up here -> not again before this time.
+    ``owner``: whose it is: two replicas of a subtask never go to one owner.
     ``refusals``: results of it that were superseded, one soon after the other; ``refused_ms``: when
     the last one was.
     """
@@ -116,6 +117,7 @@ class Worker:
     node: str
     pool: Pool
     metering: str
+    owner: str
     joined_ms: int
     full_ms: int
     ttl_ms: int = 0
@@ -123,6 +125,7 @@ class Worker:
     cpus_used: int = 0
     memory_used: int = 0
     is_draining: bool = False
+    is_quarantined: bool = False
     jobs: dict[int, None] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
     results_upto: int = 0
