@@ -111,12 +111,10 @@ def _claimed(job: Job, claim: Claim) -> list[Run]:
 
 def _has_voted(check: Check, runs: list[Run], worker: Worker) -> bool:
     """Whether some of it is no replica of another owner's result."""
-    owner = worker.owner
     return any(
-        vote.owner == owner
+        check.has_voted(index, worker)
         for start, length in runs
         for index in range(start, start + length)
-        for vote in check.votes.get(index, ())
     )
 
 

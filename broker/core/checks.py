@@ -31,6 +31,7 @@ from gristmill.wire.worker import Run
 
 if TYPE_CHECKING:
     from gristmill.broker.core.jobs import Job
+    from gristmill.broker.core.workers import Worker
 
 TRUSTED_AFTER = 10  #: results in a row that another owner's replica agreed with
 STREAK_MAX = 100  #: so that of no node less than one result in a hundred is checked
@@ -79,7 +80,7 @@ class Vote:
 class Check:
     """The votes of one job. ``equal`` of at most ``most`` must agree, see ``spec.parse_quorum``.
 
-    ``owners``: who voted; ``accused``: owners whose nodes this job put into quarantine.
+    ``contested``: subtasks whose votes differ; ``owners``: who voted; ``accused``: owners whose nodes this job put into quarantine.
     ``replicas``: results beyond the first of a subtask; ``unpaid``: results that were not paid, of
     ``unpaid_ucredits`` together; ``disputed``: subtasks about which no quorum was found.
     """
@@ -88,6 +89,7 @@ class Check:
     most: int
     is_adaptive: bool
     votes: dict[int, list[Vote]] = field(default_factory=dict)
+    contested: dict[int, None] = field(default_factory=dict)
     owners: dict[str, None] = field(default_factory=dict)
     accused: dict[str, None] = field(default_factory=dict)
     replicas: int = 0
@@ -95,34 +97,55 @@ class Check:
     unpaid_ucredits: int = 0
     disputed: int = 0
 
-    def is_barred(self, index: int, owner: str) -> bool:
-        """Whether this owner may not have the subtask now.
+    def add(self, index: int, vote: Vote) -> None:
+        """One vote more, which decides nothing."""
+        votes = self.votes.setdefault(index, [])
+        votes.append(vote)
+        self.owners[vote.owner] = None
+        if not vote.is_equal(votes[0].outcome, votes[0].digest):
+            self.contested[index] = None
 
-        It made a result of it already; or too many others wait for somebody else.
+    def pop(self, index: int) -> list[Vote]:
+        """Its votes, taken out: it is decided, or over."""
+        self.contested.pop(index, None)
+        return self.votes.pop(index, [])
+
+    def is_doubted(self, node: str) -> bool:
+        """Whether another node contradicts it, and it is not decided who is right."""
+        return any(vote.node == node for index in self.contested for vote in self.votes[index])
+
+    def has_voted(self, index: int, worker: Worker) -> bool:
+        """Whether its owner, or its node under another owner's name, made a result of it."""
+        owner, node = worker.owner, worker.node
+        return any(vote.owner == owner or vote.node == node for vote in self.votes.get(index, ()))
+
+    def is_barred(self, index: int, worker: Worker) -> bool:
+        """Whether this worker may not have the subtask now.
+
+        Its owner made a result of it already; or too many others wait for somebody else.
         """
-        votes = self.votes.get(index)
-        if votes is None:
+        if index not in self.votes:
             return len(self.votes) >= UNDECIDED_MAX
-        return any(vote.owner == owner for vote in votes)
+        return self.has_voted(index, worker)
 
-    def allowed(self, start: int, length: int, most: int, owner: str) -> Run:
-        """The first part of a run that the owner may have, at most this long; length 0 for none."""
+    def allowed(self, start: int, length: int, most: int, worker: Worker) -> Run:
+        """The first part of a run that the worker may have, at most this long; length 0 for none."""
         low, end = start, start + length
-        while low < end and self.is_barred(low, owner):
+        while low < end and self.is_barred(low, worker):
             low += 1
         high = low
-        while high < min(end, low + most) and not self.is_barred(high, owner):
+        while high < min(end, low + most) and not self.is_barred(high, worker):
             high += 1
         return low, high - low
 
-    def has_for(self, ready: Ready, owner: str) -> bool:
-        """Whether something that is ready may go to this owner."""
-        return any(self.allowed(run[0], run[1], 1, owner)[1] for run in ready.runs)
+    def has_for(self, ready: Ready, worker: Worker) -> bool:
+        """Whether something that is ready may go to this worker."""
+        return any(self.allowed(run[0], run[1], 1, worker)[1] for run in ready.runs)
 
     def take(
-        self, ready: Ready, items_max: int, parcels: Parcels, owner: str
+        self, ready: Ready, items_max: int, parcels: Parcels, worker: Worker
     ) -> tuple[int, list[Run]]:
-        """``Ready.take`` of what this owner may have; what it may not have keeps its place."""
+        """``Ready.take`` of what this worker may have; what it may not have keeps its place."""
         aside: deque[ReadyRun] = deque()
         taken: list[Run] = []
         attempt, left, items = 0, items_max, 0
@@ -134,7 +157,7 @@ class Check:
             most = min(left, bound - items) if bound else left
             if most <= 0:
                 break
-            low, size = self.allowed(start, length, most, owner)
+            low, size = self.allowed(start, length, most, worker)
             if not size:
                 aside.append(ready.runs.popleft())
                 continue
@@ -193,4 +216,4 @@ def abandon(job: Job, start: int, length: int, effects: list[AnyEffect]) -> None
     else:
         gone = [index for index in range(start, start + length) if index in check.votes]
     for index in gone:
-        settle(job, check.votes.pop(index), True, effects)
+        settle(job, check.pop(index), True, effects)

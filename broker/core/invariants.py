@@ -105,20 +105,25 @@ def _check_votes(state: State, job: Job) -> None:
         assert len(set(owners)) == len(owners), f"{name}/{index}: two replicas of one owner"
         kinds = Counter((vote.outcome, vote.digest) for vote in votes)
         assert max(kinds.values()) < check.equal, f"{name}/{index}: enough equal, not decided"
+        assert (index in check.contested) == (len(kinds) > 1), f"{name}/{index}: contested"
         assert len(votes) < check.most, f"{name}/{index}: {len(votes)} votes"
         assert all(vote.attempt <= at[1] for vote in votes), f"{name}/{index}: attempt of a vote"
         if index in leased:
-            owner = state.leases[leased[index]].slot.worker.owner
-            assert owner not in owners, f"{name}/{index}: its owner makes it again"
+            worker = state.leases[leased[index]].slot.worker
+            known = [*owners, *(vote.node for vote in votes)]
+            assert worker.owner not in known and worker.node not in known, (
+                f"{name}/{index}: its owner makes it again"
+            )
         for vote in votes:
             standing = state.standings.get(vote.node)
             is_good = standing is None or not standing.cause
             assert is_good, f"{name}/{index}: a vote of a node in quarantine"
             held += vote.amount_ucredits
+    assert check.contested.keys() <= check.votes.keys(), f"{name}: contested without votes"
     assert held <= job.spent_ucredits, f"{name}: held bills beyond what it spent"
 
 
-def _has_replica_for(job: Job, owner: str) -> bool:
+def _has_replica_for(job: Job, worker: Worker) -> bool:
     """Whether something ready of a job with a quorum is not this owner's own work."""
     assert job.check is not None
     votes = job.check.votes
@@ -126,7 +131,8 @@ def _has_replica_for(job: Job, owner: str) -> bool:
         for index in range(start, start + length):
             if index not in votes:
                 return len(votes) < UNDECIDED_MAX
-            if all(vote.owner != owner for vote in votes[index]):
+            known = {name for vote in votes[index] for name in (vote.owner, vote.node)}
+            if not known & {worker.owner, worker.node}:
                 return True
     return False
 
@@ -257,7 +263,7 @@ def _check_queued(state: State, job: Job) -> None:
     for worker in state.workers.values():  # no idle slot that fits is left without work
         if worker.is_draining or not worker.idle or job.number in worker.shunned:
             continue
-        if job.check is not None and not _has_replica_for(job, worker.owner):
+        if job.check is not None and not _has_replica_for(job, worker):
             continue
         slot = worker.slots[next(iter(worker.idle))]
         fits = requirement.is_feasible(worker.pool) and worker.has_room_for(

@@ -186,7 +186,7 @@ def _stint(state: State, slot: Slot, now_ms: int) -> Job | None:
         and worker.shunned.get(job.number, (0, 0))[0] <= now_ms
         and worker.has_room_for(slot, asked.cpus_milli, asked.memory_bytes)
         and _has_turn(job.tenant, slot)
-        and (job.check is None or job.check.has_for(job.ready, worker.owner))
+        and (job.check is None or job.check.has_for(job.ready, worker))
     )
     return job if fits else None
 
@@ -244,7 +244,7 @@ def _first_of(
         elif worker.shunned and worker.shunned.get(job.number, (0, 0))[0] > now_ms:
             lane.is_shunned = True
             aside.append(heapq.heappop(lane.jobs))
-        elif job.check is not None and not job.check.has_for(job.ready, worker.owner):
+        elif job.check is not None and not job.check.has_for(job.ready, worker):
             lane.is_shunned = True
             aside.append(heapq.heappop(lane.jobs))
         else:
@@ -277,7 +277,7 @@ def grant(state: State, job: Job, slot: Slot, now_ms: int, effects: list[AnyEffe
     if job.check is None:
         attempt, runs = job.ready.take(wanted, job.parcels)
     else:
-        attempt, runs = job.check.take(job.ready, wanted, job.parcels, worker.owner)
+        attempt, runs = job.check.take(job.ready, wanted, job.parcels, worker)
     items = total(runs)
     for start, length in runs:
         assert job.columns.is_all(start, length, READY), "the ready queue and the columns differ"

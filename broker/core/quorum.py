@@ -51,11 +51,6 @@ def is_vote(outcome: int) -> bool:
     return outcome in _OWN
 
 
-def has_voted(check: Check, index: int, owner: str) -> bool:
-    """Whether this owner made a result of the subtask already."""
-    return any(vote.owner == owner for vote in check.votes.get(index, ()))
-
-
 def standing_of(state: State, node: str) -> Standing:
     """What is known of a node; made at its first result."""
     return state.standings.setdefault(node, Standing())
@@ -67,8 +62,10 @@ def rule(state: State, lease: Lease, index: int, outcome: int, digest: bytes, di
     assert check is not None
     votes = check.votes.get(index, ())
     if not votes and check.is_adaptive:
-        standing = state.standings.get(lease.slot.worker.node)
-        if standing is not None and standing.is_trusted and not standing.is_sampled(dice):
+        node = lease.slot.worker.node
+        standing = state.standings.get(node)
+        is_trusted = standing is not None and standing.is_trusted and not check.is_doubted(node)
+        if is_trusted and standing is not None and not standing.is_sampled(dice):
             return TAKEN
     equal = 1 + sum(vote.is_equal(outcome, digest) for vote in votes)
     if equal >= check.equal:
@@ -86,10 +83,8 @@ def hold(job: Job, index: int, vote: Vote) -> None:
     """Another replica is wanted: the result waits for it."""
     check = job.check
     assert check is not None
-    check.owners[vote.owner] = None
-    votes = check.votes.setdefault(index, [])
-    check.replicas += bool(votes)
-    votes.append(vote)
+    check.replicas += index in check.votes
+    check.add(index, vote)
 
 
 def decide(
@@ -108,7 +103,7 @@ def decide(
     """
     job, check, worker = lease.job, lease.job.check, lease.slot.worker
     assert check is not None
-    votes = check.votes.pop(index, [])
+    votes = check.pop(index)
     check.owners[worker.owner] = None
     check.replicas += bool(votes)
     settle(job, [vote for vote in votes if vote.is_equal(outcome, digest)], True, effects)
@@ -230,9 +225,9 @@ def _discard(state: State, job: Job, node: str, now_ms: int, effects: list[AnyEf
     if not found:
         return
     for index, vote in found:
-        check.votes[index].remove(vote)
-        if not check.votes[index]:
-            del check.votes[index]
+        for other in check.pop(index):
+            if other is not vote:
+                check.add(index, other)
     gone = [vote for _, vote in found]
     settle(job, gone, False, effects)
     runs = normalise([(index, 1) for index, _ in found], job.uploaded)

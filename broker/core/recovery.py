@@ -302,9 +302,8 @@ def _restore_votes(job: Job, fact: JobFact, effects: list[AnyEffect]) -> None:
         check.unpaid += results
         check.unpaid_ucredits += amount
     for index, vote in fact.votes:
-        check.owners[vote.owner] = None
         if job.columns.part_of(index, min(1, job.uploaded - index), READY):
-            check.votes.setdefault(index, []).append(vote)
+            check.add(index, vote)
         else:
             settle(job, [vote], True, effects)
 

@@ -90,7 +90,7 @@ def _uncounted(check: Check, event: ResultArrived, worker: Worker) -> str:
     """Why a result cannot be compared with others; empty when it can."""
     if event.head.count != 1:
         return f"{event.head.count} subtasks in one result of a job with a quorum"
-    if quorum.has_voted(check, event.head.first, worker.owner):
+    if check.has_voted(event.head.first, worker):
         return "its owner has made a result of it already"
     return ""
 

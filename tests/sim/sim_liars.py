@@ -259,9 +259,7 @@ class LiarGrid:
         Raises:
             AssertionError: a promise was broken, or there is no end in sight.
         """
-        self._do(
-            ev.JobSubmitted(7, 1, "t", b"s", self.spec, dict(self.tariffs), UTC + self.now)
-        )
+        self._do(ev.JobSubmitted(7, 1, "t", b"s", self.spec, dict(self.tariffs), UTC + self.now))
         self._do(ev.HoldAnswered(1, "", ""))
         for first in range(0, self.subtasks, 1_000):
             count = min(1_000, self.subtasks - first)
@@ -321,11 +319,15 @@ class LiarGrid:
         at = max(node.free_ms, self.now)
         for first, count in lease.runs:
             for index in range(first, first + count):
-                at += self.random.randint(20, 200)
-                self._at(at - self.now, lambda index=index: self._finish(node, lease, index))
+                took = self.random.randint(20, 200)
+                at += took
+                self._at(
+                    at - self.now,
+                    lambda index=index, took=took: self._finish(node, lease, index, took * 1_000),
+                )
         node.free_ms = at
 
-    def _finish(self, node: Node, lease: LeaseGrant, index: int) -> None:
+    def _finish(self, node: Node, lease: LeaseGrant, index: int, us: int) -> None:
         mine = self.state.workers[node.number].leases
         if lease.lease_id not in mine:
             return
@@ -334,9 +336,7 @@ class LiarGrid:
         self.watch.said[index, lease.attempt] = (node.key, digest)
         node.runs += 1
         self.refs += 1
-        head = ResultHead(
-            node.next_result, lease.lease_id, 1, index, 1, "m", 20_000, 20_000, 100, "cgroup"
-        )
+        head = ResultHead(node.next_result, lease.lease_id, 1, index, 1, "m", us, us, 100, "cgroup")
         node.next_result += 1
         self._do(
             ev.ResultArrived(
