@@ -157,6 +157,7 @@ class Broker:
             self._front_box, self.clients, self.workers, grants, self._on_core_dropped, self._quota,
             self._lines, metrics,
         )  # fmt: skip
+        self.execution.held = found.held
         self._note_time()
         self.ledger = LedgerLink(
             self._context, settings, self.journal.broker, self.outbox,
@@ -171,7 +172,8 @@ class Broker:
         )  # fmt: skip
         self._front = Front(
             settings, self.journal.broker, self._front_box, self.clients, self.workers,
-            self.execution, self.delivery, answers, self._apply, self._refusal, metrics,
+            self.execution, self.delivery, answers, self._apply, self._refusal,
+            found.nodes, metrics,
         )  # fmt: skip
         self.execution.find_past = answers.find_past
         self._back = Back(

@@ -4,7 +4,9 @@ A report is checked whole before any of it counts. A result whose signature is w
 the core under no lease, so that it is counted, kept as superseded, acked and never used.
 """
 
+import hashlib
 import logging
+import os
 from collections.abc import Callable
 
 import msgspec
@@ -277,9 +279,13 @@ class Back:
                     self._metrics.signatures_bad,
                 )  # fmt: skip
             told = msgspec.structs.replace(head, lease_id=0)
+        digest, dice = b"", 0
+        facts = self._execution.jobs.get(head.job)
+        if facts is not None and facts.spec.quorum:
+            digest, dice = values_digest(head.codec, payload), roll()
         return on.ResultArrived(
             session.number, told, meter, self._last_ref, size, failures,
-            self._execution.inbox.utc_ms,
+            self._execution.inbox.utc_ms, digest, dice,
         )  # fmt: skip
 
     def _is_signed(self, session: WorkerSession, head: say.ResultHead, body: list[bytes]) -> bool:
@@ -293,6 +299,16 @@ class Back:
         )
         self._execution.inbox.digests[self._last_ref] = receipt.outcome_digest
         return is_signed(receipt, head.signature, session.hello.node)
+
+
+def values_digest(codec: str, payload: bytes) -> bytes:
+    """By which replicas are compared: of the values as they travel, 16 bytes."""
+    return hashlib.blake2b(b"%s\0%s" % (codec.encode(), payload), digest_size=16).digest()
+
+
+def roll() -> int:
+    """32 bits that no worker can foresee."""
+    return int.from_bytes(os.urandom(4))
 
 
 def check_hello(message: say.Hello) -> None:

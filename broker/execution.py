@@ -16,6 +16,7 @@ from msgspec import Raw
 from gristmill.broker import records, schema
 from gristmill.broker.checkpoints import Told
 from gristmill.broker.core import effects as do
+from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.events import ParcelsCommitted
 from gristmill.broker.countersigning import Countersigner, node_key
 from gristmill.broker.delivery import Delivery, Flow
@@ -136,6 +137,7 @@ class Execution:
         self._allowed: dict[int, int] = {}  # job to the credit that its client was told
         self._credit: dict[int, InputCredit] = {}  # a little more than that: told at the next tick
         self._metrics = metrics
+        self.held: dict[tuple[int, int], Contribution] = {}  # job, sequence: to be posted or not
         self._last_kept = 0  # ref of the result that was recorded last
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._results: deque[tuple[int, dict[int, tuple[Flow, int]]]] = deque()
@@ -143,6 +145,9 @@ class Execution:
         self._handlers: dict[type[do.Effect], Callable[[Any], None]] = {
             do.RecordJob: self._record_job,
             do.KeepParcel: self._keep_parcel,
+            do.KeepVote: self._keep_vote,
+            do.SettleVote: self._settle_vote,
+            do.KeepStanding: self._keep_standing,
             do.KeepSuperseded: self._keep_superseded,
             do.RecordEvent: self._record_event,
             do.RecordState: self._record_state,
@@ -283,6 +288,28 @@ class Execution:
             self._delivery.remember(told)
         self._last_kept = effect.ref
 
+    def _keep_vote(self, effect: do.KeepVote) -> None:
+        entry = self._complete(effect.entry) if effect.entry is not None else None
+        if entry is not None:
+            self.held[effect.job, effect.sequence] = entry
+        self._note(effect.job, names.RESULT_HELD, records.vote_detail(effect, entry))
+
+    def _settle_vote(self, effect: do.SettleVote) -> None:
+        detail = {"sequence": effect.sequence, "is_paid": effect.is_paid}
+        self._note(effect.job, names.RESULT_SETTLED, detail)
+        entry = self.held.pop((effect.job, effect.sequence), None)
+        if entry is not None and effect.is_paid:
+            self._outbox.add(entry)
+
+    def _note(self, job: int, name: str, detail: dict[str, Any]) -> None:
+        """A line of the event log about one result of many: not for the log of the process."""
+        row = records.event_row(job, self.inbox.utc_ms, name, detail)
+        self._journal.record("events", schema.ADD_EVENT, row, len(row[3]) + 64)
+
+    def _keep_standing(self, effect: do.KeepStanding) -> None:
+        row = records.standing_row(effect)
+        self._journal.record("meta", schema.SET_META, row, len(row[0]) + len(row[1]) + 32)
+
     def _keep_superseded(self, effect: do.KeepSuperseded) -> None:
         self._metrics.superseded += 1  # the core may record an event, too
 
@@ -310,12 +337,16 @@ class Execution:
 
     def _add_to_outbox(self, effect: do.AddToOutbox) -> None:
         entry = effect.entry
-        if isinstance(entry, Contribution):  # right behind its result, always
-            head, _ = self.inbox.results[self._last_kept]
-            assert (head.first, head.lease_id) == (entry.first, entry.lease_id), (head, entry)
-            digest = self.inbox.outcome_digest(self._last_kept)
-            entry = self._countersign(entry, head, self.jobs[head.job].work, digest)
+        if isinstance(entry, Contribution):
+            entry = self._complete(entry)
         self._outbox.add(entry)
+
+    def _complete(self, entry: Contribution) -> Contribution:
+        """A contribution with all of its receipt; it comes right behind its result, always."""
+        head, _ = self.inbox.results[self._last_kept]
+        assert (head.first, head.lease_id) == (entry.first, entry.lease_id), (head, entry)
+        digest = self.inbox.outcome_digest(self._last_kept)
+        return self._countersign(entry, head, self.jobs[head.job].work, digest)
 
     def tell_key(self, name: str, node: str) -> None:
         """A worker's name was pinned to its key."""

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gristmill.broker import past
@@ -58,6 +58,7 @@ VERBS: dict[type[say.Message], Verb] = {
     say.Steer: Verb("_on_steer"),
     say.Ask: Verb("_on_ask"),
     say.DrainWorker: Verb("_on_drain_worker", is_operator=True),
+    say.ReleaseNode: Verb("_on_release_node", is_operator=True),
     say.Buy: Verb("_on_buy"),
     say.Purchase: Verb("_on_purchase"),
     say.Ping: Verb("_on_ping"),
@@ -71,6 +72,7 @@ class Front:
     Args:
         apply: steps the core with an event and does its effects.
         refusal: why nothing new of a tenant is taken now (a job, or else a parcel), or None.
+        nodes: worker names pinned to keys.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Front:
         answers: Answers,
         apply: Callable[[on.AnyEvent], None],
         refusal: Callable[[str, bool], RemoteError | None],
+        nodes: Mapping[str, str],
         metrics: Metrics,
     ) -> None:
+        self._nodes = nodes
         self._settings = settings
         self._broker = broker
         self._mailbox = mailbox
@@ -432,6 +436,24 @@ class Front:
         worker.is_draining = True
         self._apply(on.WorkerDrainAsked(worker.number))
         self._mailbox.send(session.peer, [encode(say.Answer(message.request))])
+
+    def _on_release_node(
+        self, session: ClientSession, message: say.ReleaseNode, bodies: list[bytes]
+    ) -> None:
+        if self._is_repeated(session, message.request):
+            return
+        node = self._nodes.get(message.worker)
+        if node is None:
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"no worker was ever named {message.worker!r:.80}",
+                "gristmill node list",
+            )
+        session.note_done(message.request)
+        self._apply(on.NodeReleased(node))
+        number, peer = message.request, session.peer
+        # Who hears yes may restart the broker at once: it must still be so.
+        self._execution.when_durable(lambda: self._mailbox.send(peer, [encode(say.Answer(number))]))
 
 
 def _content_of(known: past.KnownSubmission | None) -> tuple[int, bytes] | None:

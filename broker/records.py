@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gristmill.broker.core.checks import Standing, Vote
+from gristmill.broker.core.effects import KeepStanding, KeepVote
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
-from gristmill.wire.ledger import Hold
+from gristmill.wire.ledger import Contribution, Hold
 from gristmill.wire.spec import JobSpec, Tariff
 from gristmill.wire.tariffs import STANDARD, Tariffs
 
@@ -19,6 +21,7 @@ _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 decode_spec = msgspec.msgpack.Decoder(JobSpec).decode
 _decode_tariffs = msgspec.msgpack.Decoder(Tariffs | Tariff).decode
+_decode_contribution = msgspec.msgpack.Decoder(Contribution).decode
 decode_status = msgspec.msgpack.Decoder(JobStatus).decode
 decode_header = msgspec.msgpack.Decoder(Results).decode
 
@@ -365,6 +368,54 @@ def read_event(row: Row) -> tuple[str, dict[str, Any]]:
     except msgspec.DecodeError as error:
         raise DamagedError("events", f"{seq}", f"its detail does not decode: {error}") from None
     return name, detail
+
+
+# ---------------------------------------------------------------- results that are compared
+
+STANDING = "standing:"  #: before a node's key: key of its standing in ``meta``
+
+
+def vote_detail(effect: KeepVote, entry: Contribution | None) -> dict[str, Any]:
+    """The detail of a ``result.held`` line; ``entry``: countersigned."""
+    return {
+        "sequence": effect.sequence,
+        "subtask": effect.index,
+        "attempt": effect.attempt,
+        "owner": effect.owner,
+        "node": effect.node,
+        "lease": effect.lease_id,
+        "outcome": effect.outcome,
+        "digest": effect.digest.hex(),
+        "amount_ucredits": effect.amount_ucredits,
+        "entry": "" if entry is None else _encode(entry).hex(),
+    }
+
+
+def read_vote(detail: dict[str, Any]) -> tuple[int, Vote, Contribution | None]:
+    """(subtask, vote, contribution) of a ``result.held`` line."""
+    vote = Vote(
+        detail["sequence"], detail["attempt"], detail["owner"], detail["node"], detail["lease"],
+        detail["outcome"], bytes.fromhex(detail["digest"]), detail["amount_ucredits"],
+    )  # fmt: skip
+    entry = bytes.fromhex(detail["entry"])
+    return detail["subtask"], vote, _decode_contribution(entry) if entry else None
+
+
+def standing_row(effect: KeepStanding) -> tuple[str, str]:
+    """The row of ``meta`` of a node."""
+    return f"{STANDING}{effect.node}", f"{effect.streak} {effect.cause}"
+
+
+def read_standing(key: str, value: Any) -> tuple[str, Standing]:
+    """(node, standing) of a row of ``meta``.
+
+    Raises:
+        DamagedError: it is no standing.
+    """
+    streak, space, cause = value.partition(" ") if isinstance(value, str) else ("", "", "")
+    if not space or not streak.isdecimal():
+        raise DamagedError("meta", key, f"no standing of a node: {value!r:.80}")
+    return key.removeprefix(STANDING), Standing(int(streak), cause)
 
 
 def entry_row(sequence: int, entry: msgspec.Struct) -> Row:

@@ -18,6 +18,7 @@ import apsw
 
 from gristmill.broker import bodies, catalog, checkpoints, records, salvage, schema
 from gristmill.broker.core import journal_names as names
+from gristmill.broker.core.checks import Standing, Vote
 from gristmill.broker.core.effects import AnyEffect
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
 from gristmill.broker.core.state import Config, State
@@ -26,6 +27,7 @@ from gristmill.broker.journal import Journal
 from gristmill.broker.metrics import Metrics
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus, Results
 from gristmill.wire.frames import encode
+from gristmill.wire.ledger import Contribution
 from gristmill.wire.limits import PARCEL_BYTES_MAX
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
@@ -54,7 +56,8 @@ class LiveJob:
 class Recovered:
     """What a start begins with.
 
-    ``last_row``: the newest result's rowid. ``workers``: who was there when the broker ended.
+    ``last_row``: the newest result's rowid. ``held``: contributions of results that are not
+    decided, by job and sequence. ``workers``: who was there when the broker ended.
     """
 
     state: State
@@ -66,6 +69,7 @@ class Recovered:
     key_told: str
     last_row: int
     workers: list[str]
+    held: dict[tuple[int, int], Contribution]
 
 
 def recover(
@@ -112,12 +116,13 @@ def _recover(
             if key.startswith(SHARE)
         }
         state, effects = rebuild(
-            config, journal.incarnation, replay.facts(), now_ms, now_utc_ms, workers, shares
-        )
+            config, journal.incarnation, replay.facts(), now_ms, now_utc_ms, workers, shares,
+            replay.standings(meta),
+        )  # fmt: skip
         replay.finish_deletions(state)
         nodes = dict(replay.rows("nodes", "SELECT name, node FROM nodes"))
         for key in meta:
-            if key not in _META and not key.startswith((SHARE, bodies.KEY)):
+            if key not in _META and not key.startswith(_META_OF):
                 replay.quarantine(records.DamagedError("meta", key, "no key of ours"))
         acked, last = replay.outbox(meta.get("outbox_acked"))
         state.job_counter = max(
@@ -135,12 +140,16 @@ def _recover(
     )  # fmt: skip
     told = meta.get(KEY_TOLD)
     told = told if isinstance(told, str) else ""
-    return Recovered(state, effects, replay.live(), nodes, acked, last, told, last_row, workers)
+    return Recovered(
+        state, effects, replay.live(), nodes, acked, last, told, last_row, workers,
+        replay.held,
+    )  # fmt: skip
 
 
 _META = frozenset(
     {"schema_version", "broker", "incarnation", "outbox_acked", KEY_TOLD, catalog.SEAL}
 )
+_META_OF = (SHARE, bodies.KEY, records.STANDING)
 _ENTRIES = f"SELECT {records.ENTRY_COLUMNS} FROM outbox ORDER BY sequence"
 _LAST_ROW = "SELECT ifnull(max(rowid), 0) FROM results"
 _LAST_JOB = (
@@ -150,7 +159,7 @@ _LAST_JOB = (
 _INTENTS = (
     names.HOLD_GRANTED, names.HOLD_REFUSED, names.UPLOAD_CLOSED, names.CANCEL_ASKED,
     names.PAUSED, names.RESUMED, names.CAP_NOTICE, names.CAP_REACHED,
-    names.LEASE_RESCUED,
+    names.LEASE_RESCUED, names.RESULT_HELD, names.RESULT_SETTLED, names.RESULT_UNPAID,
 )  # fmt: skip
 
 # Of unfinished jobs, in order of job: (job, ...) each.
@@ -219,6 +228,7 @@ class _Replay:
         self._freed: dict[int, int] = {}
         self._checkpoints: dict[int, checkpoints.Checkpoint] = {}  # until its results are read
         self._gone: dict[int, int] = {}  # job to the end of its parcels that have left
+        self.held: dict[tuple[int, int], Contribution] = {}
         self.read = 0
 
     def close(self) -> None:
@@ -257,6 +267,19 @@ class _Replay:
         log.error("journal quarantined table=%s row=%s: %s", error.table, error.key, error.reason)
         row = (error.table, error.key, error.reason, self._now_utc_ms, body)
         self._journal.record("quarantine", schema.ADD_QUARANTINE, row, len(body) + 256)
+
+    def standings(self, meta: dict[str, Any]) -> dict[str, Standing]:
+        """What is known of nodes; one that cannot be read is checked from the beginning."""
+        found = {}
+        for key, value in meta.items():
+            if key.startswith(records.STANDING):
+                try:
+                    node, standing = records.read_standing(key, value)
+                except records.DamagedError as error:
+                    self.quarantine(error)
+                else:
+                    found[node] = standing
+        return found
 
     def live(self) -> list[LiveJob]:
         """The jobs that were given out as facts and are unfinished."""
@@ -325,6 +348,8 @@ class _Replay:
         found: dict[str, Any] = {}
         runs: list[Any] = []
         losses: list[tuple[int, int]] = []
+        votes: dict[int, tuple[int, Vote]] = {}
+        unpaid: list[tuple[int, int]] = []
         for row in self._events.take(job):
             try:
                 name, detail = records.read_event(row)
@@ -349,13 +374,29 @@ class _Replay:
             elif name == names.CAP_NOTICE:
                 percent = detail.get("percent", 0)
                 found["noticed_percent"] = max(found.get("noticed_percent", 0), percent)
+            elif name == names.RESULT_HELD:
+                subtask, vote, entry = records.read_vote(detail)
+                votes[vote.sequence] = subtask, vote
+                if entry is not None:
+                    self.held[job, vote.sequence] = entry
+            elif name == names.RESULT_SETTLED:
+                votes.pop(detail["sequence"], None)
+                self.held.pop((job, detail["sequence"]), None)
+            elif name == names.RESULT_UNPAID:
+                count = sum(length for _, length in detail["runs"])
+                unpaid.append((count, detail["amount_ucredits"]))
             elif name == names.LEASE_RESCUED:
                 found.setdefault("rescued", []).append(detail["lease"])
                 if detail.get("cut", -1) >= 0:
                     losses.append((detail["cut"], detail.get("attempt", 0)))
             else:
                 found["is_capped"] = True
-        return found | {"cancelled_runs": runs, "losses": losses}
+        return found | {
+            "cancelled_runs": runs,
+            "losses": losses,
+            "votes": list(votes.values()),
+            "unpaid": unpaid,
+        }
 
     def _parcels(self, job: int, status: JobStatus | None) -> Iterator[ParcelFact]:
         expected, ended = 0, self._ended_before(job)

@@ -318,6 +318,12 @@ class Drained(Document, frozen=True, tag="gristmill/drain/1"):
     is_ended: bool = False
 
 
+class Released(Document, frozen=True, tag="gristmill/release/1"):
+    """The node of this worker is not in quarantine."""
+
+    worker: str
+
+
 class Finding(msgspec.Struct, frozen=True):
     """One thing that was looked at. ``level``: ``ok``, ``note``, ``warning`` or ``fault``."""
 
@@ -432,6 +438,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Purchase,
     Purchases,
     Drained,
+    Released,
     Doctor,
     Deployed,
     Drill,

@@ -385,6 +385,11 @@ def _submit_job(group: argparse._ArgumentGroup) -> None:
         help="done when: all, any or N subtasks are done (then the rest is cancelled), or P%%",
     )
     group.add_argument(
+        "--quorum",
+        metavar="RULE",
+        help="compare results of workers of distinct owners: 2/3, or adaptive; replicas are paid",
+    )
+    group.add_argument(
         "--priority", type=typed(count_of(0, 9)), metavar="0-9", help="among your jobs (default: 4)"
     )
     group.add_argument(
@@ -509,6 +514,10 @@ def _node(verbs: Verbs) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
     _list_and_drain(actions)
+    release = add_verb(
+        actions, "release", "node", "A node leaves quarantine, and is checked as a new one is"
+    )
+    release.add_argument("worker", metavar="NAME", help="see 'gristmill node list'")
 
 
 def _list_and_drain(actions: Any) -> None:

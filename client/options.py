@@ -26,6 +26,9 @@ class Options(TypedDict, total=False):
     many failed and none was done.
     completion: what makes the job done: ``all``, ``any`` or a number of subtasks (the rest is then
     cancelled), or a share such as ``90%``.
+    quorum: ``2/3`` for two equal results of at most three from workers of distinct owners, or
+    ``adaptive`` for that of new nodes and of a sample: results must be the same bytes wherever the
+    function runs, and each replica is paid, see docs/trust.md.
     keep: results stay after they were read, for ``retention`` (a duration), and inputs until the
     job ends; a map of more than the broker's disk has room for needs False. durable: False gives
     up the durability of results, never of acceptance or money.
@@ -50,6 +53,7 @@ class Options(TypedDict, total=False):
     concurrency: int
     failures_max: int
     completion: str
+    quorum: str
     keep: bool
     retention: Duration
     durable: bool
@@ -131,6 +135,7 @@ def make_spec(
             losses_max=options.get("losses", 3),
             failures_max=options.get("failures_max", 0),
             completion=options.get("completion", "all"),
+            quorum=options.get("quorum", ""),
             priority=options.get("priority", 4),
             concurrency_max=options.get("concurrency", 0),
             cap_ucredits=DEFAULT_CAP_UCREDITS if cap is None else _ucredits(cap),

@@ -24,7 +24,7 @@ import msgspec
 
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.receipts import work_of
-from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff
+from gristmill.wire.spec import ZERO_TARIFF, JobSpec, Tariff, parse_quorum
 from gristmill.wire.tariffs import CLASS_LABEL, class_of, tariff_of
 from gristmill.wire.units import UCREDITS_PER_CREDIT, format_credits
 
@@ -199,15 +199,28 @@ def _predict(
     for tariff in tariffs:
         costs = [factor * cost_of(tariff, row, spec.limits.memory_bytes) for row in rows]
         spans.append((*interval(costs, total), sum(costs) / len(costs)))
-    low = min(span[0] for span in spans)
-    high = max(span[2] for span in spans)
-    mid = sum(span[1] for span in spans) / len(spans)
-    each = sum(span[3] for span in spans) / len(spans)
+    least, most = replicas_of(spec)
+    low = least * min(span[0] for span in spans)
+    high = most * max(span[2] for span in spans)
+    mid = least * sum(span[1] for span in spans) / len(spans)
+    each = least * sum(span[3] for span in spans) / len(spans)
     cap = spec.cap_ucredits
     return Price(
         min(math.floor(low), cap), min(math.ceil(high), cap), min(round(mid), cap), basis, total,
         each, len(rows), is_capped=high > cap,
     )  # fmt: skip
+
+
+def replicas_of(spec: JobSpec) -> tuple[int, int]:
+    """How often each subtask is paid: where nobody lies, and where no node is trusted yet.
+
+    >>> replicas_of(JobSpec("function", quorum="2/3")), replicas_of(JobSpec("function"))
+    ((2, 2), (1, 1))
+    """
+    quorum = parse_quorum(spec.quorum)
+    if quorum is None:
+        return 1, 1
+    return (1 if quorum.is_adaptive else quorum.equal), quorum.equal
 
 
 def cost_of(tariff: Tariff, row: SubtaskRow, memory_bytes: int) -> float:
@@ -283,6 +296,7 @@ def span_by_limits(spec: JobSpec, tariff: Tariff, total: int) -> tuple[int, int]
     limits = spec.limits
     cpu_ms = limits.cpu_ms or 4 * limits.wall_ms * max(1, limits.cpus_milli // 1000)
     cpu_ms = min(cpu_ms, limits.wall_ms * limits.cpus_milli // 1000)
-    attempts = total * (spec.retries + 1)
+    quorum, (least, _) = parse_quorum(spec.quorum), replicas_of(spec)
+    attempts = total * (spec.retries + 1 if quorum is None else quorum.most)
     byte_us = attempts * limits.wall_ms * 1000 * limits.memory_bytes
-    return tariff.price(0, total), tariff.price(attempts * cpu_ms * 1000, attempts, byte_us)
+    return tariff.price(0, total * least), tariff.price(attempts * cpu_ms * 1000, attempts, byte_us)

@@ -345,6 +345,14 @@ class Questions(abc.ABC):
         asked = wire.Purchase(b"", 0, verb, intent, received, ref)
         return decode_body(self._link.ask(asked), payments.IntentView)  # type: ignore[no-any-return]
 
+    def release(self, worker: str) -> None:
+        """Let the node of a worker out of quarantine (operators); it is checked as a new one is.
+
+        Raises:
+            GridError: ``INVALID_SPEC``: no worker was ever named so.
+        """
+        self._link.ask(wire.ReleaseNode(b"", 0, worker))
+
     def drain(self, worker: str) -> None:
         """Operator: a worker finishes what it has and takes no more."""
         self._link.ask(wire.DrainWorker(b"", 0, worker))

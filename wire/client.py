@@ -178,6 +178,14 @@ class DrainWorker(Message, frozen=True, tag=11):
     worker: str
 
 
+class ReleaseNode(Message, frozen=True, tag=16):
+    """Operator: the node of this worker leaves quarantine, and is checked from the beginning."""
+
+    session: bytes
+    request: Integer
+    worker: str
+
+
 class Ping(Message, frozen=True, tag=12):
     """I am here; answered with PONG."""
 
@@ -232,6 +240,7 @@ ClientMessage = (
     | Steer
     | Ask
     | DrainWorker
+    | ReleaseNode
     | Ping
     | Goodbye
     | Buy

@@ -91,6 +91,7 @@ class JobRoom:
             mode=mode_of(spec),
             is_star=spec.is_star,
             is_safe=spec.results == "safe" or spec.kind == "command",
+            is_single=bool(spec.quorum),
             wall_ms=limits.wall_ms,
             cpu_ms=cpu_ms,
             output_bytes=limits.output_bytes,

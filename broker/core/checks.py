@@ -80,7 +80,8 @@ class Vote:
 class Check:
     """The votes of one job. ``equal`` of at most ``most`` must agree, see ``spec.parse_quorum``.
 
-    ``contested``: subtasks whose votes differ; ``owners``: who voted; ``accused``: owners whose nodes this job put into quarantine.
+    ``contested``: subtasks whose votes differ; ``owners``: who voted; ``accused``: owners whose
+    nodes this job put into quarantine.
     ``replicas``: results beyond the first of a subtask; ``unpaid``: results that were not paid, of
     ``unpaid_ucredits`` together; ``disputed``: subtasks about which no quorum was found.
     """
@@ -129,7 +130,7 @@ class Check:
         return self.has_voted(index, worker)
 
     def allowed(self, start: int, length: int, most: int, worker: Worker) -> Run:
-        """The first part of a run that the worker may have, at most this long; length 0 for none."""
+        """The first part of a run that the worker may have, at most so long; length 0 for none."""
         low, end = start, start + length
         while low < end and self.is_barred(low, worker):
             low += 1

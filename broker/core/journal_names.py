@@ -19,6 +19,10 @@ LEASE_ADOPTED = "lease.adopted"  #: after a restart; detail: lease, node, runs
 LEASE_RETURNED = "lease.returned"  #: detail: lease, node, runs, cause, detail
 #: detail: lease, node, cause, runs; of many in a row only some, with how many there were: refusals
 RESULT_REFUSED = "result.refused"
+#: another replica is wanted; detail: sequence, subtask, attempt, owner, node, lease, outcome,
+#: digest, amount_ucredits, entry (its contribution, MessagePack in hex); recovery reads this
+RESULT_HELD = "result.held"
+RESULT_SETTLED = "result.settled"  #: it is decided; detail: sequence, is_paid; recovery reads this
 #: an attempt of a job with a quorum was not paid; detail: node, owner, lease, runs,
 #: amount_ucredits, cause; recovery reads this
 RESULT_UNPAID = "result.unpaid"

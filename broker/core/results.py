@@ -35,7 +35,7 @@ from gristmill.broker.core.pricing import (
     clamp_wall,
     least_ucredits,
 )
-from gristmill.broker.core.runs import cut, find, intersect
+from gristmill.broker.core.runs import cut, find, intersect, normalise, subtract
 from gristmill.broker.core.state import State
 from gristmill.broker.core.workers import Worker
 from gristmill.wire.ledger import Contribution
@@ -89,7 +89,10 @@ def on_result(state: State, event: ResultArrived, now_ms: int, effects: list[Any
 def _uncounted(check: Check, event: ResultArrived, worker: Worker) -> str:
     """Why a result cannot be compared with others; empty when it can."""
     if event.head.count != 1:
-        return f"{event.head.count} subtasks in one result of a job with a quorum"
+        meter = event.meter
+        if any(map(quorum.is_vote, meter.outcome or bytes([meter.uniform]))):
+            return f"{event.head.count} subtasks in one result of a job with a quorum"
+        return ""
     if check.has_voted(event.head.first, worker):
         return "its owner has made a result of it already"
     return ""
@@ -231,8 +234,9 @@ def _accept(
         elif ruling:
             accused = _settle(state, event, lease, ruling, now_ms, effects)
             not_final = []
-        elif not not_final:
-            abandon(job, first, count, effects)
+        else:
+            for start, length in subtract([(first, count)], normalise(not_final, job.uploaded)):
+                abandon(job, start, length, effects)
     if amount:
         endings.note_spending(state, job, now_ms, effects)
     _after(state, worker, lease, not_final, is_cap_reached, now_ms, effects)

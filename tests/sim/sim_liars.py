@@ -13,11 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gristmill.broker.core import checks
+from gristmill.broker.core import checks, recovery, step
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
 from gristmill.broker.core import journal_names as names
-from gristmill.broker.core import recovery, step
 from gristmill.broker.core.invariants import check
 from gristmill.wire.ledger import Contribution
 from gristmill.wire.meter import Meter

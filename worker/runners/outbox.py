@@ -152,12 +152,14 @@ class Outbox:
     """Sends frames on the slot's socket; waits for the agent to take them. Any thread may send.
 
     Attributes:
+        is_single: one subtask a result, as a job with a quorum wants it: so they can be compared.
         outputs: descriptors of the pipes of stdout and stderr that user code has no name for.
     """
 
     def __init__(self, sock: "_socket.socket", is_safe: bool = False) -> None:
         self._socket = sock
         self.is_safe = is_safe
+        self.is_single = False
         self.outputs: tuple[int, ...] = ()
         self._held: list[bytes] | None = None
         self._lock = _thread.allocate_lock()
@@ -208,6 +210,8 @@ class Outbox:
         A value that cannot travel ends its subtask as ENCODING; the others are not touched.
         """
         count = done.count
+        if count > 1 and self.is_single:
+            return self._send_halves(done)
         codec, frame = "", b""
         if done.values:
             try:

@@ -80,6 +80,7 @@ class Setting(msgspec.Struct, array_like=True, frozen=True, tag=1):
 
     ``mode``: ``loop`` runs subtasks in place, ``fork`` each in a child of its own. Limits are those
     of one subtask; ``wall_ms`` and ``output_bytes`` are kept here only in mode ``fork``.
+    ``is_single``: each result is of one subtask.
     """
 
     job: int
@@ -100,6 +101,7 @@ class Setting(msgspec.Struct, array_like=True, frozen=True, tag=1):
     files_out: list[str] = []
     ok_exit_codes: tuple[int, ...] = (0,)
     is_file_value: bool = False
+    is_single: bool = False
 
 
 def with_command(setting: Setting, **command: Any) -> Setting:

@@ -122,6 +122,7 @@ class Zygote:
 
     def _open(self, setting: protocol.Setting, body: bytes) -> None:
         self._outbox.is_safe = setting.is_safe
+        self._outbox.is_single = setting.is_single
         os.makedirs(setting.work_dir, mode=0o700, exist_ok=True)
         if setting.kind == "function":
             self._load(body)
