@@ -161,15 +161,23 @@ def _tell_unpaid(
     effects.append(RecordEvent(job.number, names.RESULT_UNPAID, detail, now_ms))
 
 
-def split(state: State, lease: Lease, index: int, now_ms: int, effects: list[AnyEffect]) -> None:
+def split(
+    state: State,
+    lease: Lease,
+    index: int,
+    outcome: int,
+    digest: bytes,
+    now_ms: int,
+    effects: list[AnyEffect],
+) -> None:
     """No value can get a quorum: the subtask ends as DISPUTED, and whoever worked is paid."""
     job, check = lease.job, lease.job.check
     assert check is not None
     votes = check.votes.get(index, [])
     check.disputed += 1
     check.replicas += bool(votes)
-    kinds = {(vote.outcome, vote.digest) for vote in votes}
-    told = f"{len(votes) + 1} replicas, at least {max(2, len(kinds))} different results"
+    kinds = {(outcome, digest), *((vote.outcome, vote.digest) for vote in votes)}
+    told = f"{len(votes) + 1} replicas gave {len(kinds)} different results"
     message = (
         f"{told}; the quorum is {check.equal} equal of {check.most}: does the function give the"
         " same bytes wherever it runs?"

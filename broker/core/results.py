@@ -306,7 +306,7 @@ def _settle(
             state, lease, index, outcome_of(event), _digest(event), now_ms, effects
         )
     if ruling == quorum.SPLIT:
-        quorum.split(state, lease, index, now_ms, effects)
+        quorum.split(state, lease, index, outcome_of(event), _digest(event), now_ms, effects)
     elif ruling == quorum.UNWANTED:
         outcome = job.ending if job.ending is not None else Outcome.CANCELLED
         endings.end_runs(state, job, [(index, 1)], outcome, lease.attempt, now_ms, effects)
