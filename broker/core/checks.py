@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gristmill.broker.core.workers import Worker
 
 TRUSTED_AFTER = 10  #: results in a row that another owner's replica agreed with
-STREAK_MAX = 100  #: so that of no node less than one result in a hundred is checked
+STREAK_MAX = 20  #: so that of no node less than one result in twenty is checked
 DICE_SIDES = 1 << 32
 
 

@@ -3,7 +3,8 @@
 The rule is that of BOINC (https://github.com/BOINC/boinc/wiki/AdaptiveReplication): a node of which
 ``TRUSTED_AFTER`` results in a row were confirmed is checked with probability 1 / (confirmed in a
 row), every other one always. Only what another owner's replica confirmed counts, not what was taken
-unchecked: else the sample would shrink by trust alone.
+unchecked: else the sample would shrink by trust alone; and it never shrinks below one in
+``STREAK_MAX``, which is about how many lies a patient liar gets through in its life.
 
 A node whose value an equal majority of distinct owners contradicts goes into *quarantine*: its
 leases are taken away, what of it is undecided is discarded unpaid, and it gets nothing until an

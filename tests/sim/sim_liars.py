@@ -51,8 +51,11 @@ class Node:
         """Its node."""
         return f"node{self.number}"
 
-    def answer(self, index: int, attempt: int, is_trusted: bool, dice: random.Random) -> bytes:
+    def answer(
+        self, index: int, attempt: int, standing: checks.Standing, dice: random.Random
+    ) -> bytes:
         """The digest that it tells."""
+        is_trusted, is_sure = standing.is_trusted, standing.streak >= checks.STREAK_MAX
         honest = digest_of("value", index)
         if self.kind == "honest":
             return honest
@@ -62,6 +65,7 @@ class Node:
             "always": True,
             "one in ten": dice.random() < 0.1,
             "patient": is_trusted and attempt == 1,
+            "for long": is_sure and attempt == 1,
             "pair": is_trusted and attempt == 1,
         }[self.kind]
         if not is_lie:
@@ -89,7 +93,6 @@ class Watch:
     def see(self, effects: list[fx.AnyEffect], owners: dict[str, str]) -> None:
         """The effects of one step."""
         before = dict(self.held)
-        shut = dict(self.shut)
         for effect in effects:
             if isinstance(effect, fx.KeepResult) and effect.ref:
                 if effect.not_final:
@@ -103,7 +106,9 @@ class Watch:
                 vote = self.held.pop(effect.sequence)
                 if effect.is_paid:
                     self.paid.append((vote.index, vote.attempt))
-                    assert vote.node not in shut, f"{vote.node} is in quarantine and was paid"
+                    assert vote.node not in self.shut, f"{vote.node}: in quarantine and paid"
+                    said = self.published.get(vote.index, vote.digest)
+                    assert said == vote.digest, f"{vote.index}: paid for what was outvoted"
                 else:
                     self.unpaid += 1
             elif isinstance(effect, fx.KeepStanding):
@@ -223,8 +228,10 @@ class LiarGrid:
         check_every: int = 0,
         restart_every: int = 0,
         shared_owners: int = 0,
+        cancel_at: int = 0,
     ) -> None:
         self.random = random.Random(seed)
+        self.cancel_at = cancel_at
         self.subtasks, self.check_every, self.restart_every = subtasks, check_every, restart_every
         liars = nodes * liars_percent // 100
         told = ["honest"] * (nodes - liars) + [kinds[at % len(kinds)] for at in range(liars)]
@@ -267,7 +274,10 @@ class LiarGrid:
         while self.heap and 1 in self.state.jobs:
             self.now, _, action = heapq.heappop(self.heap)
             action()
-            assert self.now < 100_000_000, "no end in sight"
+            assert self.now < 10_000_000, "no end in sight"
+            if self.cancel_at and len(self.watch.published) >= self.cancel_at:
+                self.cancel_at = 0
+                self._do(ev.CancelAsked(7, 2, "t", 1, []))
             if self.restart_every and self.steps % self.restart_every == 0:
                 self._restart()
         assert 1 not in self.state.jobs, "it never ended"
@@ -331,7 +341,7 @@ class LiarGrid:
         if lease.lease_id not in mine:
             return
         standing = self.state.standings.get(node.key, checks.Standing())
-        digest = node.answer(index, lease.attempt, standing.is_trusted, self.random)
+        digest = node.answer(index, lease.attempt, standing, self.random)
         self.watch.said[index, lease.attempt] = (node.key, digest)
         node.runs += 1
         self.refs += 1
