@@ -97,6 +97,8 @@ class Truth:
         elif outcome is Outcome.BUDGET:
             is_ample = work.spec.cap_ucredits >= CAP and not self.is_poor
             need(not is_ample, f"{name}: out of a budget that is ample")
+        elif outcome is Outcome.DISPUTED:
+            need(work.spec.quorum, f"{name}: disputed without a quorum")
         elif outcome is Outcome.STORE:
             need(work.is_unready, f"{name}: store, and its files are there")
         else:
@@ -216,6 +218,10 @@ def audit_books(broker: Disk, ledger: Disk, promises: Promises) -> dict[str, int
     ):
         ref = f"{identity}/{job}"
         work = promises.works.get(job)
+        for (detail,) in broker.rows(
+            "SELECT detail FROM events WHERE job = ? AND name = 'result.unpaid'", job
+        ):
+            amount -= msgspec.json.decode(detail)["amount_ucredits"]
         if work is None or work.spec.keep:  # results of others may be freed
             need(
                 bills.get(ref, 0) == amount,

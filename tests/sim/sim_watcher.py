@@ -32,6 +32,7 @@ class JobView:
     finals: dict[int, int] = field(default_factory=dict)  # index -> outcome
     tries: dict[int, int] = field(default_factory=dict)  # index -> results that are not final
     billed: dict[tuple[int, int], int] = field(default_factory=dict)  # (index, attempt) -> lease
+    held: dict[int, fx.KeepVote] = field(default_factory=dict)  # sequence -> undecided
     amount: int = 0
     state: str = "accepted"
     is_held: bool = False
@@ -272,7 +273,9 @@ class Watcher:
                 self.out.pop((effect.job, index), None)
             if index in again:
                 self.need(index not in job.finals, f"{name}/{index}: again after its end")
-                self.need(outcomes[offset] != Outcome.OK, f"{name}/{index}: ok and tried again")
+                is_held = bool(job.spec.quorum)
+                is_bad = is_held or outcomes[offset] != Outcome.OK
+                self.need(is_bad, f"{name}/{index}: ok and tried again")
                 job.tries[index] = job.tries.get(index, 0) + 1
                 continue
             self.need(index not in job.finals, f"{name}/{index}: final twice")
@@ -284,6 +287,18 @@ class Watcher:
     def on_KeepSuperseded(self, effect: fx.KeepSuperseded) -> None:  # noqa: N802
         self.superseded += 1
         self.need(effect.ref not in self.used_refs, "a superseded result was used")
+
+    def on_KeepVote(self, effect: fx.KeepVote) -> None:  # noqa: N802
+        job = self.jobs[effect.job]
+        self.need(job.spec.quorum, f"j{effect.job}: a vote without a quorum")
+        job.held[effect.sequence] = effect
+
+    def on_SettleVote(self, effect: fx.SettleVote) -> None:  # noqa: N802
+        job = self.jobs[effect.job]
+        vote = job.held.pop(effect.sequence, None)
+        self.need(vote is not None, f"j{effect.job}: a vote was settled twice, or never held")
+        if vote is not None and vote.entry is not None and effect.is_paid:
+            self._contribution(job, vote.entry)
 
     def on_AddToOutbox(self, effect: fx.AddToOutbox) -> None:  # noqa: N802
         entry = effect.entry
@@ -300,7 +315,8 @@ class Watcher:
     def _contribution(self, job: JobView, entry: Contribution) -> None:
         self.need(not job.is_released, f"{entry.ref}: billed after its hold was released")
         lease = self.leases[entry.lease_id]
-        self.need(not lease.is_void, f"{entry.ref}: a void lease was billed")
+        is_old = bool(job.spec.quorum)  # decided when its lease may long be over
+        self.need(is_old or not lease.is_void, f"{entry.ref}: a void lease was billed")
         for index in range(entry.first, entry.first + entry.count):
             key = (index, entry.attempt)
             self.need(

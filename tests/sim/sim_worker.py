@@ -307,7 +307,7 @@ class SimYard:
         if not jail.done:
             jail.done_since = self.world.now
         jail.done.append((index, outcome, took * 1_000))
-        if self.world.now - jail.done_since >= RESULT_FLUSH_MS:
+        if jail.work.spec.quorum or self.world.now - jail.done_since >= RESULT_FLUSH_MS:
             self._hand_over(jail, feed)
         self._next(jail)
 
@@ -317,6 +317,9 @@ class SimYard:
             return
         seed = msgspec.msgpack.decode(jail.function)[1]
         values = [value_of(seed, feed.given[i]) for i, outcome, _ in done if outcome == Outcome.OK]
+        if self.worker.is_liar:
+            self.world.saw("lie told", len(values))
+            values = [-1 - value for value in values]
         failures = [(at, Failure("raised")) for at, (_, outcome, _) in enumerate(done) if outcome]
         count, cpu_us = len(done), sum(us for _, _, us in done)
         frames = (
@@ -422,6 +425,7 @@ class SimWorker(Process):
         self.is_calm = lambda: False
         self.is_node_stopped = False
         self.is_wanted = True
+        self.is_liar = False
         self.look_at = 0
         self.sent: dict[int, int] = {0: 0}  # full report to when it was sent; 0: what counts now
         self.hello_ms = 0  # when the last HELLO was sent

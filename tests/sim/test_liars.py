@@ -1,15 +1,19 @@
 """Untrusted results: how much wrong is believed, what the checks cost, and planted bugs."""
 
+import logging
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sim_liars import KINDS, LiarGrid
+from sim_quorum import QuorumGrid
 
 from gristmill.broker.core import checks, endings, quorum, recovery, results
 from gristmill.broker.core.state import State
+from gristmill.broker.execution import Execution
 
 SEEDS_RELEASE = 100
 SUBTASKS_EACH = 2_000  #: of a node: a liar gets some lies through in its life, whatever its length
@@ -76,6 +80,51 @@ def test_two_of_one_owner_never_confirm_each_other(sized) -> None:
 def test_a_restart_forgets_no_vote_no_bill_and_no_standing(rule, sized) -> None:
     for seed in range(sized(2, 40)):
         LiarGrid(seed, 10, 300, quorum=rule, check_every=1, restart_every=61).run()
+
+
+def whole(seed: int) -> str:
+    """What a seed of the whole grid finds, in one line, or nothing."""
+    try:
+        QuorumGrid(seed).run()
+    except Exception as error:  # a planted bug may break the product itself, too
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def test_a_whole_grid_with_quorums_keeps_every_promise(sized, figures) -> None:
+    """Real shells and journals, under all faults: no vote is lost, no bill is posted twice."""
+    logging.disable(logging.CRITICAL)
+    seen: Counter[str] = Counter()
+    try:
+        for seed in range(sized(36, 1_200)):
+            grid = QuorumGrid(seed)
+            try:
+                grid.run()
+            except Exception as error:
+                pytest.fail(f"{error}\n{grid.describe()}")
+            seen.update(grid.world.seen)
+    finally:
+        logging.disable(logging.NOTSET)
+    told = ("broker restart", "lie told", "result.unpaid", "node.quarantined")
+    figures(**{name: seen[name] for name in told})
+    assert all(seen[name] for name in told)
+
+
+@pytest.mark.parametrize("name", ["_keep_vote", "_settle_vote"])
+def test_a_shell_that_forgets_is_found(name, monkeypatch, figures) -> None:
+    """An effect that the shell does not carry out."""
+    logging.disable(logging.CRITICAL)
+    try:
+        for seed in range(40):
+            with monkeypatch.context() as patch:
+                patch.setattr(Execution, name, lambda self, effect: None)
+                told = whole(seed)
+            if told and not whole(seed):
+                figures(found_at=seed, by=told[:80])
+                return
+    finally:
+        logging.disable(logging.NOTSET)
+    pytest.fail(f"40 seeds did not find a missing {name}")
 
 
 # ---------------------------------------------------------------- planted bugs

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from grid_rig import gristmill, grids_of_a_test, until
+from grid_rig import grids_of_a_test, gristmill, until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
@@ -87,14 +87,12 @@ def test_who_waits_for_another_owner_is_told_and_a_restart_forgets_no_half(
     with Client(grid.address) as client:
         asked = ("submit", "--json", "--quorum", "2/2", "--tier", "trusted", "--", "echo", "same")
         number = json.loads(gristmill(grid, *asked).stdout)["job"]
-        told = until(
-            "it waits for another owner",
-            lambda: (
-                (why := gristmill(grid, "why", f"j{number}")).stdout
-                if "QUORUM" in (why := gristmill(grid, "why", f"j{number}")).stdout
-                else ""
-            ),
-        )
+
+        def waiting() -> str:
+            told = gristmill(grid, "why", f"j{number}").stdout
+            return told if "QUORUM" in told else ""
+
+        told = until("it waits for another owner", waiting)
         assert "1 subtask wait" in told and "add a worker of another owner" in told
         assert len(events(grid, "result.held")) == 1
         grid.kill("broker")
@@ -110,7 +108,7 @@ def test_a_function_that_cannot_be_compared_ends_as_disputed(make: Callable[...,
     grid = make(workers=3, tiers=("trusted",))
     with Client(grid.address) as client:
         with pytest.raises(
-            SubtaskError, match="3 different results.*does the function give the same bytes"
+            SubtaskError, match=r"3 different results.*does the function give the same bytes"
         ):
             list(client.map(anything, range(4), quorum="2/3", tier="trusted"))
         assert set(states(client).values()) <= {"idle", "busy"}, "nobody is accused"
