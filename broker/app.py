@@ -157,7 +157,6 @@ class Broker:
             self._front_box, self.clients, self.workers, grants, self._on_core_dropped, self._quota,
             self._lines, metrics,
         )  # fmt: skip
-        self.execution.held = found.held
         self._note_time()
         self.ledger = LedgerLink(
             self._context, settings, self.journal.broker, self.outbox,
@@ -175,7 +174,7 @@ class Broker:
             self.execution, self.delivery, answers, self._apply, self._refusal,
             found.nodes, metrics,
         )  # fmt: skip
-        self.execution.find_past = answers.find_past
+        self.execution.find_past, self.execution.held = answers.find_past, found.held
         self._back = Back(
             settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
             found.nodes, self._lines, self._apply, self._attempt_of, metrics,
@@ -188,9 +187,8 @@ class Broker:
         self.reader.ask(_find_unfinished, self._look_back, lambda _: None)
         self.execution.run(found.effects)
         self._apply(on.LedgerSeen(False, self.outbox.is_full))
-        self._awaited = found.workers
         # Clients of the last incarnation have this long to come back to their uploads.
-        self._look_at_ms = now_ms + LOOK_AFTER_MS
+        self._look_at_ms, self._awaited = now_ms + LOOK_AFTER_MS, found.workers
         self._absent_until_ms: int | None = now_ms + settings.client_ttl_ms
 
     @property

@@ -324,7 +324,7 @@ def _contribution(
     cpu_us: int,
     amount: int,
 ) -> Contribution:
-    head, tariff = event.head, lease.tariff
+    head, tariff, job = event.head, lease.tariff, lease.job
     return Contribution(
         ref,
         lease.job.tenant.name,
@@ -343,7 +343,7 @@ def _contribution(
         amount,
         toll_of(amount),
         event.now_utc_ms,
-        0,
+        0 if job.check is None else len(job.check.votes.get(head.first, ())),
         head.signature,
         cpu_second_ucredits=tariff.cpu_second_ucredits,
         subtask_ucredits=tariff.subtask_ucredits,
