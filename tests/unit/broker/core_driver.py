@@ -101,6 +101,8 @@ class Core:
         number: int = 0,
         job: int = 0,
         meter_count: int = -1,
+        digest: bytes = b"",
+        dice: int = 0,
     ) -> list[fx.AnyEffect]:
         self.numbers[worker] = number or self.numbers.get(worker, 0) + 1
         self.refs += 1
@@ -121,7 +123,9 @@ class Core:
             "cgroup",
         )
         return self.do(
-            ev.ResultArrived(worker, head, meter, self.refs, 10, failures or [], UTC + self.now)
+            ev.ResultArrived(
+                worker, head, meter, self.refs, 10, failures or [], UTC + self.now, digest, dice
+            )
         )
 
     def finish(self, worker: int, lease: LeaseGrant, each_us: int = 1_000) -> list[fx.AnyEffect]:
