@@ -20,6 +20,7 @@ from gristmill.broker import bodies, catalog, checkpoints, records, salvage, sch
 from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.checks import Standing, Vote
 from gristmill.broker.core.effects import AnyEffect
+from gristmill.broker.core.events import Canary
 from gristmill.broker.core.recovery import JobFact, ParcelFact, ResultFact, rebuild
 from gristmill.broker.core.state import Config, State
 from gristmill.broker.countersigning import KEY_TOLD
@@ -160,6 +161,7 @@ _INTENTS = (
     names.HOLD_GRANTED, names.HOLD_REFUSED, names.UPLOAD_CLOSED, names.CANCEL_ASKED,
     names.PAUSED, names.RESUMED, names.CAP_NOTICE, names.CAP_REACHED,
     names.LEASE_RESCUED, names.RESULT_HELD, names.RESULT_SETTLED, names.RESULT_UNPAID,
+    names.CANARY_SET,
 )  # fmt: skip
 
 # Of unfinished jobs, in order of job: (job, ...) each.
@@ -374,6 +376,8 @@ class _Replay:
             elif name == names.CAP_NOTICE:
                 percent = detail.get("percent", 0)
                 found["noticed_percent"] = max(found.get("noticed_percent", 0), percent)
+            elif name == names.CANARY_SET:
+                found["canary"] = Canary(detail["node"], bytes.fromhex(detail["digest"]))
             elif name == names.RESULT_HELD:
                 subtask, vote, entry = records.read_vote(detail)
                 votes[vote.sequence] = subtask, vote

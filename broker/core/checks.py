@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gristmill.broker.core.effects import AnyEffect, SettleVote
+from gristmill.broker.core.events import Canary
 from gristmill.broker.core.parcels import Parcels
 from gristmill.broker.core.ready import Ready, ReadyRun
 from gristmill.wire.limits import LEASE_PARCEL_BYTES_MAX, LEASE_RUNS_MAX, UNDECIDED_MAX
@@ -82,6 +83,7 @@ class Check:
 
     ``contested``: subtasks whose votes differ; ``owners``: who voted; ``accused``: owners whose
     nodes this job put into quarantine.
+    ``canary``: it is one subtask whose value is known, for one node, which may be in quarantine.
     ``replicas``: results beyond the first of a subtask; ``unpaid``: results that were not paid, of
     ``unpaid_ucredits`` together; ``disputed``: subtasks about which no quorum was found.
     """
@@ -89,6 +91,7 @@ class Check:
     equal: int
     most: int
     is_adaptive: bool
+    canary: Canary | None = None
     votes: dict[int, list[Vote]] = field(default_factory=dict)
     contested: dict[int, None] = field(default_factory=dict)
     owners: dict[str, None] = field(default_factory=dict)
@@ -125,6 +128,8 @@ class Check:
 
         Its owner made a result of it already; or too many others wait for somebody else.
         """
+        if self.canary is not None:
+            return worker.node != self.canary.node
         if index not in self.votes:
             return len(self.votes) >= UNDECIDED_MAX
         return self.has_voted(index, worker)

@@ -342,6 +342,7 @@ def complete(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> N
 def _forget(state: State, job: Job, finished: Finished) -> None:
     tenant = job.tenant
     del state.jobs[job.number]
+    state.canaries.pop(job.number, None)
     state.changed.pop(job.number, None)
     tenant.stalled.pop(job.number, None)
     tenant.jobs -= 1

@@ -20,11 +20,22 @@ class Event(msgspec.Struct, frozen=True):
 # ---------------------------------------------------------------- clients
 
 
+class Canary(msgspec.Struct, frozen=True):
+    """What makes a job of one subtask a question with a known answer, to one node.
+
+    ``digest``: of the value that is right, as in ``ResultArrived``.
+    """
+
+    node: str
+    digest: bytes
+
+
 class JobSubmitted(Event, frozen=True):
     """A client sent a spec that ``check_spec`` passed.
 
     ``is_dry_run``: only say what would happen. ``known``: (job, digest of its content) that the
-    journal has under this submission id, when the state may have forgotten it.
+    journal has under this submission id, when the state may have forgotten it. ``canary``: by the
+    broker itself, never from a client; the job is done if the node's value is right, else failed.
     """
 
     client: int
@@ -36,6 +47,7 @@ class JobSubmitted(Event, frozen=True):
     now_utc_ms: int
     is_dry_run: bool = False
     known: tuple[int, bytes] | None = None
+    canary: Canary | None = None
 
 
 class ParcelArrived(Event, frozen=True):

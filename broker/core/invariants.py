@@ -98,6 +98,8 @@ def _check_votes(state: State, job: Job) -> None:
         for index in range(start, start + length)
     }
     held = 0
+    is_canary = job.number in state.canaries
+    assert is_canary == (check.canary is not None), f"{name}: a canary that is not listed"
     for index, votes in check.votes.items():
         at = job.columns.at(index)
         assert votes and at is not None and at[0] in (READY, LEASED), f"{name}/{index}: votes"
@@ -126,7 +128,9 @@ def _check_votes(state: State, job: Job) -> None:
 def _has_replica_for(job: Job, worker: Worker) -> bool:
     """Whether something ready of a job with a quorum is not this owner's own work."""
     assert job.check is not None
-    votes = job.check.votes
+    votes, canary = job.check.votes, job.check.canary
+    if canary is not None:
+        return canary.node == worker.node
     for start, length, _, _ in job.ready.runs:
         for index in range(start, start + length):
             if index not in votes:
@@ -177,7 +181,10 @@ def _check_worker(state: State, worker: Worker) -> None:
     standing = state.standings.get(worker.node)
     is_bad = standing is not None and bool(standing.cause)
     assert worker.is_quarantined == is_bad, f"{name}: quarantine of its node and of itself"
-    assert not (is_bad and worker.leases), f"{name} is in quarantine and has leases"
+    for lease in worker.leases.values() if is_bad else ():
+        canary = lease.job.check.canary if lease.job.check is not None else None
+        is_asked = canary is not None and canary.node == worker.node
+        assert is_asked, f"{name} is in quarantine and has leases"
 
 
 def _check_slot(worker: Worker, slot: Slot) -> None:

@@ -26,6 +26,9 @@ RESULT_SETTLED = "result.settled"  #: it is decided; detail: sequence, is_paid; 
 #: an attempt of a job with a quorum was not paid; detail: node, owner, lease, runs,
 #: amount_ucredits, cause; recovery reads this
 RESULT_UNPAID = "result.unpaid"
+#: the job is a question with a known answer; detail: node, digest; recovery reads this
+CANARY_SET = "canary.set"
+CANARY_ENDED = "canary.ended"  #: detail: node, is_right
 NODE_QUARANTINED = "node.quarantined"  #: detail: node, cause, name (of its worker, if it is there)
 NODE_RELEASED = "node.released"  #: by an operator; detail: node
 WORKER_JOINED = "worker.joined"  #: detail: name, node, slots

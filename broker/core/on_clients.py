@@ -8,6 +8,7 @@ import msgspec
 
 from gristmill.broker.core import endings
 from gristmill.broker.core import journal_names as names
+from gristmill.broker.core.checks import Check
 from gristmill.broker.core.credit import extend_credit, release_stalled
 from gristmill.broker.core.effects import (
     AcceptJob,
@@ -23,6 +24,7 @@ from gristmill.broker.core.effects import (
     RefuseRequest,
 )
 from gristmill.broker.core.events import (
+    Canary,
     CancelAsked,
     ClientLost,
     InputsEnded,
@@ -44,6 +46,7 @@ from gristmill.wire.ledger import Hold
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.tariffs import ZERO_TARIFFS
+from gristmill.wire.worker import Run
 
 _ZERO_WALL_MS_MAX = limits.DECOMPOSE_WALL_MS * 10
 _encode = msgspec.msgpack.Encoder().encode
@@ -190,6 +193,11 @@ def _create(state: State, event: JobSubmitted, now_ms: int, effects: list[AnyEff
     job = add_job(state, state.job_counter, event, now_ms)
     number = job.number
     effects.append(RecordJob(number, event.tenant, event.submission, spec, event.now_utc_ms))
+    if event.canary is not None:
+        set_canary(state, job, event.canary)
+        node, digest = event.canary.node, event.canary.digest.hex()
+        detail: dict[str, str | int | list[Run]] = {"node": node, "digest": digest}
+        effects.append(RecordEvent(number, names.CANARY_SET, detail, now_ms))
     if spec.count == 0:
         job.is_closed = True
     elif not job.is_free and spec.cap_ucredits:
@@ -201,6 +209,12 @@ def _create(state: State, event: JobSubmitted, now_ms: int, effects: list[AnyEff
         state.uploads.setdefault(event.client, {})[number] = None
     effects.append(AcceptJob(event.client, event.request, number, False, job.bytes_allowed))
     endings.complete(state, job, now_ms, effects)
+
+
+def set_canary(state: State, job: Job, canary: Canary) -> None:
+    """The job is for one node, and its one value is known (recovery uses this too)."""
+    job.check = Check(1, 1, False, canary)
+    state.canaries[job.number] = None
 
 
 def add_job(state: State, number: int, event: JobSubmitted, now_ms: int) -> Job:

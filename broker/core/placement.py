@@ -38,6 +38,8 @@ def place(state: State, now_ms: int, effects: list[AnyEffect]) -> None:
     """Fills what gained room and hands out what became ready in this step."""
     if not state.dirty_workers and not state.dirty_requirements:
         return
+    if state.canaries:
+        _offer_canaries(state, now_ms, effects)
     workers = [state.workers[n] for n in state.dirty_workers if n in state.workers]
     state.dirty_workers.clear()
     for worker in workers:
@@ -55,6 +57,22 @@ def place(state: State, now_ms: int, effects: list[AnyEffect]) -> None:
             requirement.is_starved = True
             requirement.scans += 1
     recall(state, now_ms, effects)
+
+
+def _offer_canaries(state: State, now_ms: int, effects: list[AnyEffect]) -> None:
+    """A node in quarantine has no free slots that anybody sees: its canary goes to it directly."""
+    for number in list(state.canaries):
+        job = state.jobs[number]
+        canary = job.check.canary if job.check is not None else None
+        if canary is None or not state.is_dispatchable(job):
+            continue
+        for worker in state.workers.values():
+            if worker.node != canary.node or not worker.is_quarantined or worker.is_draining:
+                continue
+            slot = next((one for one in worker.slots if not (one.leases or one.is_hung)), None)
+            if slot is not None and job.requirement.is_feasible(worker.pool):
+                grant(state, job, slot, now_ms, effects)
+                break
 
 
 def _fill_idle(state: State, worker: Worker, now_ms: int, effects: list[AnyEffect]) -> bool:

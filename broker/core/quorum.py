@@ -42,6 +42,7 @@ _OWN = frozenset(int(outcome) for outcome in OWN_DOING)
 # what becomes of a result
 TAKEN = "taken"  #: unchecked, from a trusted node
 DECIDED = "decided"  #: with it as many are equal as must be
+WRONG = "wrong"  #: the value of a canary is another
 HELD = "held"  #: another replica is wanted
 SPLIT = "split"  #: no value can get a quorum any more
 UNWANTED = "unwanted"  #: it would be held, and its job or subtask is being cancelled
@@ -61,6 +62,9 @@ def rule(state: State, lease: Lease, index: int, outcome: int, digest: bytes, di
     """What becomes of this result; changes nothing."""
     job, check = lease.job, lease.job.check
     assert check is not None
+    if check.canary is not None:
+        is_right = outcome == Outcome.OK and digest == check.canary.digest
+        return DECIDED if is_right else WRONG
     votes = check.votes.get(index, ())
     if not votes and check.is_adaptive:
         node = lease.slot.worker.node
@@ -160,6 +164,23 @@ def _tell_unpaid(
         "cause": cause,
     }
     effects.append(RecordEvent(job.number, names.RESULT_UNPAID, detail, now_ms))
+
+
+def end_canary(
+    state: State, lease: Lease, index: int, is_right: bool, now_ms: int, effects: list[AnyEffect]
+) -> list[tuple[str, str]]:
+    """The node has answered: the job is over. Returns who goes into quarantine, as ``decide``."""
+    job, node = lease.job, lease.slot.worker.node
+    detail: Detail = {"node": node, "is_right": int(is_right)}
+    effects.append(RecordEvent(job.number, names.CANARY_ENDED, detail, now_ms))
+    if is_right:
+        return []
+    cause = f"its answer to j{job.number}, whose value is known, is wrong"
+    run = [(index, 1)]
+    endings.end_runs(
+        state, job, run, Outcome.DISPUTED, lease.attempt, now_ms, effects, message=cause
+    )
+    return [(node, cause)]
 
 
 def split(

@@ -20,9 +20,9 @@ from gristmill.broker.core.adoption import begin_wait
 from gristmill.broker.core.checks import Standing, Vote, settle
 from gristmill.broker.core.columns import ATTEMPT_MAX, CANCELLED, DONE, FAILED, READY
 from gristmill.broker.core.effects import AddToOutbox, AnyEffect
-from gristmill.broker.core.events import JobSubmitted
+from gristmill.broker.core.events import Canary, JobSubmitted
 from gristmill.broker.core.jobs import Job
-from gristmill.broker.core.on_clients import add_job, content_digest
+from gristmill.broker.core.on_clients import add_job, content_digest, set_canary
 from gristmill.broker.core.placement import place
 from gristmill.broker.core.results import groups
 from gristmill.broker.core.runs import intersect, normalise, subtract
@@ -86,7 +86,7 @@ class JobFact:
     ``failed_at_resume``: of its last ``job.resumed`` line. ``losses``: (subtask, attempt) that was
     cut with its worker, of each ``lease.rescued`` line; ``rescued``: the leases of these lines.
     ``votes``: (subtask, vote) of results that were not decided; ``unpaid``: (results, micro-credits
-    together) of each ``result.unpaid`` line.
+    together) of each ``result.unpaid`` line. ``canary``: of a ``canary.set`` line.
     """
 
     job: int
@@ -108,6 +108,7 @@ class JobFact:
     losses: list[tuple[int, int]] = field(default_factory=list)
     votes: list[tuple[int, Vote]] = field(default_factory=list)
     unpaid: list[tuple[int, int]] = field(default_factory=list)
+    canary: Canary | None = None
     rescued: list[int] = field(default_factory=list)
     parcels: Iterable[ParcelFact] = ()
     results: Iterable[ResultFact] = ()
@@ -156,6 +157,8 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
         0, 0, fact.tenant, fact.submission, spec, fact.tariffs, fact.submitted_utc_ms
     )
     job = add_job(state, fact.job, event, submitted_ms)
+    if fact.canary is not None:
+        set_canary(state, job, fact.canary)
     for parcel in fact.parcels:
         job.parcels.add(parcel.first, parcel.count, parcel.codec, parcel.body_bytes)
         job.columns.grow(parcel.count)

@@ -301,6 +301,9 @@ def _settle(
 ) -> list[tuple[str, str]]:
     """The subtask is over; (node, cause) of those that go into quarantine for it."""
     job, index = lease.job, event.head.first
+    if job.check is not None and job.check.canary is not None:
+        is_right = ruling == quorum.DECIDED
+        return quorum.end_canary(state, lease, index, is_right, now_ms, effects)
     if ruling == quorum.DECIDED:
         return quorum.decide(
             state, lease, index, outcome_of(event), _digest(event), now_ms, effects

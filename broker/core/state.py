@@ -76,7 +76,8 @@ class State:
     ``await_until_ms``; ``rescued``: leases that nobody adopts any more. ``by_seen``: workers,
     the one silent for longest first. ``recallable``: leases of which something has probably not
     started, oldest first. ``taken``: leases that were taken from a silent worker, to (job, node),
-    the oldest first. ``standings``: of nodes, by key. ``dirty_workers``, ``dirty_requirements``:
+    the oldest first. ``standings``: of nodes, by key.
+    ``canaries``: jobs that are one. ``dirty_workers``, ``dirty_requirements``:
     who gained room, who gained work in this step.
     """
 
@@ -108,6 +109,7 @@ class State:
     recallable: OrderedDict[int, Lease] = field(default_factory=OrderedDict)
     taken: OrderedDict[int, tuple[int, str]] = field(default_factory=OrderedDict)
     standings: dict[str, Standing] = field(default_factory=dict)
+    canaries: dict[int, None] = field(default_factory=dict)
     dirty_workers: dict[int, None] = field(default_factory=dict)
     dirty_requirements: dict[RequirementKey, None] = field(default_factory=dict)
     changed: OrderedDict[int, None] = field(default_factory=OrderedDict)

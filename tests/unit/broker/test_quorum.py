@@ -1,9 +1,9 @@
 """Each line of the table in ``checks.py``: what becomes of a result, its bill and its node."""
 
 import pytest
-from core_driver import Core, grant_of, grants, only
+from core_driver import CLIENT, UTC, Core, grant_of, grants, only
 
-from gristmill.broker.core import checks, quorum
+from gristmill.broker.core import checks, quorum, recovery
 from gristmill.broker.core import effects as fx
 from gristmill.broker.core import events as ev
 from gristmill.broker.core import journal_names as names
@@ -12,6 +12,7 @@ from gristmill.broker.core.why import why
 from gristmill.wire.ledger import Contribution
 from gristmill.wire.limits import UNDECIDED_MAX
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.spec import JobSpec, Limits, Tariff
 from gristmill.wire.worker import LeaseGrant
 
 SURE = (1 << 32) - 1  #: dice by which no trusted node is checked
@@ -269,3 +270,79 @@ def test_a_job_without_a_quorum_has_no_check(core: Core) -> None:
     lease = lease_of(core, 1)
     effects = core.result(1, lease, 0, 1)
     assert not only(effects, fx.KeepVote) and not core.state.standings
+
+
+# ---------------------------------------------------------------- canaries
+
+
+def ask(core: Core, node: str = "node1") -> int:
+    """A question with the known answer A."""
+    limits = Limits(wall_ms=10_000)
+    spec = JobSpec("function", function="0" * 64, count=1, tariff="zero", limits=limits)
+    canary = ev.Canary(node, A)
+    core.do(
+        ev.JobSubmitted(
+            CLIENT, 1, "canary", b"c%d" % core.now, spec, {"standard": Tariff()}, UTC, canary=canary
+        )
+    )
+    core.do(ev.ParcelArrived(CLIENT, "canary", core.state.job_counter, 0, 1, "m", 10))
+    return core.state.job_counter
+
+
+def test_a_canary_goes_to_its_node_alone_even_in_quarantine(core: Core) -> None:
+    quarantined(core)
+    number = ask(core)
+    assert [lease.job.number for lease in core.state.workers[1].leases.values()] == [number]
+    assert not core.state.workers[2].leases
+    core.job(5)
+    assert len(core.state.workers[1].leases) == 1
+    effects = say(core, 1, A)
+    assert core.state.finished[number].status.state == "done"
+    (ended,) = [e for e in only(effects, fx.RecordEvent) if e.name == names.CANARY_ENDED]
+    assert ended.detail == {"node": "node1", "is_right": 1}
+    assert not core.state.workers[1].leases, "it is right, and still in quarantine: who asks opens"
+    core.do(ev.NodeReleased("node1"))
+    assert core.state.workers[1].leases
+
+
+@pytest.mark.parametrize(("digest", "outcome"), [(B, Outcome.OK), (A, Outcome.ERROR)])
+def test_a_wrong_answer_shuts_a_node_that_was_open(
+    core: Core, digest: bytes, outcome: Outcome
+) -> None:
+    core.join(1)
+    core.join(2)
+    number = ask(core)
+    say(core, 1, digest, outcome)
+    assert core.state.finished[number].status.state == "failed"
+    assert "whose value is known" in core.state.standings["node1"].cause
+    assert core.state.workers[1].is_quarantined
+
+
+def test_a_canary_waits_for_its_node_and_outlives_a_lost_session(core: Core) -> None:
+    core.join(2)
+    number = ask(core)
+    assert not core.state.workers[2].leases
+    core.state.standings["node1"] = checks.Standing(0, "new here")
+    core.join(1)
+    assert core.state.workers[1].leases
+    core.do(ev.WorkerLost(1, False, "gone"))
+    assert not core.state.workers[2].leases and number in core.state.jobs
+    core.join(1)
+    say(core, 1, A)
+    assert core.state.finished[number].status.state == "done"
+
+
+def test_a_restart_remembers_what_is_a_canary(core: Core) -> None:
+    number = ask(core)
+    job = core.state.jobs[number]
+    fact = recovery.JobFact(
+        job=number, tenant="canary", submission=b"c", spec=job.spec, tariffs=job.tariffs,
+        submitted_utc_ms=UTC, parcels=[recovery.ParcelFact(0, 1, "m", 10)],
+        canary=ev.Canary("node1", A),
+    )  # fmt: skip
+    core.state, _ = recovery.rebuild(core.state.config, 6, [fact], core.now, UTC)
+    core.join(2)
+    assert not core.state.workers[2].leases
+    core.join(1)
+    say(core, 1, B)
+    assert core.state.workers[1].is_quarantined
