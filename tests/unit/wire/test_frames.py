@@ -156,9 +156,14 @@ def test_prices_are_whole_micro_credits_and_the_toll_is_three_percent_rounded_do
     assert [toll_of(amount) for amount in (0, 1, 33, 34, 100, 101)] == [0, 0, 0, 1, 3, 3]
 
 
-def test_every_outcome_but_three_is_somebodys_doing():
+def test_every_outcome_but_four_is_somebodys_doing():
     nobody = set(Outcome) - OWN_DOING - GRIDS_DOING
-    assert nobody == {Outcome.CANCELLED, Outcome.BUDGET, Outcome.RETURNED}
+    assert nobody == {
+        Outcome.CANCELLED,
+        Outcome.BUDGET,
+        Outcome.RETURNED,
+        Outcome.DISPUTED,
+    }
     assert not OWN_DOING & GRIDS_DOING
 
 
