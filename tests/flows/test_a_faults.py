@@ -66,7 +66,8 @@ BY_CHANCE = frozenset(
 NAMES = {
     "Submit": "submission is_dry_run", "Parcel": "job first", "CloseUpload": "job",
     "Subscribe": "job after", "Cancel": "request", "Steer": "request", "Ask": "request",
-    "DrainWorker": "request", "ReleaseNode": "request", "Post": "first", "AskUsage": "request", "AskBalance": "request",
+    "DrainWorker": "request", "ReleaseNode": "request", "Post": "first",
+    "AskUsage": "request", "AskBalance": "request",
     "Results": "job sequence", "InputCredit": "job committed", "Answer": "request",
     "Accepted": "request", "LedgerAnswer": "request", "AskReceipts": "request", "Buy": "request",
     "AskStatement": "request",
