@@ -137,7 +137,7 @@ def _each_us(call: Callable[[], object], seconds: float) -> float:
     """CPU us of one call."""
     call()
     calls, began, cpu = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds:
+    while not calls or time.perf_counter() - began < seconds:
         call()
         calls += 1
     return (time.process_time() - cpu) * 1e6 / calls

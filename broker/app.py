@@ -222,6 +222,7 @@ class Broker:
             self._knock = Knock(
                 self._context, self._front_socket, self._supervisor, self._front.receive
             )
+        own_version()  # read while there are descriptors
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)

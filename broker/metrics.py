@@ -61,7 +61,10 @@ class Metrics:
 
 @functools.cache
 def own_version() -> str:
-    """Of this installation, or nothing where it is none."""
+    """Of this installation, or nothing where it is none; asked for once, at the start.
+
+    It reads a file: later there may be no descriptor left for that.
+    """
     try:
         return importlib.metadata.version("gristmill")
     except importlib.metadata.PackageNotFoundError:
