@@ -11,8 +11,8 @@ import sys
 import zmq
 
 from gristmill.broker.memory import default_limit, limit_private_bytes, resident_bytes
+from gristmill.broker.principals import make_token
 from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_settings
-from gristmill.broker.tokens import make_token
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
 from gristmill.wire.process import (
@@ -55,9 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Every setting may come from the environment as {ENVIRONMENT_PREFIX}NAME.",
     )
     parser.add_argument("--state", help="folder of journal.db and broker.key (made, mode 0700)")
-    parser.add_argument("--front", help="address for clients: ipc:///path or tcp://127.0.0.1:PORT")
+    parser.add_argument("--front", help="address for clients: ipc:///path or tcp://HOST:PORT")
     parser.add_argument("--back", help="address for workers")
     parser.add_argument("--ledger", help="address of the ledger")
+    parser.add_argument(
+        "--ledger-key", metavar="HEX", help="the ledger's public key; needed over tcp://"
+    )
     parser.add_argument(
         "--store", help="address of the store: unix:///path or http://127.0.0.1:PORT"
     )
@@ -103,7 +106,7 @@ def _serve(given: argparse.Namespace) -> int:
         die_with_parent()
         if os.getppid() != parent:
             return EXIT_OK
-    names = ("state", "front", "back", "ledger", "store", "tariff")
+    names = ("state", "front", "back", "ledger", "ledger_key", "store", "tariff")
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()
     keep_freed_memory()

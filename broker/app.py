@@ -45,12 +45,13 @@ from gristmill.broker.knock import Knock
 from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.lines import KeptLines, LineKeeper, find_kept
 from gristmill.broker.lobby import Lobby
-from gristmill.broker.mailbox import Mailbox, Peer, bind_router, endpoint_of, receive
+from gristmill.broker.mailbox import Mailbox, Peer, receive
 from gristmill.broker.memory import MemoryWatch, default_limit
 from gristmill.broker.metrics import Metrics, own_version
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FrameCache
+from gristmill.broker.ports import Port, Ports
 from gristmill.broker.quota import ResultQuota, used_by_tenants
 from gristmill.broker.reader import Reader
 from gristmill.broker.replay import SHARE, recover
@@ -59,13 +60,13 @@ from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
-from gristmill.wire.socket import check_listen_address
 from gristmill.wire.supervision import NOBODY, Supervisor
 from gristmill.wire.units import format_bytes
 
 log = logging.getLogger("gristmill.broker")
 
 SECOND_MS = 1_000
+PRINCIPALS_MS = 200  #: how soon a change of principals is seen: a revocation bites within a second
 EXPIRY_MS = 60_000
 DAY_MS = 86_400_000
 LOOK_AFTER_MS = 5_000  #: after a start, when the first work is under way
@@ -92,8 +93,6 @@ class Broker:
 
     def __init__(self, settings: BrokerSettings, supervisor: Supervisor = NOBODY) -> None:
         self.settings, self._supervisor, self._knock = settings, supervisor, None
-        check_listen_address(settings.front)
-        check_listen_address(settings.back)
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = load_key(settings.state / BROKER_KEY)
         self.metrics = metrics = Metrics()
@@ -116,10 +115,9 @@ class Broker:
         self._quota = ResultQuota(settings.tenant_disk_bytes)
         now_ms, utc_ms = _monotonic_ms(), time.time_ns() // 1_000_000
         self._context = zmq.Context(io_threads=1)
-        self._front_socket = bind_router(self._context, settings.front, limits.ZMQ_FRAME_BYTES_MAX)
-        self._back_socket = bind_router(self._context, settings.back, limits.ZMQ_FRAME_BYTES_MAX)
-        listening = [endpoint_of(self._front_socket), endpoint_of(self._back_socket)]
-        self._descriptors = DescriptorWatch(listening, metrics)
+        self._ports = ports = Ports(self._context, settings, key)
+        self._front_socket, self._back_socket = ports.front.socket, ports.back.socket
+        self._descriptors = DescriptorWatch([ports.front.endpoint, ports.back.endpoint], metrics)
         self._lobby = Lobby(self._front_socket, self._back_socket, metrics, supervisor)
         found = recover(self.journal, config, now_ms, utc_ms, metrics, self._lobby.note)
         self._lobby.close()
@@ -159,7 +157,7 @@ class Broker:
         )  # fmt: skip
         self._note_time()
         self.ledger = LedgerLink(
-            self._context, settings, self.journal.broker, self.outbox,
+            self._context, settings, key, self.journal.broker, self.outbox,
             lambda job, code, text: self._apply(on.HoldAnswered(job, code, text)),
             lambda is_up, is_full: self._apply(on.LedgerSeen(is_up, is_full)),
             metrics,
@@ -170,19 +168,21 @@ class Broker:
             self.execution.when_durable, settings.tariff, metrics,
         )  # fmt: skip
         self._front = Front(
-            settings, self.journal.broker, self._front_box, self.clients, self.workers,
-            self.execution, self.delivery, answers, self._apply, self._refusal,
-            found.nodes, metrics,
+            settings, self.journal.broker, ports.front.principals, self._front_box,
+            self.clients, self.workers, self.execution, self.delivery, answers, self._apply,
+            self._refusal, found.nodes, metrics,
         )  # fmt: skip
         self.execution.find_past, self.execution.held = answers.find_past, found.held
         self._back = Back(
             settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
-            found.nodes, self._lines, self._apply, self._attempt_of, metrics,
+            found.nodes, ports.back.principals, self._lines, self._apply, self._attempt_of,
+            metrics,
         )  # fmt: skip
         for job in found.jobs:
             self.execution.adopt(job.record, job.results, 0, job.freed)
         self._free_disk_bytes = free_bytes(settings.state)
         self._next_tick_ms = self._next_second_ms = self._next_expiry_ms = 0
+        self._next_principals_ms = 0
         self._count_results(found.last_row)
         self.reader.ask(_find_unfinished, self._look_back, lambda _: None)
         self.execution.run(found.effects)
@@ -193,8 +193,8 @@ class Broker:
 
     @property
     def front_address(self) -> str:
-        """Where clients connect, with the port that the kernel chose; ask before ``run``."""
-        return endpoint_of(self._front_socket)
+        """Where clients connect; with the port that the kernel chose."""
+        return self._ports.front.endpoint
 
     # ------------------------------------------------------------ from other threads
 
@@ -242,11 +242,11 @@ class Broker:
         self._commit()
         self.reader.deliver()
         if self._back_socket in ready:
-            self._drain(self._back_socket, self._back.receive)
+            self._drain(self._ports.back, self._back.receive)
             if self._front_socket in ready:  # the disk works while they are taken
                 self._commit()
         if self._front_socket in ready:
-            self._drain(self._front_socket, (self._knock or self._front).receive)
+            self._drain(self._ports.front, (self._knock or self._front).receive)
         if self.ledger.socket in ready:
             while (frames := receive(self.ledger.socket)) is not None:
                 self.ledger.receive(frames[0], self._now_ms())
@@ -258,13 +258,12 @@ class Broker:
         self._commit()
         self._desk.flush()
 
-    def _drain(self, socket: "zmq.Socket[bytes]", handle: Any) -> None:
+    def _drain(self, port: Port, handle: Any) -> None:
         now_ms = self._now_ms()
         for _ in range(self.settings.drain_messages):
-            frames = receive(socket)
-            if frames is None:
+            if (found := port.receive()) is None:
                 return
-            handle(frames, now_ms)
+            handle(found[0], now_ms, found[1])
 
     def _commit(self) -> None:
         """Takes note of what is on disk, and hands the committer what was recorded since."""
@@ -290,6 +289,11 @@ class Broker:
         if now_ms < self._next_tick_ms:
             return
         self._next_tick_ms = now_ms + self.settings.tick_ms
+        if now_ms >= self._next_principals_ms:
+            self._next_principals_ms = now_ms + PRINCIPALS_MS
+            changed, utc_ms = self._ports.principals.look(), self.execution.inbox.utc_ms
+            self._front.end_refused(changed, utc_ms)
+            self._back.end_refused(changed, utc_ms)
         self._apply(on.TimePassed())
         self._probe(now_ms)
         self.delivery.resume()
@@ -367,8 +371,7 @@ class Broker:
             self.ledger.close()
             if self._knock is not None:
                 self._knock.close()
-            self._front_socket.close()
-            self._back_socket.close()
+            self._ports.close()
             self._memory.close()
             self._descriptors.close()
             self._context.term()

@@ -19,6 +19,8 @@ from gristmill.broker.lines import LineKeeper
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
+from gristmill.broker.ports import User, no_user
+from gristmill.broker.principals import Principals
 from gristmill.broker.sessions import Workers, WorkerSession
 from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import limits
@@ -43,6 +45,7 @@ class Back:
 
     Args:
         nodes: worker names pinned to keys, from the journal.
+        principals: who may speak here; None where everybody who can connect may.
         apply: steps the core with an event and does its effects.
         attempt_of: of a lease of a worker, by their numbers; None when it is over.
     """
@@ -56,6 +59,7 @@ class Back:
         execution: Execution,
         journal: Journal,
         nodes: dict[str, str],
+        principals: Principals | None,
         lines: LineKeeper,
         apply: Callable[[on.AnyEvent], None],
         attempt_of: Callable[[int, int], int | None],
@@ -68,14 +72,15 @@ class Back:
         self._execution = execution
         self._journal = journal
         self._nodes = nodes
+        self._principals = principals
         self._lines = lines
         self._apply = apply
         self._attempt_of = attempt_of
         self._metrics = metrics
         self._last_ref = 0
 
-    def receive(self, frames: list[bytes], now_ms: int) -> None:
-        """One message of the back socket."""
+    def receive(self, frames: list[bytes], now_ms: int, user: User = no_user) -> None:
+        """One message of the back socket; ``user``: of its connection, see ``mailbox``."""
         self._metrics.back_messages += 1
         routing, token = frames[0], b""
         try:
@@ -88,11 +93,12 @@ class Back:
             if isinstance(message, say.Hello):
                 check_hello(message)
                 check_class(message.labels, self._settings.tariff)
+                self._check_key(message, user)
                 if message.name in self._nodes:
                     self._on_hello(routing, message, now_ms)
                 else:  # the pin is on disk before the worker hears of it
                     self._pin(message.name, message.node)
-                    self._execution.when_durable(lambda: self.receive(frames, now_ms))
+                    self._execution.when_durable(lambda: self.receive(frames, now_ms, user))
                 return
             session = self._workers.find(message.session)
             if session is None or session.peer.routing != routing:
@@ -171,6 +177,47 @@ class Back:
             session.ttl_ms, settings.store, self._desk.take_stops(session),
         )  # fmt: skip
         self._mailbox.send(session.peer, [encode(welcome)])
+
+    def _check_key(self, message: say.Hello, user: User) -> None:
+        """The key of the connection is the node's, and its principal may work.
+
+        Raises:
+            RemoteError: why not.
+        """
+        if self._principals is None:
+            return
+        public = user()
+        if message.node != public:
+            raise RemoteError(
+                "FORBIDDEN",
+                f"worker {message.name!r} says that its key is {message.node:.12}...; its"
+                f" connection has {public:.12}...",
+            )
+        found = self._principals.admit(public, self._execution.inbox.utc_ms)
+        if found.name != message.name:
+            raise RemoteError(
+                "FORBIDDEN", f"this key is of the node {found.name!r}, not of {message.name!r}"
+            )
+        if found.slots_max and message.slots > found.slots_max:
+            raise RemoteError(
+                "FORBIDDEN",
+                f"worker {message.name!r} offers {message.slots} slots; it is approved for"
+                f" {found.slots_max}",
+                f"start it with --slots {found.slots_max}",
+            )
+
+    def end_refused(self, changed: set[str], utc_ms: int) -> None:
+        """Principals changed: workers that may not work any more end now."""
+        if self._principals is None:
+            return
+        for session in self._workers:
+            public = session.hello.node
+            found = self._principals.find(public)
+            if public in changed or found is None or 0 < found.expires_ms <= utc_ms:
+                try:
+                    self._principals.admit(public, utc_ms)
+                except RemoteError as error:
+                    self.end_session(session, False, error.message)
 
     def _pin(self, name: str, node: str) -> None:
         if len(self._nodes) >= NODES_MAX:

@@ -1,7 +1,7 @@
 """The clients' side: frames in, checked; events for the core, or questions, out.
 
-``VERBS`` is the whole table of what a client may say. A message that makes no sense, or that is not
-allowed, is answered with ``Refused`` and counted; the connection goes on.
+``VERBS`` is the whole table of what may be said here, and by whom. A message that makes no sense,
+or that is not allowed, is answered with ``Refused`` and counted; the connection goes on.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from gristmill.broker import past
 from gristmill.broker.answers import Answers
 from gristmill.broker.core import events as on
@@ -19,13 +21,15 @@ from gristmill.broker.delivery import Delivery
 from gristmill.broker.execution import Execution
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
+from gristmill.broker.ports import User, no_user
+from gristmill.broker.principals import Principals
 from gristmill.broker.sessions import Clients, ClientSession, Workers
 from gristmill.broker.settings import BrokerSettings
-from gristmill.broker.tokens import Tokens
 from gristmill.wire import client as say
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
+from gristmill.wire.registry import Principal, Role
 from gristmill.wire.spec import check_spec
 from gristmill.wire.tariffs import ZERO_TARIFFS
 from gristmill.wire.values import decode_ref
@@ -40,36 +44,57 @@ _NAMES_TOLD, _NEAR_CHARS_MAX, _NEAR_OF = 10, 80, 1_000  #: of workers, to who mi
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verb:
-    """A row of the verb table: who may say it, and with how many body frames."""
+    """A row of the verb table: who may say it, and with how many body frames.
+
+    ``scope``: what a client's token must be good for; "" for any. Operators need none.
+    """
 
     handler: str
+    scope: str
+    roles: frozenset[Role] = frozenset({"client", "operator"})
     frames: int = 0
-    is_operator: bool = False
 
 
+_OPERATORS: frozenset[Role] = frozenset({"operator"})
+_READERS: frozenset[Role] = frozenset({"client", "operator", "portal"})
 VERBS: dict[type[say.Message], Verb] = {
-    say.Submit: Verb("_on_submit", frames=1),
-    say.Parcel: Verb("_on_parcel", frames=1),
-    say.CloseUpload: Verb("_on_close_upload"),
-    say.Subscribe: Verb("_on_subscribe"),
-    say.Credit: Verb("_on_credit"),
-    say.Unsubscribe: Verb("_on_unsubscribe"),
-    say.Cancel: Verb("_on_cancel"),
-    say.Steer: Verb("_on_steer"),
-    say.Ask: Verb("_on_ask"),
-    say.DrainWorker: Verb("_on_drain_worker", is_operator=True),
-    say.ReleaseNode: Verb("_on_release_node", is_operator=True),
-    say.Buy: Verb("_on_buy"),
-    say.Purchase: Verb("_on_purchase"),
-    say.Ping: Verb("_on_ping"),
-    say.Goodbye: Verb("_on_goodbye"),
+    say.Submit: Verb("_on_submit", "submit", frames=1),
+    say.Parcel: Verb("_on_parcel", "submit", frames=1),
+    say.CloseUpload: Verb("_on_close_upload", "submit"),
+    say.Subscribe: Verb("_on_subscribe", "read", _READERS),
+    say.Credit: Verb("_on_credit", "read", _READERS),
+    say.Unsubscribe: Verb("_on_unsubscribe", "read", _READERS),
+    say.Cancel: Verb("_on_cancel", "submit"),
+    say.Steer: Verb("_on_steer", "submit"),
+    say.Ask: Verb("_on_ask", "read", _READERS),
+    say.DrainWorker: Verb("_on_drain_worker", "", _OPERATORS),
+    say.ReleaseNode: Verb("_on_release_node", "", _OPERATORS),
+    say.Buy: Verb("_on_buy", "pay"),
+    say.Purchase: Verb("_on_purchase", "pay"),
+    say.Ping: Verb("_on_ping", "", _READERS),
+    say.Goodbye: Verb("_on_goodbye", "", _READERS),
 }
+
+
+def check_right(name: str, verb: Verb, role: Role, scopes: frozenset[str]) -> None:
+    """Whether who has this role and these scopes may say it.
+
+    Raises:
+        RemoteError: ``FORBIDDEN``, with what it takes.
+    """
+    if role not in verb.roles:
+        raise RemoteError("FORBIDDEN", f"{name} is for {' and '.join(sorted(verb.roles))}s")
+    if role == "client" and verb.scope and verb.scope not in scopes:
+        has = ", ".join(sorted(scopes)) or "none"
+        told = f"{name} needs a token with the scope {verb.scope!r}; this one has {has}"
+        raise RemoteError("FORBIDDEN", told, "ask the operator for a token with that scope")
 
 
 class Front:
     """See the module's text.
 
     Args:
+        principals: who may speak here; None where everybody who can connect is ``local``.
         apply: steps the core with an event and does its effects.
         refusal: why nothing new of a tenant is taken now (a job, or else a parcel), or None.
         nodes: worker names pinned to keys.
@@ -79,6 +104,7 @@ class Front:
         self,
         settings: BrokerSettings,
         broker: str,
+        principals: Principals | None,
         mailbox: Mailbox,
         clients: Clients,
         workers: Workers,
@@ -102,14 +128,13 @@ class Front:
         self._apply = apply
         self._refusal = refusal
         self._metrics = metrics
-        self._is_local = settings.front.startswith("ipc://")
-        self._tokens = Tokens(settings.state)
+        self._principals = principals
         self._verbs: dict[type, tuple[Callable[[ClientSession, Any, list[bytes]], None], Verb]] = {
             kind: (getattr(self, verb.handler), verb) for kind, verb in VERBS.items()
         }
 
-    def receive(self, frames: list[bytes], now_ms: int) -> None:
-        """One message of the front socket."""
+    def receive(self, frames: list[bytes], now_ms: int, user: User = no_user) -> None:
+        """One message of the front socket; ``user``: of its connection, see ``mailbox``."""
         self._metrics.front_messages += 1
         routing, request, job, token = frames[0], 0, 0, b""
         try:
@@ -117,7 +142,7 @@ class Front:
                 raise RemoteError("MALFORMED", "a message without a header frame")
             message = say.decode_client.decode(frames[1])
             request, job = getattr(message, "request", 0), getattr(message, "job", 0)
-            self._handle(routing, message, frames[2:], now_ms)
+            self._handle(routing, message, frames[2:], now_ms, user)
         except RemoteError as error:
             if error.code == "MALFORMED":
                 self._metrics.malformed += 1
@@ -133,9 +158,11 @@ class Front:
             refused = say.Refused(request, error.code, error.message, error.hint, job, token)
             self._mailbox.answer(routing, [encode(refused)])
 
-    def _handle(self, routing: bytes, message: Any, bodies: list[bytes], now_ms: int) -> None:
+    def _handle(
+        self, routing: bytes, message: Any, bodies: list[bytes], now_ms: int, user: User
+    ) -> None:
         if isinstance(message, say.Hello):
-            self._on_hello(routing, message, now_ms)
+            self._on_hello(routing, message, now_ms, user)
             return
         session = self._clients.find(message.session)
         if session is None or session.peer.routing != routing:
@@ -147,14 +174,13 @@ class Front:
                 "MALFORMED",
                 f"{type(message).__name__} with {len(bodies)} body frames; it has {verb.frames}",
             )
-        if verb.is_operator and not session.is_operator:
-            raise RemoteError("FORBIDDEN", f"{type(message).__name__} is for operators")
+        check_right(type(message).__name__, verb, session.role, session.scopes)
         session.seen_ms = now_ms
         handler(session, message, bodies)
 
     # ------------------------------------------------------------ sessions
 
-    def _on_hello(self, routing: bytes, message: say.Hello, now_ms: int) -> None:
+    def _on_hello(self, routing: bytes, message: say.Hello, now_ms: int, user: User) -> None:
         if message.protocol != limits.PROTOCOL:
             raise RemoteError(
                 "PROTOCOL",
@@ -163,7 +189,8 @@ class Front:
             )
         if len(message.client) != 16:
             raise RemoteError("MALFORMED", f"client has {len(message.client)} bytes, must be 16")
-        tenant, is_operator = self._who(message)
+        who = self._who(message, user)
+        tenant = who.tenant
         if len(tenant) > limits.NAME_CHARS_MAX or not tenant.isprintable() or "/" in tenant:
             raise RemoteError(
                 "MALFORMED",
@@ -174,44 +201,53 @@ class Front:
             raise RemoteError(
                 "QUEUE_FULL", f"{len(self._clients)} sessions; the limit is {limits.SESSIONS_MAX}"
             )
-        known = self._clients.known(tenant, message.client)
+        known = self._clients.known(who, message.client)
         if (
             known is not None
             and known.token
             and known.peer.routing == routing
-            and known.is_operator == is_operator
+            and (known.role, known.scopes) == (who.role, frozenset(who.scopes))
         ):
             # Said again because our answer was slow: a new token would void what came meanwhile.
             session, session.seen_ms = known, now_ms
         else:
             if known is not None:
                 self._mailbox.forget(known.peer)
-            session = self._clients.join(routing, message.client, tenant, is_operator, now_ms)
+            session = self._clients.join(routing, message.client, who, now_ms)
             self._delivery.drop_session(session)
             log.info(
-                "client=%d generation=%d tenant=%s version=%.40s joined",
-                session.number, session.generation, tenant, message.version,
+                "client=%d generation=%d tenant=%s key=%.12s version=%.40s joined",
+                session.number, session.generation, tenant, who.public or "-", message.version,
             )  # fmt: skip
         pythons = sorted({python for one in self._workers for python in one.hello.pythons})
         settings = self._settings
         welcome = say.Welcome(
             session.token, self._broker, tenant, settings.client_ping_ms, settings.client_ttl_ms,
-            settings.store, self._is_local, pythons,
+            settings.store, self._principals is None, pythons,
         )  # fmt: skip
         self._mailbox.send(session.peer, [encode(welcome)])
 
-    def _who(self, message: say.Hello) -> tuple[str, bool]:
-        """Tenant and operator's right: by token if there is one, else by the kind of link."""
-        if message.token:
-            found = self._tokens.check(message.token)
-            if message.tenant not in ("", found.tenant):
-                raise RemoteError(
-                    "FORBIDDEN", f"the token is of tenant {found.tenant}, not of {message.tenant}"
-                )
-            return found
-        if not self._is_local and self._tokens.has_any:
-            raise RemoteError("UNAUTHORISED", "this grid asks for a token")
-        return message.tenant or LOCAL_TENANT, self._is_local
+    def _who(self, message: say.Hello, user: User) -> Principal:
+        """By the key of the connection; whoever is in the folder of an open one is ``local``."""
+        if self._principals is None:
+            tenant = message.tenant or LOCAL_TENANT
+            return Principal("", "operator", LOCAL_TENANT, tenant, "active")
+        found = self._principals.admit(user(), self._execution.inbox.utc_ms)
+        if found.role != "operator" and message.tenant not in ("", found.tenant):
+            raise RemoteError(
+                "FORBIDDEN", f"the token is of tenant {found.tenant}, not of {message.tenant}"
+            )
+        tenant = message.tenant or found.tenant
+        return msgspec.structs.replace(found, tenant=tenant)
+
+    def end_refused(self, changed: set[str], utc_ms: int) -> None:
+        """Principals changed, or their time is over: their sessions begin anew, or end."""
+        for session in self._clients:
+            if session.token and session.public and self._principals is not None:
+                is_over = session.public in changed
+                found = self._principals.find(session.public)
+                if is_over or found is None or 0 < found.expires_ms <= utc_ms:
+                    self.suspend_session(session, "its key changed, or its time is over")
 
     def _on_ping(self, session: ClientSession, message: say.Ping, bodies: list[bytes]) -> None:
         self._mailbox.send(session.peer, [encode(say.Pong())])

@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import zmq
 
+from gristmill.broker.ports import User
 from gristmill.wire.supervision import Supervisor
 
-Take = Callable[[list[bytes], int], None]
+Take = Callable[[list[bytes], int, User], None]
 
 
 class Knock:
@@ -40,13 +41,13 @@ class Knock:
         self._door.connect(address)
         self._is_out = False
 
-    def receive(self, frames: list[bytes], now_ms: int) -> None:
+    def receive(self, frames: list[bytes], now_ms: int, user: User) -> None:
         """One message of the router: our own is answered, another's is handed on."""
         if frames[0] == self._name:
             with contextlib.suppress(zmq.ZMQError):
                 self._router.send_multipart(frames, zmq.NOBLOCK)
         else:
-            self._take(frames, now_ms)
+            self._take(frames, now_ms, user)
 
     def look(self) -> None:
         """Feed if the last knock has come back, and knock again; to be called now and then."""

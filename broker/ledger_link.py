@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 import zmq
+from nacl.signing import SigningKey
 
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import payments
+from gristmill.wire.curve import be_client
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import (
@@ -71,6 +73,7 @@ class LedgerLink:
         self,
         context: "zmq.Context[zmq.Socket[bytes]]",
         settings: BrokerSettings,
+        key: SigningKey,
         broker: str,
         outbox: Outbox,
         verdict: Callable[[int, str, str], None],
@@ -84,6 +87,8 @@ class LedgerLink:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
         self.socket.setsockopt(zmq.MAXMSGSIZE, 16 << 20)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # a dead ledger must not hoard old batches
+        if settings.ledger_key:
+            be_client(self.socket, key, settings.ledger_key)
         self.socket.connect(settings.ledger)
         self._settings = settings
         self._broker = broker

@@ -5,8 +5,6 @@ order, bounded by messages and bytes for each peer; a peer past its bound, or go
 and everything for it is dropped: its session is over and it will be told to join again.
 """
 
-import contextlib
-import pathlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -146,44 +144,3 @@ def receive(socket: "zmq.Socket[bytes]") -> list[bytes] | None:
         return socket.recv_multipart(zmq.NOBLOCK)
     except zmq.Again:
         return None
-
-
-def bind_router(
-    context: "zmq.Context[zmq.Socket[bytes]]", address: str, frame_bytes_max: int
-) -> "zmq.Socket[bytes]":
-    """A ROUTER with the options that every listening socket here has.
-
-    An ipc socket's folder is made, ours alone, if it is missing.
-    """
-    if address.startswith("ipc://"):
-        folder = pathlib.Path(address.removeprefix("ipc://")).parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    socket = context.socket(zmq.ROUTER)
-    socket.setsockopt(zmq.IPV6, int("[" in address))
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
-    socket.setsockopt(zmq.SNDHWM, PIPE_MESSAGES)
-    socket.setsockopt(zmq.RCVHWM, 1_000)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.BACKLOG, 4_096)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 1_000)
-    # No HEARTBEAT_IVL here: libzmq 4.3.5 aborts the process when a ping of ours falls due on a
-    # connection whose input stands at RCVHWM and whose peer has gone. Peers ping us with a TTL,
-    # which ends a connection that went silent; strangers meet HANDSHAKE_IVL and the kernel.
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 5)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 2)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-    with contextlib.ExitStack() as stack:
-        stack.callback(socket.close)
-        socket.bind(address)
-        stack.pop_all()
-    return socket
-
-
-def endpoint_of(socket: "zmq.Socket[bytes]") -> str:
-    """The address that a socket is bound to."""
-    endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
-    assert isinstance(endpoint, bytes)
-    return endpoint.rstrip(b"\0").decode()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from gristmill.broker.mailbox import Peer
 from gristmill.wire.client import Refused
+from gristmill.wire.registry import Principal
 from gristmill.wire.tariffs import class_of
 from gristmill.wire.worker import Hello as WorkerHello
 from gristmill.wire.worker import HostReading
@@ -30,15 +31,17 @@ class ClientSession:
     """
 
     __slots__ = (
-        "client", "done", "generation", "is_operator", "number", "peer", "questions", "refused",
-        "seen_ms", "tenant", "token",
+        "client", "done", "generation", "number", "peer", "public", "questions", "refused", "role",
+        "scopes", "seen_ms", "tenant", "token",
     )  # fmt: skip
 
-    def __init__(self, number: int, client: bytes, tenant: str, is_operator: bool) -> None:
+    def __init__(self, number: int, client: bytes, who: Principal) -> None:
         self.number = number
         self.client = client
-        self.tenant = tenant
-        self.is_operator = is_operator
+        self.tenant = who.tenant
+        self.public = who.public
+        self.role = who.role
+        self.scopes = frozenset(who.scopes)
         self.generation = 0
         self.token = b""
         self.peer = Peer(b"")
@@ -46,6 +49,11 @@ class ClientSession:
         self.questions = 0
         self.done: dict[int, None] = {}
         self.refused: dict[int, Refused] = {}
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it may do what only operators may."""
+        return self.role == "operator"
 
     def note_done(self, request: int) -> None:
         """This request took effect; said again it is only answered again."""
@@ -106,7 +114,7 @@ class Clients:
     def __init__(self) -> None:
         self._by_token: dict[bytes, ClientSession] = {}
         self._by_number: dict[int, ClientSession] = {}
-        self._by_client: dict[tuple[str, bytes], ClientSession] = {}
+        self._by_client: dict[tuple[str, str, bytes], ClientSession] = {}
         self._last = 0
 
     def __len__(self) -> int:
@@ -115,16 +123,15 @@ class Clients:
     def __iter__(self) -> Iterator[ClientSession]:
         return iter(list(self._by_number.values()))
 
-    def join(
-        self, routing: bytes, client: bytes, tenant: str, is_operator: bool, now_ms: int
-    ) -> ClientSession:
+    def join(self, routing: bytes, client: bytes, who: Principal, now_ms: int) -> ClientSession:
         """A session with a new token; the same client object keeps its number."""
-        session = self._by_client.get((tenant, client))
+        session = self.known(who, client)
         if session is None:
             self._last += 1
-            session = ClientSession(self._last, client, tenant, is_operator)
-            self._by_client[tenant, client] = session
+            session = ClientSession(self._last, client, who)
+            self._by_client[who.tenant, who.public, client] = session
             self._by_number[session.number] = session
+        session.role, session.scopes = who.role, frozenset(who.scopes)
         self.suspend(session)
         session.token = os.urandom(TOKEN_BYTES)
         session.generation += 1
@@ -133,9 +140,9 @@ class Clients:
         self._by_token[session.token] = session
         return session
 
-    def known(self, tenant: str, client: bytes) -> ClientSession | None:
+    def known(self, who: Principal, client: bytes) -> ClientSession | None:
         """The session that this client object has, live or waiting for its HELLO."""
-        return self._by_client.get((tenant, client))
+        return self._by_client.get((who.tenant, who.public, client))
 
     def find(self, token: bytes) -> ClientSession | None:
         """The session of a token, if it is live."""
@@ -155,7 +162,7 @@ class Clients:
         """The session is over."""
         self.suspend(session)
         self._by_number.pop(session.number, None)
-        self._by_client.pop((session.tenant, session.client), None)
+        self._by_client.pop((session.tenant, session.public, session.client), None)
 
 
 class Workers:

@@ -9,6 +9,7 @@ import pydantic
 
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.ids import is_digest
 from gristmill.wire.spec import Tariff
 from gristmill.wire.tariffs import STANDARD, STANDARD_TARIFF, parse_tariffs
 
@@ -27,6 +28,7 @@ class BrokerSettings(pydantic.BaseModel):
     front: str  #: address for clients
     back: str  #: address for workers
     ledger: str  #: address of the ledger
+    ledger_key: str = ""  #: its public key, 64 hex characters; over TCP there must be one
     store: str = ""  #: address of the store, handed to clients and workers
     #: results and parcels kept in memory; the rest is read back from the journal
     parcel_cache_bytes: int = pydantic.Field(limits.PARCEL_CACHE_BYTES, ge=1 << 20)
@@ -66,6 +68,14 @@ class BrokerSettings(pydantic.BaseModel):
     peer_queue_messages: int = pydantic.Field(4_096, ge=16)
     peer_queue_bytes: int = pydantic.Field(32 << 20, ge=1 << 20)
 
+    @pydantic.model_validator(mode="after")
+    def _has_key(self) -> "BrokerSettings":
+        if self.ledger_key and not is_digest(self.ledger_key):
+            raise ValueError(f"ledger_key is {self.ledger_key!r:.80}; 64 hex characters")
+        if not self.ledger_key and not self.ledger.startswith("ipc://"):
+            raise ValueError(f"ledger_key is missing: {self.ledger} must prove that it has it")
+        return self
+
     @pydantic.field_validator("tariff", mode="before")
     @classmethod
     def _tariffs(cls, value: Any) -> Any:
@@ -91,7 +101,9 @@ def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Broke
     except pydantic.ValidationError as error:
         bad = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r:.80})"
-            if fault["type"] != "missing"
+            if fault["type"] != "missing" and fault["loc"]
+            else str(fault["msg"])
+            if not fault["loc"]  # of several settings together
             else f"{fault['loc'][0]}: missing"
             for fault in error.errors()
         )

@@ -47,7 +47,9 @@ class Grid:
         labels: of every worker.
         options: more command-line options, by process (``worker-1``) or by kind (``worker``).
         environment: what to add to the environment of the processes.
-        front: address for clients, instead of a socket in ``run``.
+        front: address for clients, instead of a socket in ``run``; over TCP they need a ``token``.
+        back: address for workers, instead of a socket in ``run``; over TCP those of this grid are
+            known by their keys.
         fund: ``TENANT=CREDITS`` to mint at the first start; empty for nothing.
         payments: file of the treasury's settings, empty for what an operator confirms only; None
             for no treasury: no credits are sold.
@@ -75,6 +77,7 @@ class Grid:
         options: Mapping[str, Sequence[str]] | None = None,
         environment: Mapping[str, str] | None = None,
         front: str = "",
+        back: str = "",
         fund: str = FUND,
         payments: str | None = None,
         on_event: Callable[[str], None] | None = None,
@@ -91,7 +94,7 @@ class Grid:
         self.options = {name: list(more) for name, more in (options or {}).items()}
         self.environment = dict(environment or {})
         self.address = front or f"ipc://{self.run}/front"
-        self.back = f"ipc://{self.run}/back"
+        self.back = back or f"ipc://{self.run}/back"
         self.fund = fund
         self.payments = payments
         self._stop_fds = [] if stop_fd is None else [stop_fd]
@@ -250,7 +253,7 @@ class Grid:
         ledger, store = f"ipc://{self.run}/ledger", f"unix://{self.run}/store"
         own: dict[str, Callable[[], list[str]]] = {
             "ledger": lambda: ["--listen", ledger, *(["--fund", self.fund] if self.fund else [])],
-            "store": lambda: ["--listen", store, "--key", self._store_key()],
+            "store": lambda: ["--listen", store, "--key", self._broker_key()],
             "broker": lambda: [
                 *("--front", self.address, "--back", self.back),
                 *("--ledger", ledger, "--store", store),
@@ -268,20 +271,37 @@ class Grid:
     def _worker_options(self, name: str) -> list[str]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(1, self.workers)
         options = ["--broker", self.back, "--name", name, "--slots", str(self.slots)]
+        if not self.back.startswith("ipc://"):
+            options += ["--broker-key", self._broker_key()]
         options += ["--tiers", ",".join(self.tiers), "--cpus", str(self.slots)]
         options += ["--memory", str(memory)]
         for key, value in self.labels.items():
             options += ["--label", f"{key}={value}"]
         return options
 
-    def _store_key(self) -> str:
-        """Hex of the key that the broker signs grants with.
+    def _broker_key(self) -> str:
+        """Hex of the broker's public key: it signs grants, and is that of its sockets.
 
         Made in this process: asking the broker for it would put one start behind the other.
         """
         from gristmill.wire.keys import BROKER_KEY, load_key
 
         return load_key(self.state / "broker" / BROKER_KEY).verify_key.encode().hex()
+
+    def token(self, tenant: str = "local", *, is_operator: bool = False) -> str:
+        """A new token for clients over TCP, good while this grid's state is kept."""
+        from gristmill.broker.principals import make_token
+
+        return make_token(self.state / "broker", tenant, is_operator)
+
+    def _enrol(self, name: str) -> None:
+        """Have the broker know a worker of ours, which is on this machine, by its key."""
+        from gristmill.broker.principals import add_node
+        from gristmill.wire.keys import WORKER_KEY, load_key
+
+        make_private(self.state / name)
+        public = load_key(self.state / name / WORKER_KEY).verify_key.encode().hex()
+        add_node(self.state / "broker", name, public)
 
     def _claim(self) -> None:
         make_private(self.state)
@@ -291,6 +311,8 @@ class Grid:
 
     def _spawn(self, name: str, argv: list[str]) -> None:
         make_private(self.state / name)
+        if name not in _SERVICES and not self.back.startswith("ipc://"):
+            self._enrol(name)
         environment = {**os.environ, **self.environment}
         for own in ("GRISTMILL_ADDRESS", "GRISTMILL_STATE", "GRISTMILL_RUN"):
             environment.pop(own, None)

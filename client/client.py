@@ -58,7 +58,7 @@ class Client(Questions):
         address: of the broker's front; by default ``$GRISTMILL_ADDRESS``, else the grid that
             ``gristmill up`` started for this user.
         tenant: who pays; by default who the broker says that we are.
-        token: credential, by default ``$GRISTMILL_TOKEN``.
+        token: of a grid on TCP, by default ``$GRISTMILL_TOKEN``; over ``ipc://`` none is needed.
         trust: whether results may be unpickled: ``auto`` if the broker says that every worker is
             ours, ``fleet`` always, ``none`` never (docs/trust.md).
         environment: path of the Python that runs functions on the worker's host; by default
@@ -93,11 +93,12 @@ class Client(Questions):
             limits.PROTOCOL,
             os.urandom(16),
             tenant or "",
-            token if token is not None else os.environ.get("GRISTMILL_TOKEN", ""),
             f"{sys.version_info[0]}.{sys.version_info[1]}",
             own_version(),
         )
-        super().__init__(Link(self.address, hello, timeout, warn), warn)
+        if token is None:
+            token = os.environ.get("GRISTMILL_TOKEN", "")
+        super().__init__(Link(self.address, hello, token, timeout, warn), warn)
         self._lock = threading.Lock()
         self._functions = FunctionBytes()
         self._groups: dict[tuple[Any, ...], CoalescedJob] = {}

@@ -26,15 +26,28 @@ from gristmill.client.core.state import State
 from gristmill.client.core.step import step
 from gristmill.client.errors import GridError, grid_error
 from gristmill.wire import limits
-from gristmill.wire.client import Ask, Hello, JobStatus, Results, Submit, Welcome, decode_broker
+from gristmill.wire.client import (
+    Ask,
+    Hello,
+    JobStatus,
+    Refused,
+    Results,
+    Submit,
+    Welcome,
+    decode_broker,
+)
+from gristmill.wire.curve import be_client
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
+from gristmill.wire.tokens import Token, parse_token
 
 _MESSAGES_PER_TURN = 64
 CLOSE_S = 2.0  #: how long a close waits for what was said to leave
 _PAUSE_S = 0.02  #: before another connection: a broker may drop each one at once
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = zmq.EVENT_DISCONNECTED
+_DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_BROKEN_OFF = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 
 class Sink:
@@ -71,14 +84,22 @@ class Link:
     Args:
         address: of the broker's front.
         hello: who we are.
+        token: the key with which we connect; not used over ``ipc://``.
         timeout_s: silence after which all that waits fails with ``BrokerUnavailable``.
         warn: tells a person one line.
     """
 
     def __init__(
-        self, address: str, hello: Hello, timeout_s: float, warn: Callable[[str], None]
+        self,
+        address: str,
+        hello: Hello,
+        token: str,
+        timeout_s: float,
+        warn: Callable[[str], None],
     ) -> None:
         self.address = address
+        self._token = None if address.startswith("ipc://") else _read_token(address, token)
+        self._is_stranger = False
         self.welcome: Welcome | None = None
         self._hello = hello
         self._timeout_ms = int(timeout_s * 1000)
@@ -118,7 +139,9 @@ class Link:
         """
         self._is_up = False
         self._socket = self._context.socket(zmq.DEALER)
-        self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
+        self._monitor = self._socket.get_monitor_socket(_UP | _DOWN | _DENIED | _BROKEN_OFF)
+        if self._token is not None:
+            be_client(self._socket, self._token.key, self._token.broker)
         for option, value in (
             (zmq.LINGER, int(CLOSE_S * 1000)),
             (zmq.SNDHWM, 0),  # what may be on the way is bounded by credit
@@ -318,8 +341,13 @@ class Link:
             frames = self._monitor.recv_multipart()
             kind = int.from_bytes(frames[0][:2], sys.byteorder)
             if kind == _UP:
-                self._is_up = True
+                self._is_up, self._is_stranger = True, False
                 self._step(on.LinkUp())
+            elif kind == _DENIED and self._token is not None:
+                told = f"the token {self._token.name!r} is not known at {self.address}"
+                self._step(on.Received(Refused(0, "UNAUTHORISED", told, ""), []))
+            elif kind == _BROKEN_OFF:
+                self._is_stranger = True
             elif kind == _DOWN and self._is_up:  # else libzmq tries again, ever more slowly
                 self._disconnect(0)
                 time.sleep(_PAUSE_S)
@@ -399,7 +427,10 @@ class Link:
                 self._warn(f"the broker at {self.address} is back")
 
     def _error(self, code: str, message: str, hint: str) -> GridError:
-        if code == "UNREACHABLE":
+        if code == "UNREACHABLE" and self._is_stranger and self._token is not None:
+            message = f"what listens at {self.address} does not have the key of this token's broker"
+            hint = f"check the address; is the token {self._token.name!r} of another grid?"
+        elif code == "UNREACHABLE":
             message = f"{message} (address {self.address})"
             hint = hint or (
                 f"check the address {self.address}; start a grid here with 'gristmill up'"
@@ -417,6 +448,21 @@ class Link:
         self._disconnect()
         self._context.term()
         os.close(self._wake_fd)
+
+
+def _read_token(address: str, text: str) -> Token:
+    """The token for a grid on TCP.
+
+    Raises:
+        GridError: ``UNAUTHORISED``.
+    """
+    if not text:
+        told = f"{address} asks for a token: a grid on TCP knows its clients by their keys"
+        raise grid_error("UNAUTHORISED", told, "set GRISTMILL_TOKEN, or pass token=")
+    try:
+        return parse_token(text)
+    except RemoteError as error:
+        raise grid_error(error.code, error.message, error.hint) from None
 
 
 def _now_ms() -> int:

@@ -18,11 +18,13 @@ from typing import Any
 import apsw
 import msgspec
 import zmq
+from nacl.signing import SigningKey
 
 from gristmill.ledger import bills
 from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.intent_records import AnswerIntent, WakeTreasury
+from gristmill.ledger.door import Door
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError
 from gristmill.ledger.epochs import Epochs
 from gristmill.ledger.floods import Floods
@@ -84,12 +86,12 @@ class Ledger:
         self.epochs = Epochs(self.book, key, settings.epoch_s * 1000)
         self._began_ms = self._looked_ms = _now_ms()
         self._context = zmq.Context()
-        self._socket = self._listen()
+        self._socket = self._listen(key)
         self._purchases = Purchases(self.book, key, self._send)
         self._statements = Statements(self.book, self._open_incident)
         self._watches = Watches()
 
-    def _listen(self) -> "zmq.Socket[bytes]":
+    def _listen(self, key: SigningKey) -> "zmq.Socket[bytes]":
         address = self.settings.listen
         if address.startswith("ipc://"):
             folder = pathlib.Path(address.removeprefix("ipc://")).parent
@@ -107,6 +109,7 @@ class Ledger:
             (zmq.IPV6, int("[" in address)),
         ):
             router.setsockopt(option, value)
+        self._door = Door(self._context, router, key, dict(self.settings.allow))
         try:
             router.bind(address)
         except zmq.ZMQError as error:
@@ -197,11 +200,15 @@ class Ledger:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(stop.fileno(), zmq.POLLIN)
+        if self._door.socket is not None:
+            poller.register(self._door.socket, zmq.POLLIN)
         while True:
             waits = [self._watches.wait_ms(_now_ms()), rest_ms]
             if not self.read_only:
                 waits.append(self.epochs.wait_ms(_now_ms()))
             ready = dict(poller.poll(min(wait for wait in waits if wait is not None) + 1))
+            if self._door.socket in ready:
+                self._door.answer()
             if self._socket in ready:
                 self.turn()
             self._watches.due(self.book.state, _now_ms(), self._answer)
@@ -238,11 +245,11 @@ class Ledger:
         size = 0
         while size < self.settings.group_entries:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames, public = self._door.receive(self._socket)
             except zmq.Again:
                 break
             size += 1
-            message = self._decode(frames)
+            message = self._decode(frames, public)
             if isinstance(message, Post):
                 posts.append((frames[0], message))
                 size += len(message.entries)
@@ -264,24 +271,34 @@ class Ledger:
             if not is_watch or not self._watches.take(peer, question, self.book.state, _now_ms()):
                 self._answer(peer, question)
 
-    def _decode(self, frames: list[bytes]) -> Any:
-        """The message, or None when it was refused here."""
+    def _decode(self, frames: list[bytes], public: str) -> Any:
+        """The message, or None when it was refused here; ``public``: the key of who said it."""
         self.counts["messages"] += 1
         try:
             if len(frames) != 2:
                 raise RemoteError(
                     "MALFORMED", f"a message of {len(frames) - 1} frames; the dialogue has one"
                 )
-            return decode_to_ledger.decode(frames[1])
+            message = decode_to_ledger.decode(frames[1])
         except RemoteError as error:
             self.counts["malformed"] += 1
             if self.counts["malformed"].bit_count() == 1:  # 1, 2, 4, ...: no flood
                 log.warning(
                     "malformed messages=%d, now from %s: %.300s",
-                    self.counts["malformed"], frames[0].hex(), error.message,
+                    self.counts["malformed"], public or frames[0].hex(), error.message,
                 )  # fmt: skip
             self._send(frames[0], LedgerRefused(0, error.code, error.message))
             return None
+        try:
+            self._door.check(public, message, self.book.state)
+        except RemoteError as error:
+            if count := self._floods.count("forbidden", _monotonic_ms()):
+                log.error("ALARM FORBIDDEN, %d now: %.500s", count, error.message)
+            self._send(
+                frames[0], LedgerRefused(getattr(message, "request", 0), error.code, error.message)
+            )
+            return None
+        return message
 
     def _apply(self, posts: list[tuple[bytes, Asked]]) -> None:
         if self.read_only:
@@ -401,6 +418,7 @@ class Ledger:
     def close(self) -> None:
         """Close the socket and the book."""
         self._socket.close(0)
+        self._door.close()
         self._context.term()
         self.book.close()
         address = self.settings.listen

@@ -8,6 +8,7 @@ from typing import Any
 
 import pydantic
 
+from gristmill.ledger.door import Role, parse_allow
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.limits import NAME_CHARS_MAX
 from gristmill.wire.socket import check_listen_address
@@ -20,7 +21,8 @@ class Settings(pydantic.BaseModel):
     """Settings of one ledger process.
 
     ``state``: folder of ``ledger.db`` and ``ledger.key``. ``books``: a PostgreSQL database instead
-    of the file. ``listen``: a ZeroMQ address, ipc or loopback TCP. ``fund``: (tenant,
+    of the file. ``listen``: a ZeroMQ address. ``allow``: (public key, role) of who may speak to it
+    over TCP, where nobody else may. ``fund``: (tenant,
     micro-credits) minted once, at the first start that names the tenant. ``group_entries``: about
     how many outbox entries share one transaction. ``epoch_s``: an epoch is closed so long after its
     first receipt. ``hold_expiry_s``: after this silence of a broker its holds go back to their
@@ -32,6 +34,7 @@ class Settings(pydantic.BaseModel):
     state: pathlib.Path
     listen: str
     books: str = pydantic.Field(default="", pattern="^(postgresql://.*)?$")
+    allow: tuple[tuple[str, Role], ...] = ()
     fund: tuple[tuple[str, int], ...] = ()
     group_entries: int = pydantic.Field(default=8_192, ge=1, le=1_000_000)
     epoch_s: int = pydantic.Field(default=60, ge=1, le=86_400)
@@ -68,7 +71,13 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     parser.add_argument(
         "--books", metavar="URL", help="postgresql://...: the books are there, not in a file"
     )
-    parser.add_argument("--listen", metavar="ADDRESS", help="ipc:///path or tcp://127.0.0.1:PORT")
+    parser.add_argument("--listen", metavar="ADDRESS", help="ipc:///path or tcp://HOST:PORT")
+    parser.add_argument(
+        "--allow",
+        metavar="ROLE=KEY",
+        action="append",
+        help="over TCP: this public key speaks as a broker, an operator or a treasury",
+    )
     parser.add_argument(
         "--fund",
         metavar="TENANT=CREDITS",
@@ -92,19 +101,36 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         for name, value in environment.items()
         if name.startswith(_PREFIX)
     }
-    if "fund" in values:
-        given.setdefault("fund", [part for part in values.pop("fund").split(",") if part])
+    for name in ("fund", "allow"):
+        if name in values:
+            given.setdefault(name, [part for part in values.pop(name).split(",") if part])
     values.update(given)
     values["is_dying_with_parent"] = values.pop("die_with_parent", False)
     try:
+        option = "--fund"
         values["fund"] = tuple(parse_fund(text) for text in values.get("fund", ()))
+        option = "--allow"
+        values["allow"] = tuple(parse_allow(text) for text in values.get("allow", ()))
         settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
         bad = [f"--{_option(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
         raise RemoteError("INVALID_SPEC", "; ".join(bad), parser.format_usage()) from None
     except ValueError as error:
-        raise RemoteError("INVALID_SPEC", f"--fund: {error}", parser.format_usage()) from None
-    check_listen_address(settings.listen)
+        raise RemoteError("INVALID_SPEC", f"{option}: {error}", parser.format_usage()) from None
+    has_keys = bool(settings.allow)
+    check_listen_address(settings.listen, has_keys)
+    if not settings.listen.startswith("ipc://") and not has_keys:
+        raise RemoteError(
+            "UNAUTHORISED",
+            f"{settings.listen} would let everybody in: over TCP a ledger knows who may speak",
+            "name each with --allow ROLE=KEY, or listen at ipc:///path",
+        )
+    if settings.listen.startswith("ipc://") and has_keys:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"--allow is for TCP; whoever is in the folder of {settings.listen} may speak",
+            "listen at tcp://HOST:PORT, or leave --allow out",
+        )
     return settings
 
 

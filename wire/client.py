@@ -33,7 +33,6 @@ class Hello(Message, frozen=True, tag=1):
     protocol: Integer
     client: bytes
     tenant: str
-    token: str
     python: str
     version: str
 

@@ -1,7 +1,7 @@
 """The one way in which every process here sets up a ZeroMQ address.
 
-Until keys are set up (enrolment), TCP is accepted on loopback only, and ipc only under a directory
-that is ours alone.
+TCP is accepted on loopback only where there are no keys, and ipc only under a directory that is
+ours alone.
 """
 
 import os
@@ -12,8 +12,8 @@ from gristmill.wire.errors import RemoteError
 IPC_PATH_BYTES_MAX = 107  #: sun_path
 
 
-def check_listen_address(address: str) -> str:
-    """The address itself, if a process may listen on it.
+def check_listen_address(address: str, has_keys: bool = False) -> str:
+    """The address itself, if a process may listen on it; ``has_keys``: it knows who connects.
 
     Raises:
         RemoteError: ``NOT_LOOPBACK`` for TCP elsewhere than loopback or an ipc directory
@@ -38,9 +38,11 @@ def check_listen_address(address: str) -> str:
     if not match:
         raise RemoteError(
             "INVALID_SPEC",
-            f"{address!r} is not an address; write ipc:///path or tcp://127.0.0.1:7031",
+            f"{address!r} is not an address; write ipc:///path or tcp://HOST:7031",
         )
     host = match[1]
+    if has_keys:
+        return address
     if not (host == "localhost" or host == "[::1]" or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host)):
         raise RemoteError("NOT_LOOPBACK", f"{address} is not on loopback")
     return address

@@ -148,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         "from GRISTMILL_WORKER_NAME, with the option's name in capitals.",
     )
     parser.add_argument("--broker", help="the broker's address for workers")
+    parser.add_argument(
+        "--broker-key", metavar="HEX", help="the broker's public key; needed over tcp://"
+    )
     parser.add_argument("--name", help="of this worker, unique in its grid")
     parser.add_argument("--slots", type=int, help="leases that run at once; default: cpus")
     parser.add_argument("--state", type=pathlib.Path, help="folder of worker.key and caches")

@@ -5,8 +5,10 @@ import time
 from collections.abc import Sequence
 
 import zmq
+from nacl.signing import SigningKey
 
 from gristmill.wire import limits
+from gristmill.wire.curve import be_client
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode, take
 from gristmill.wire.worker import (
@@ -34,9 +36,16 @@ class Link:
     """
 
     def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", address: str, poller: zmq.Poller
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        address: str,
+        poller: zmq.Poller,
+        key: SigningKey,
+        broker_key: str,
     ) -> None:
         self._context = context
+        self._key = key
+        self._broker_key = broker_key
         self._address = address
         self._poller = poller
         self.dropped = 0
@@ -46,6 +55,8 @@ class Link:
         self._is_up = False
         self.socket = self._context.socket(zmq.DEALER)
         self.monitor = self.socket.get_monitor_socket(_UP | _DOWN)
+        if self._broker_key:
+            be_client(self.socket, self._key, self._broker_key)
         options = {
             zmq.LINGER: 0,
             zmq.SNDHWM: 1_000,

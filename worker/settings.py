@@ -9,6 +9,7 @@ import pydantic
 
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.ids import is_digest
 from gristmill.wire.spec import TIERS, Tier
 from gristmill.wire.units import parse_bytes, parse_ms
 
@@ -22,6 +23,7 @@ class WorkerSettings(pydantic.BaseModel):
 
     state: pathlib.Path  #: folder of worker.key, the blob cache and what jails need
     broker: str  #: the broker's address for workers
+    broker_key: str = ""  #: its public key, 64 hex characters; over TCP there must be one
     name: str = pydantic.Field(min_length=1, max_length=limits.NAME_CHARS_MAX)
     slots: int = pydantic.Field(
         default_factory=lambda: len(os.sched_getaffinity(0)),
@@ -42,6 +44,14 @@ class WorkerSettings(pydantic.BaseModel):
     cgroups: bool = True
     #: True refuses to start without them, as units of deploy/ do
     needs_cgroups: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _has_key(self) -> "WorkerSettings":
+        if self.broker_key and not is_digest(self.broker_key):
+            raise ValueError(f"broker_key is {self.broker_key!r:.80}; 64 hex characters")
+        if not self.broker_key and not self.broker.startswith("ipc://"):
+            raise ValueError(f"broker_key is missing: {self.broker} must prove that it has it")
+        return self
 
     @pydantic.field_validator("memory", "cache", mode="before")
     @classmethod
@@ -98,6 +108,8 @@ def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Worke
         bad = "; ".join(
             f"{fault['loc'][0]}: missing"
             if fault["type"] == "missing"
+            else str(fault["msg"])
+            if not fault["loc"]  # of several settings together
             else f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r:.80})"
             for fault in error.errors()
         )

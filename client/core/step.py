@@ -50,7 +50,9 @@ from gristmill.wire import client as wire
 #: events that start no timer sooner than the ping that is due anyway
 _QUIET = frozenset({on.ResultTaken, on.ParcelReady, on.Received})
 #: refusals of a HELLO that saying it again cannot change
-_FINAL_REFUSALS = frozenset({"UNAUTHORISED", "FORBIDDEN", "PROTOCOL", "NAME_TAKEN"})
+_FINAL_REFUSALS = frozenset(
+    {"UNAUTHORISED", "FORBIDDEN", "PROTOCOL", "NAME_TAKEN", "KEY_EXPIRED", "KEY_REVOKED"}
+)
 
 
 def step(state: State, event: on.AnyEvent, now_ms: int) -> list[out.AnyEffect]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 import zmq
+from nacl.signing import SigningKey
 
+from gristmill.wire.curve import be_client
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import LedgerAnswer, LedgerRefused, decode_from_ledger
@@ -35,11 +37,16 @@ class Line:
 
     Args:
         address: of the ledger.
+        key: what we speak as over TCP, to the ledger with ``ledger_key``.
         changed: told, on the line's thread, of each intent that wants its treasury.
     """
 
-    def __init__(self, address: str, changed: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, address: str, key: SigningKey, ledger_key: str, changed: Callable[[str, str], None]
+    ) -> None:
         self._address = address
+        self._key = key
+        self._ledger_key = ledger_key
         self._changed = changed
         self._context = zmq.Context()
         self._new: queue.SimpleQueue[tuple[int, _Asked] | None] = queue.SimpleQueue()
@@ -95,6 +102,8 @@ class Line:
             (zmq.MAXMSGSIZE, ZMQ_FRAME_BYTES_MAX),
         ):
             dealer.setsockopt(option, value)
+        if self._ledger_key:
+            be_client(dealer, self._key, self._ledger_key)
         dealer.connect(self._address)
         poller = zmq.Poller()
         poller.register(dealer, zmq.POLLIN)

@@ -105,13 +105,15 @@ class ManualSettings(Sold):
 class Settings(pydantic.BaseModel):
     """Settings of one treasury.
 
-    ``state``: folder of ``treasury.key`` and its lock. ``listen``: for callbacks; in the file, too.
+    ``state``: folder of ``treasury.key`` and its lock. ``ledger_key``: the ledger's public key,
+    over TCP. ``listen``: for callbacks; in the file, too.
     """
 
     model_config = _MODEL
 
     state: pathlib.Path
     ledger: str
+    ledger_key: str = pydantic.Field(default="", pattern="^([0-9a-f]{64})?$")
     config: pathlib.Path | None = None
     listen: str = ""
     reconcile_s: float = pydantic.Field(default=10.0, gt=0, le=3_600)
@@ -155,7 +157,10 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         epilog=f"Each option can also be given as {_PREFIX}NAME.",
     )
     parser.add_argument("--state", metavar="DIR", help="folder of treasury.key")
-    parser.add_argument("--ledger", metavar="ADDRESS", help="ipc:///path or tcp://127.0.0.1:PORT")
+    parser.add_argument("--ledger", metavar="ADDRESS", help="ipc:///path or tcp://HOST:PORT")
+    parser.add_argument(
+        "--ledger-key", metavar="HEX", help="the ledger's public key; needed over tcp://"
+    )
     parser.add_argument("--config", metavar="FILE", help="TOML: [lnd], [btcpay], [manual]")
     parser.add_argument("--listen", metavar="URL", help="for callbacks: http://127.0.0.1:PORT")
     parser.add_argument("--reconcile-s", metavar="S", help="between looks at open intents")
@@ -177,7 +182,10 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     except pydantic.ValidationError as error:
         bad = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise RemoteError("INVALID_SPEC", "; ".join(bad), parser.format_usage()) from None
-    check_listen_address(settings.ledger)
+    check_listen_address(settings.ledger, has_keys=bool(settings.ledger_key))
+    if not settings.ledger_key and not settings.ledger.startswith("ipc://"):
+        told = f"{settings.ledger} must prove that it is the ledger: --ledger-key is missing"
+        raise RemoteError("UNAUTHORISED", told, "give the public key that the ledger logs")
     return settings
 
 

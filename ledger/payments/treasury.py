@@ -52,10 +52,11 @@ class Treasury:
 
     def __init__(self, settings: Settings) -> None:
         self._lock = own_folder(settings.state, "treasury")
-        seed = load_key(settings.state / KEY).encode()
+        key = load_key(settings.state / KEY)
+        seed = key.encode()
         self._secret = hmac.new(seed, b"gristmill treasury", hashlib.sha256).digest()
         self._desks: dict[str, Desk] = {}
-        self._line = Line(settings.ledger, self._on_changed)
+        self._line = Line(settings.ledger, key, settings.ledger_key, self._on_changed)
         backends = self._backends(settings)
         self._offers = [_offer(backend, sold) for backend, sold in backends]
         for backend, _ in backends:

@@ -37,7 +37,7 @@ EXAMPLES = {
         [9], [(10, 12)], [6], 1000, 3500,
     ),
     "worker.Refused": worker.Refused("REJOIN", "m", "h"),
-    "client.Hello": client.Hello(1, SESSION, "ann", "", "3.11", "0.1.0"),
+    "client.Hello": client.Hello(1, SESSION, "ann", "3.11", "0.1.0"),
     "client.Submit": client.Submit(SESSION, 2, SESSION, SPEC),
     "client.Submit command": client.Submit(
         SESSION, 2, SESSION, JobSpec("command", command=Command(["echo", "{}"]))

@@ -68,7 +68,8 @@ def ledger(tmp_path: pathlib.Path) -> Iterator[LedgerProcess]:
 @pytest.fixture
 def inside(tmp_path: pathlib.Path) -> Iterator[Ledger]:
     """A ledger in this process, whose turns the test takes."""
-    made = Ledger(Settings(state=tmp_path / "inside", listen="tcp://127.0.0.1:*"))
-    made.open()
-    yield made
-    made.close()
+    with tempfile.TemporaryDirectory(prefix="gm-") as run:
+        made = Ledger(Settings(state=tmp_path / "inside", listen=f"ipc://{run}/ledger"))
+        made.open()
+        yield made
+        made.close()

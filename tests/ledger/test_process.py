@@ -351,15 +351,18 @@ def test_settings_name_what_is_wrong() -> None:
         read_settings([], {})
     for bad in ("ann", "=5", "ann=lots", "ann=-1"):
         with pytest.raises(RemoteError, match="--fund"):
-            read_settings(["--state", "s", "--listen", "tcp://127.0.0.1:1", "--fund", bad], {})
+            read_settings(["--state", "s", "--listen", "ipc:///x/y/l", "--fund", bad], {})
     with pytest.raises(RemoteError, match="sate"):
-        read_settings(["--listen", "tcp://127.0.0.1:1"], {"GRISTMILL_LEDGER_SATE": "typo"})
+        read_settings(["--listen", "ipc:///x/y/l"], {"GRISTMILL_LEDGER_SATE": "typo"})
+    for bad in (f"client={'a' * 64}", "broker", "broker=abc"):
+        with pytest.raises(RemoteError, match="--allow"):
+            read_settings(["--state", "s", "--listen", "tcp://127.0.0.1:1", "--allow", bad], {})
 
 
 def test_settings_from_the_environment() -> None:
     environment = {
         "GRISTMILL_LEDGER_STATE": "s",
-        "GRISTMILL_LEDGER_LISTEN": "tcp://127.0.0.1:7032",
+        "GRISTMILL_LEDGER_LISTEN": "ipc:///x/y/ledger",
         "GRISTMILL_LEDGER_FUND": "ann=1,bob=0.5",
     }
     settings = read_settings(["--state", "here"], environment)
@@ -428,7 +431,7 @@ def test_a_broker_that_only_asks_whether_we_are_there_keeps_its_holds(
     """A job may wait for months with nothing to post; a broker that is silent is another matter."""
     clock = [1_800_000_000_000]
     monkeypatch.setattr("gristmill.ledger.app._now_ms", lambda: clock[0])
-    made = Ledger(Settings(state=tmp_path / "books", listen="tcp://127.0.0.1:*"))
+    made = Ledger(Settings(state=tmp_path / "books", listen=f"ipc://{tmp_path}/run/l"))
     try:
         made.open()
         made.book.apply([Fund(1, "ann", 500, "f")], clock[0])

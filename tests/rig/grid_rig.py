@@ -1,6 +1,7 @@
 """What many suites use: waiting for a condition, and the command as a person types it."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,13 @@ def until(what: str, condition: Callable[[], Any], seconds: float = SECONDS) -> 
             return found
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def gristmill(

@@ -49,7 +49,7 @@ class SimLink(Link):
 
     def __init__(self, client: "SimClient", hello: Hello) -> None:
         self._client = client
-        super().__init__(FRONT, hello, client.timeout_s, client.world.note)
+        super().__init__(FRONT, hello, "", client.timeout_s, client.world.note)
 
     def wake(self) -> None:
         """Something was left for the link's thread."""
@@ -224,7 +224,7 @@ class SimClient(Process):
         """A script starts: every work again, with the same keys."""
         _Sockets.current = self
         hello = Hello(
-            PROTOCOL, self.world.random.randbytes(16), self.works[0].tenant, "", "3.11", "sim"
+            PROTOCOL, self.world.random.randbytes(16), self.works[0].tenant, "3.11", "sim"
         )
         self.link = SimLink(self, hello)
         self.readings = {}

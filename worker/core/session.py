@@ -31,6 +31,7 @@ from gristmill.worker.core.state import (
     MALFORMED_MAX,
     NAME_PATIENCE_MS,
     NAME_RETRY_MS,
+    PENDING_RETRY_MS,
     STALL_MS,
     Job,
     Lease,
@@ -59,7 +60,7 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
     state.phase, state.session, state.broker = "open", message.session, message.broker
     state.report_ms, state.ttl_ms = message.report_ms, message.ttl_ms
     state.hello_pause_ms = HELLO_FIRST_MS
-    state.has_told_silence, state.name_taken_ms = False, 0
+    state.has_told_silence, state.has_told_pending, state.name_taken_ms = False, False, 0
     state.report_number, state.result_number, state.unsent = 0, 0, len(state.results)
     for pending in state.results:
         pending.is_sent = False
@@ -75,7 +76,7 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
 
 
 def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
-    """REJOIN: HELLO again; RECOVERING: a little later; MALFORMED: go on, but not for ever.
+    """REJOIN: HELLO again; RECOVERING, NODE_PENDING: later; MALFORMED: go on, but not for ever.
 
     Anything else ends the worker. What was in a malformed report is said again like that of a lost
     one, and a HELLO is repeated anyway.
@@ -95,6 +96,12 @@ def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
         state.malformed += 1
         if state.malformed < MALFORMED_MAX:
             return [do.Tell(f"the broker could not read a message of ours: {event.message}")]
+    if event.code == "NODE_PENDING":  # an operator looks at it
+        state.phase, state.hello_at_ms = "greeting", now_ms + PENDING_RETRY_MS
+        if state.has_told_pending:
+            return []
+        state.has_told_pending = True
+        return [do.Tell(f"{event.message}; waiting")]
     if event.code == "NAME_TAKEN" and state.phase == "greeting":
         # An agent that was killed keeps its name until the broker has missed it for a ttl.
         state.name_taken_ms = state.name_taken_ms or now_ms

@@ -30,6 +30,8 @@ BETWEEN_MS_MIN = 30_000
 HELLO_FIRST_MS, HELLO_LAST_MS = 200, 5_000
 #: A name that is taken is asked for again for this long: its owner may be a killed agent.
 NAME_PATIENCE_MS, NAME_RETRY_MS = 2 * TTL_MS, 500
+#: an operator looks at this node: HELLO again after so long
+PENDING_RETRY_MS = 2_000
 #: So many of our messages may make no sense to the broker while nothing gets on: one may have been
 #: damaged on its way, but what we say wrong we would say wrong for ever.
 MALFORMED_MAX = 3
@@ -189,6 +191,7 @@ class State:
     exit_code: int = 0
     has_told_silence: bool = False
     name_taken_ms: int = 0
+    has_told_pending: bool = False
     malformed: int = 0
 
     @property

@@ -189,7 +189,7 @@ class Customer:
         self._session, self._heard = b"", now
         self._requests.clear()
         self.joins += 1
-        self._say(say.Hello(PROTOCOL, self._id, "local", "", _python(), "chaos"))
+        self._say(say.Hello(PROTOCOL, self._id, "local", _python(), "chaos"))
 
     def _say(self, message: msgspec.Struct, *frames: bytes) -> None:
         assert self._socket is not None

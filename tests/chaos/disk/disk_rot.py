@@ -88,7 +88,7 @@ class Client:
         self._context.term()
 
     def hello(self) -> None:
-        self._send(say.Hello(PROTOCOL, os.urandom(16), "local", "", "3.11", "rot"))
+        self._send(say.Hello(PROTOCOL, os.urandom(16), "local", "3.11", "rot"))
         self._until(lambda message: isinstance(message, say.Welcome))
 
     def _send(self, message: msgspec.Struct, *frames: bytes) -> None:

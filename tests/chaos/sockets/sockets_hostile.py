@@ -23,10 +23,12 @@ from gristmill.wire import client as wc
 from gristmill.wire import ledger as wl
 from gristmill.wire import limits
 from gristmill.wire import worker as ww
+from gristmill.wire.curve import be_client
 from gristmill.wire.frames import encode
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import Command, JobSpec, Limits
+from gristmill.wire.tokens import parse_token
 from gristmill.wire.values import BlobRef, encode_ref, pack_plain, pack_range
 
 FENCE_S = 30.0  #: an answer that does not come within this is a fault
@@ -96,12 +98,17 @@ class Hostile:
     union: Any = None
     rare: tuple[Any, ...] = ()  #: messages that would end the session each time
 
-    def __init__(self, address: str, found: Attack, random_: random.Random, decode: Any) -> None:
+    def __init__(
+        self, address: str, found: Attack, random_: random.Random, decode: Any, token: str = ""
+    ) -> None:
         self.found, self.random, self.decode = found, random_, decode
         self.maker = Knowing(random_)
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
             self.socket.setsockopt(option, value)
+        if token:
+            its = parse_token(token)
+            be_client(self.socket, its.key, its.broker)
         self.socket.connect(address)
         self.session, self.sessions = b"", [b"", bytes(16), b"x" * 16]
         self.kinds = [kind for kind in self.union.__args__ if kind not in self.rare]
@@ -212,8 +219,8 @@ class HostileClient(Hostile):
     rare = (wc.Hello, wc.Goodbye)
 
     def __init__(self, target: Target, found: Attack, random_: random.Random) -> None:
-        super().__init__(target.front, found, random_, wc.decode_broker)
-        self.id, self.token = random_.randbytes(16), target.token
+        super().__init__(target.front, found, random_, wc.decode_broker, target.token)
+        self.id = random_.randbytes(16)
         self.request = self.fence = 0
         self.jobs, self.newest = [1], 1
         self.function, self.at = 0, Counter[int]()
@@ -233,7 +240,6 @@ class HostileClient(Hostile):
             "bytes_allowed": lambda: near(1 << 20),
             "limit": lambda: near(100),
             "client": lambda: r.choice((self.id, self.id, r.randbytes(16))),
-            "token": lambda: self.token,
             "tenant": lambda: r.choice(("", "mallory", "honest")),
             "protocol": lambda: limits.PROTOCOL,
             "worker": lambda: r.choice(NAMES),
@@ -284,7 +290,7 @@ class HostileClient(Hostile):
 
     def join(self) -> None:
         self.socket.send_multipart(
-            [encode(wc.Hello(limits.PROTOCOL, self.id, "", self.token, "3.11", "hostile"))]
+            [encode(wc.Hello(limits.PROTOCOL, self.id, "", "3.11", "hostile"))]
         )
 
     def provoke(self) -> None:

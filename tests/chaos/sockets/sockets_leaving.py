@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import zmq
+from nacl.signing import SigningKey
 
 from gristmill.client.link import Link as ClientLink
 from gristmill.wire.client import Hello
@@ -59,7 +60,7 @@ class Counting(ClientLink):
 def play_client(broker: Broker) -> int:
     """The link's own thread reads."""
     link: Any = Counting.__new__(Counting)
-    link.__init__(broker.address, Hello(1, b"c" * 16, "", "", "3.11", "0"), 3_600, link.tell)
+    link.__init__(broker.address, Hello(1, b"c" * 16, "", "3.11", "0"), "", 3_600, link.tell)
     while broker.left:
         time.sleep(0.01)
     link.close()
@@ -70,7 +71,7 @@ def play_worker(broker: Broker) -> int:
     """As the agent's loop does it."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     poller = zmq.Poller()
-    link = WorkerLink(context, broker.address, poller)
+    link = WorkerLink(context, broker.address, poller, SigningKey.generate(), "")
     read = 0
     while broker.left:
         ready = dict(poller.poll(5))

@@ -12,7 +12,6 @@ from grid_rig import until
 from lease_rig import billed_twice, settled
 from sockets_hostile import Target, attack
 
-from gristmill.broker.tokens import make_token
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
 
@@ -90,12 +89,12 @@ def test_hostile_sessions_at_every_socket_raise_nothing_and_delay_nobody(
 ) -> None:
     frames, seed = sized(10_000, 100_000), sized(1, int(time.time()))
     folder = grid.state / "broker"
-    honest = Honest(grid, make_token(folder, "honest", False))
+    honest = Honest(grid, grid.token("honest"))
     pids = {name: grid.pid(name) for name in grid.names}
     with sqlite3.connect(f"file:{folder / 'journal.db'}?mode=ro", uri=True) as db:
         (broker,) = db.execute("SELECT value FROM meta WHERE key = 'broker'").fetchone()
     target = Target(
-        front(grid), grid.back, f"ipc://{grid.run}/ledger", make_token(folder, "mallory", False),
+        front(grid), grid.back, f"ipc://{grid.run}/ledger", grid.token("mallory"),
         str(broker),
     )  # fmt: skip
     honest.job()  # jails are warm
@@ -132,7 +131,7 @@ def test_hostile_sessions_at_every_socket_raise_nothing_and_delay_nobody(
     # What it left on the disks is whole: both start again, and go on.
     grid.restart("ledger")
     grid.restart("broker")
-    again = Honest(grid, make_token(folder, "honest", False))
+    again = Honest(grid, grid.token("honest"))
     again.job()
     until("the ledger takes posts", lambda: again.client.grid()["is_ledger_up"])
     assert again.client.grid()["rows_quarantined"] == 0

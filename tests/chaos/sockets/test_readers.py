@@ -65,7 +65,7 @@ def read_all(peer, job, upto):
         message, bodies = got
         if isinstance(message, wc.Refused) and message.code == "REJOIN":
             if message.session == peer.session:
-                peer.send(wc.Hello(1, peer.id, peer.tenant, "", "3.11", "test"))
+                peer.send(wc.Hello(1, peer.id, peer.tenant, "3.11", "test"))
         elif isinstance(message, wc.Welcome):
             peer.session = message.session
             after = peer.results[-1][0].sequence if peer.results else 0

@@ -91,7 +91,7 @@ class ClientPeer(Link):
         self.refusals: list[wc.Refused] = []
 
     def hello(self, protocol: int = limits.PROTOCOL) -> Any:
-        self.send(wc.Hello(protocol, self.id, self.tenant, "", "3.11", "test"))
+        self.send(wc.Hello(protocol, self.id, self.tenant, "3.11", "test"))
         answer = self.wait_for(lambda m: isinstance(m, wc.Welcome | wc.Refused))
         if isinstance(answer, wc.Welcome):
             self.session = answer.session

@@ -152,7 +152,7 @@ def test_who_knocks_while_the_journal_is_read_is_told_to_wait(broker):
     broker.terminate()
     fill(broker.state / "journal.db", jobs=6_000)
     front, back = knock(broker.front), knock(broker.back)
-    hello = wc.Hello(limits.PROTOCOL, os.urandom(16), "local", "", "3.11", "test")
+    hello = wc.Hello(limits.PROTOCOL, os.urandom(16), "local", "3.11", "test")
     front.send(encode(hello))
     back.send(encode(ww.Goodbye(b"old session", "whatever")))
     broker.start()

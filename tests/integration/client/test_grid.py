@@ -4,7 +4,6 @@ import itertools
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy
 import pytest
+from grid_rig import free_port
 
 from gristmill.cli.grid import Grid
 from gristmill.client import (
@@ -288,12 +288,10 @@ def test_control_c_leaves_the_job_running(client: Client, grid: Grid, script: st
 
 
 def test_over_tcp_nothing_is_unpickled() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     with (
         Grid.temporary(workers=1, slots=1, front=address) as grid,
-        Client(grid.address, timeout=20) as client,
+        Client(grid.address, token=grid.token(), timeout=20) as client,
     ):
         assert not client.is_fleet_trusted
         assert client.dry_run(abs).spec.results == "safe"

@@ -16,6 +16,7 @@ from gristmill.wire.client import JobEvent, JobStatus, Results, decode_broker
 from gristmill.wire.frames import encode
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
+from gristmill.wire.registry import Principal
 from gristmill.wire.worker import ResultHead
 
 CARD = JobStatus(
@@ -87,7 +88,8 @@ class Rig:
 
     def join(self) -> ClientSession:
         number = len(self.clients)
-        return self.clients.join(b"r%d" % number, b"c%d" % number, "t", True, 0)
+        who = Principal("", "operator", "t", "t", "active")
+        return self.clients.join(b"r%d" % number, b"c%d" % number, who, 0)
 
     def frames(self, sequence: int, size: int = 100) -> list[bytes]:
         head = ResultHead(sequence, 1, 1, sequence, 1, "q", 1, 1, 1, "proc")

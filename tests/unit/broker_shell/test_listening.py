@@ -9,8 +9,8 @@ import zmq
 
 LISTENER = """
 import sys, zmq
-from gristmill.broker.mailbox import bind_router
-socket = bind_router(zmq.Context(), sys.argv[1], 1 << 20)
+from gristmill.broker.ports import bind_router
+socket = bind_router(zmq.Context(), sys.argv[1])
 if sys.argv[2] == "pings":
     socket.close()
     socket = zmq.Context().socket(zmq.ROUTER)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from gristmill.broker.mailbox import Mailbox, Peer, bind_router, receive
+from gristmill.broker.mailbox import Mailbox, Peer, receive
 from gristmill.broker.metrics import Metrics
+from gristmill.broker.ports import bind_router
 
 
 class Pair:
@@ -17,7 +18,7 @@ class Pair:
     def __init__(self, folder: str) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.address = f"ipc://{folder}/s"
-        self.router = bind_router(self.context, self.address, 1 << 20)
+        self.router = bind_router(self.context, self.address)
         self.lost: list[tuple[Peer, str]] = []
         self.metrics = Metrics()
         self.box = Mailbox(

@@ -20,7 +20,7 @@ from gristmill.wire import client as wire
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.worker import ResultHead
 
-HELLO = wire.Hello(1, b"c" * 16, "", "", "3.11", "0")
+HELLO = wire.Hello(1, b"c" * 16, "", "3.11", "0")
 WELCOME = wire.Welcome(b"s" * 16, "b", "local", 1000, 15000, "", True)
 SUBMIT = wire.Submit(b"", 0, b"i" * 16, JobSpec("function"))
 

@@ -29,8 +29,8 @@ class LateLink(Link):
 
 
 def test_waking_a_thread_that_has_just_ended_writes_to_no_closed_descriptor(address: str) -> None:
-    hello = Hello(1, b"c" * 16, "", "", "3.11", "0")
-    link = LateLink(address, hello, 5, warn=lambda _: None)
+    hello = Hello(1, b"c" * 16, "", "3.11", "0")
+    link = LateLink(address, hello, "", 5, warn=lambda _: None)
     link.is_late = True
     link.close()
     assert not link.is_late, "the caller was held"

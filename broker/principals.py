@@ -1,0 +1,193 @@
+"""Who may speak to this broker: the principals of its state folder, read again when they change.
+
+The file ``principals`` has a line of JSON for each (``wire/registry.py``), and is replaced whole by
+whoever decides: the link to the registry, or an operator of this host (``--new-token``). A broker
+that finds no registry goes on with what it has.
+"""
+
+import logging
+import os
+import pathlib
+import secrets
+import threading
+from collections.abc import Iterable
+
+import msgspec
+
+from gristmill.wire import limits
+from gristmill.wire.curve import curve_public
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.keys import BROKER_KEY, load_key
+from gristmill.wire.registry import SCOPES, Principal, Role
+from gristmill.wire.tokens import Token, new_token
+
+log = logging.getLogger("gristmill.broker.principals")
+
+FILE_NAME = "principals"
+#: which roles may connect to a port at all; what they may say there is each port's verb table
+PORTS: dict[str, frozenset[Role]] = {
+    "front": frozenset({"client", "operator", "portal"}),
+    "back": frozenset({"worker"}),
+}
+#: why a principal is not heard, by its state: code, and words with its name
+_REFUSED = {
+    "pending": ("NODE_PENDING", "{name} is enrolled, and waits for an operator's approval"),
+    "approved": ("NODE_PENDING", "{name} is approved, and waits for its canary"),
+    "rejected": ("NODE_REFUSED", "{name} was rejected: {reason}"),
+    "quarantined": ("NODE_REFUSED", "{name} is quarantined: {reason}"),
+    "banned": ("NODE_REFUSED", "{name} is banned: {reason}"),
+    "expired": ("KEY_EXPIRED", "{name} was not approved in time"),
+    "revoked": ("KEY_REVOKED", "the key of {name} was revoked: {reason}"),
+}
+_decode = msgspec.json.Decoder(Principal).decode
+
+
+class Principals:
+    """See the module's text. The doorman's thread uses it, too."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._path = folder / FILE_NAME
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int, int] | None = None
+        self._by_public: dict[str, Principal] = {}
+        self._by_curve: dict[bytes, Principal] = {}
+        self._changed: set[str] = set()
+        self.look()
+
+    def look(self) -> set[str]:
+        """Read the file if it changed; public keys of which anything is new since the last look."""
+        self._read()
+        with self._lock:
+            changed, self._changed = self._changed, set()
+        return changed
+
+    def _read(self) -> None:
+        """A file that makes no sense is logged, and what was known stays, until it is mended."""
+        with self._lock:
+            seen = _stamp(self._path)
+            if seen == self._seen:
+                return
+            self._seen = seen
+            try:
+                found = {one.public: one for one in read(self._path)}
+            except (RemoteError, OSError) as error:
+                log.error("the principals cannot be read, those of before stay: %s", error)
+                return
+            before, self._by_public = self._by_public, found
+            self._by_curve = {curve_public(public): one for public, one in found.items()}
+            changed = {
+                public
+                for public in before.keys() | found.keys()
+                if before.get(public) != found.get(public)
+            }
+            self._changed |= changed
+            log.info("principals=%d changed=%d", len(found), len(changed))
+
+    def find(self, public: str) -> Principal | None:
+        """The principal of this key."""
+        return self._by_public.get(public)
+
+    def who(self, port: str, key: bytes) -> str:
+        """For the doorman: the public key of a CURVE key that may connect here, else nothing.
+
+        Who is expired or revoked may connect, to be told so.
+        """
+        if key not in self._by_curve:
+            self._read()  # it may be new
+        found = self._by_curve.get(key)
+        return found.public if found is not None and found.role in PORTS.get(port, ()) else ""
+
+    def admit(self, public: str, utc_ms: int) -> Principal:
+        """The principal, if it may speak now.
+
+        Raises:
+            RemoteError: with the reason; ``UNAUTHORISED`` for a key that is not known any more.
+        """
+        found = self.find(public)
+        if found is None:
+            raise RemoteError("UNAUTHORISED", f"the key {public:.16}... is not known here")
+        if found.state in _REFUSED:
+            code, words = _REFUSED[found.state]
+            reason = found.reason or "no reason given"
+            raise RemoteError(code, words.format(name=repr(found.name), reason=reason))
+        if found.expires_ms and found.expires_ms <= utc_ms:
+            raise RemoteError("KEY_EXPIRED", f"the key of {found.name!r} ended at its time")
+        return found
+
+
+def read(path: pathlib.Path) -> list[Principal]:
+    """The principals of a file; none if there is no file.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC`` naming the line that makes no sense.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(_decode(line))
+            curve_public(found[-1].public)
+        except (msgspec.DecodeError, RemoteError) as error:
+            told = f"{path}, line {number}: {error}"
+            raise RemoteError(
+                "INVALID_SPEC", told, "restore the file, or take the line out"
+            ) from None
+    return found
+
+
+def write(path: pathlib.Path, principals: Iterable[Principal]) -> None:
+    """Replace the file whole, on the disk."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
+            for one in principals:
+                file.write(msgspec.json.encode(one) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def make_token(folder: pathlib.Path, tenant: str, is_operator: bool, **more: object) -> str:
+    """A new token, good at the broker of this folder from now on: for who has the folder anyway.
+
+    ``more``: other fields of its principal.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC`` when the tenant's name is none.
+    """
+    if not tenant.isprintable() or "/" in tenant or not 0 < len(tenant) <= limits.NAME_CHARS_MAX:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"tenant is {tenant!r:.60}: at most {limits.NAME_CHARS_MAX} printable characters,"
+            " no '/'",
+        )
+    broker = load_key(folder / BROKER_KEY).verify_key.encode().hex()
+    token: Token = new_token(secrets.token_hex(4), broker)
+    role: Role = "operator" if is_operator else "client"
+    made = Principal(token.public, role, token.name, tenant, "active", scopes=list(SCOPES))
+    made = msgspec.structs.replace(made, **more)
+    path = folder / FILE_NAME
+    write(path, [*read(path), made])
+    return token.text
+
+
+def add_node(folder: pathlib.Path, name: str, public: str, owner: str = "local") -> None:
+    """A node that may work at the broker of this folder: for who has the folder anyway."""
+    path = folder / FILE_NAME
+    kept = [one for one in read(path) if one.public != public]
+    write(path, [*kept, Principal(public, "worker", name, owner, "active")])
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int, int] | None:
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size
