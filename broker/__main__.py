@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ledger-key", metavar="HEX", help="the ledger's public key; needed over tcp://"
     )
+    parser.add_argument("--registry", help="address of the registry on this host: ipc:///path")
     parser.add_argument(
         "--store", help="address of the store: unix:///path or http://127.0.0.1:PORT"
     )
@@ -106,7 +107,7 @@ def _serve(given: argparse.Namespace) -> int:
         die_with_parent()
         if os.getppid() != parent:
             return EXIT_OK
-    names = ("state", "front", "back", "ledger", "ledger_key", "store", "tariff")
+    names = ("state", "front", "back", "ledger", "ledger_key", "registry", "store", "tariff")
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()
     keep_freed_memory()

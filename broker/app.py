@@ -115,7 +115,7 @@ class Broker:
         self._quota = ResultQuota(settings.tenant_disk_bytes)
         now_ms, utc_ms = _monotonic_ms(), time.time_ns() // 1_000_000
         self._context = zmq.Context(io_threads=1)
-        self._ports = ports = Ports(self._context, settings, key)
+        self._ports = ports = Ports(self._context, settings, key, self.journal.broker)
         self._front_socket, self._back_socket = ports.front.socket, ports.back.socket
         self._descriptors = DescriptorWatch([ports.front.endpoint, ports.back.endpoint], metrics)
         self._lobby = Lobby(self._front_socket, self._back_socket, metrics, supervisor)
@@ -291,7 +291,7 @@ class Broker:
         self._next_tick_ms = now_ms + self.settings.tick_ms
         if now_ms >= self._next_principals_ms:
             self._next_principals_ms = now_ms + PRINCIPALS_MS
-            changed, utc_ms = self._ports.principals.look(), self.execution.inbox.utc_ms
+            changed, utc_ms = self._ports.look(), self.execution.inbox.utc_ms
             self._front.end_refused(changed, utc_ms)
             self._back.end_refused(changed, utc_ms)
         self._apply(on.TimePassed())

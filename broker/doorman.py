@@ -4,12 +4,15 @@ It has a thread so that who connects while the broker reads its journal, or is b
 away by HANDSHAKE_IVL. What it may not know it cannot tell: it asks ``who`` and sends the answer.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 
 import zmq
 
 from gristmill.wire.curve import ZAP_ADDRESS, zap_answer
+
+log = logging.getLogger("gristmill.broker.doorman")
 
 _END = "inproc://gristmill.doorman.end"
 
@@ -43,11 +46,23 @@ class Doorman:
         poller.register(self._ended, zmq.POLLIN)
         while self._ended not in (ready := dict(poller.poll())):
             if self._socket in ready:
-                answer = zap_answer(self._socket.recv_multipart(), self._who)
-                self.refused += answer[2] != b"200"
+                asked = self._socket.recv_multipart()
+                answer = zap_answer(asked, self._who)
+                if answer[2] != b"200":
+                    self._note_refused(asked)
                 self._socket.send_multipart(answer)
         self._socket.close()
         self._ended.close()
+
+    def _note_refused(self, asked: list[bytes]) -> None:
+        self.refused += 1
+        if self.refused.bit_count() == 1:  # 1, 2, 4, ...: no flood
+            port, address, key = (asked[at] if at < len(asked) else b"" for at in (2, 3, 6))
+            log.warning(
+                "refused keys=%d, now at %s: the CURVE key %s from %s",
+                self.refused, port.decode("ascii", "replace"), key.hex(),
+                address.decode("ascii", "replace"),
+            )  # fmt: skip
 
     def close(self) -> None:
         """End the thread, when the sockets that it let people in at are closed."""

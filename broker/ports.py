@@ -10,6 +10,7 @@ from nacl.signing import SigningKey
 from gristmill.broker.doorman import Doorman
 from gristmill.broker.mailbox import PIPE_MESSAGES, receive
 from gristmill.broker.principals import Principals
+from gristmill.broker.registry_link import RegistryLink
 from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import limits
 from gristmill.wire.curve import be_server
@@ -66,12 +67,19 @@ class Port:
 class Ports:
     """The broker's two ports, and whoever is asked who may connect to them.
 
+    Args:
+        broker: its name.
+
     Raises:
         RemoteError: an address that must not be listened on.
     """
 
     def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", settings: BrokerSettings, key: SigningKey
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        settings: BrokerSettings,
+        key: SigningKey,
+        broker: str,
     ) -> None:
         for address in (settings.front, settings.back):
             check_listen_address(address, has_keys=True)
@@ -79,9 +87,21 @@ class Ports:
         self._doorman = Doorman(context, self.principals.who)
         self.front = Port(context, settings.front, "front", key, self.principals)
         self.back = Port(context, settings.back, "back", key, self.principals)
+        self._link: RegistryLink | None = None
+        if settings.registry:
+            self._link = RegistryLink(context, settings.registry, broker, settings.state)
+
+    def look(self) -> set[str]:
+        """Public keys of principals that changed since the last look."""
+        if self._link is not None:
+            self._link.look()
+            self._link.receive()
+        return self.principals.look()
 
     def close(self) -> None:
         """Nobody is let in any more."""
+        if self._link is not None:
+            self._link.close()
         self.front.socket.close()
         self.back.socket.close()
         self._doorman.close()

@@ -29,6 +29,7 @@ class BrokerSettings(pydantic.BaseModel):
     back: str  #: address for workers
     ledger: str  #: address of the ledger
     ledger_key: str = ""  #: its public key, 64 hex characters; over TCP there must be one
+    registry: str = ""  #: address of the registry on this host, ipc://; empty for none
     store: str = ""  #: address of the store, handed to clients and workers
     #: results and parcels kept in memory; the rest is read back from the journal
     parcel_cache_bytes: int = pydantic.Field(limits.PARCEL_CACHE_BYTES, ge=1 << 20)
@@ -72,6 +73,8 @@ class BrokerSettings(pydantic.BaseModel):
     def _has_key(self) -> "BrokerSettings":
         if self.ledger_key and not is_digest(self.ledger_key):
             raise ValueError(f"ledger_key is {self.ledger_key!r:.80}; 64 hex characters")
+        if self.registry and not self.registry.startswith("ipc://"):
+            raise ValueError(f"registry is {self.registry!r:.80}; it is on this host: ipc:///path")
         if not self.ledger_key and not self.ledger.startswith("ipc://"):
             raise ValueError(f"ledger_key is missing: {self.ledger} must prove that it has it")
         return self
