@@ -311,6 +311,14 @@ class Purchases(Document, frozen=True, tag="gristmill/purchases/1"):
     intents: list[IntentView]
 
 
+class LoggedIn(Document, frozen=True, tag="gristmill/login/1"):
+    """Who we are at a grid from now on; empty texts after a logout."""
+
+    address: str
+    token: str
+    tenant: str
+
+
 class Drained(Document, frozen=True, tag="gristmill/drain/1"):
     """The worker was asked to finish what it has. ``is_ended``: with ``--wait``, it has."""
 
@@ -437,6 +445,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     CreditOffers,
     Purchase,
     Purchases,
+    LoggedIn,
     Drained,
     Released,
     Doctor,

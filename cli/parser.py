@@ -135,6 +135,8 @@ def build() -> Parser:
         parser_credits.add,
         _worker,
         _node,
+        _login,
+        _logout,
         parser_doctor.add,
         parser_deploy.add,
         _drill,
@@ -142,6 +144,20 @@ def build() -> Parser:
     ):
         add(verbs)
     return parser
+
+
+def _login(verbs: "Verbs") -> None:
+    add_verb(
+        verbs,
+        "login",
+        "login",
+        "Keep a grid's address and your token for this user; the token is asked for",
+        more="It is read from stdin, never from the command line, tried, and kept with mode 0600.",
+    )
+
+
+def _logout(verbs: "Verbs") -> None:
+    add_verb(verbs, "logout", "login", "Forget the grid and the token of 'login'", has_grid=False)
 
 
 class _Version(argparse.Action):

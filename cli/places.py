@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.login import read_login
 
 SOCKETS = ("front", "back", "ledger", "store")
 RECORD = "grid.json"  #: who holds a folder: pid, folders, address, and its processes
@@ -55,8 +56,11 @@ def run_folder(environment: Mapping[str, str]) -> Path:
 
 
 def default_address(environment: Mapping[str, str]) -> str:
-    """Where a client looks for its grid when nobody says."""
-    return environment.get("GRISTMILL_ADDRESS") or f"ipc://{run_folder(environment)}/front"
+    """``GRISTMILL_ADDRESS``, else that of ``gristmill login``, else that of ``gristmill up``."""
+    if address := environment.get("GRISTMILL_ADDRESS"):
+        return address
+    login = read_login(environment)
+    return login.address if login is not None else f"ipc://{run_folder(environment)}/front"
 
 
 def make_private(folder: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import os
 
+from gristmill.wire.login import read_login
+
 
 def run_folder() -> str:
     """The 0700 folder of sockets of a grid on this machine."""
@@ -13,5 +15,8 @@ def run_folder() -> str:
 
 
 def default_address() -> str:
-    """``$GRISTMILL_ADDRESS``, else the front of the grid that ``gristmill up`` starts."""
-    return os.environ.get("GRISTMILL_ADDRESS") or f"ipc://{run_folder()}/front"
+    """``$GRISTMILL_ADDRESS``, else that of ``gristmill login``, else that of ``gristmill up``."""
+    if address := os.environ.get("GRISTMILL_ADDRESS"):
+        return address
+    login = read_login(os.environ)
+    return login.address if login is not None else f"ipc://{run_folder()}/front"

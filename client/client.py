@@ -35,6 +35,7 @@ from gristmill.client.questions import Questions
 from gristmill.client.submitter import Submitter, name_of, origin_of, own_version
 from gristmill.wire import client as wire
 from gristmill.wire import limits
+from gristmill.wire.login import token_for
 from gristmill.wire.spec import Command, JobSpec
 from gristmill.wire.units import parse_ms
 from gristmill.wire.values import encode_ref
@@ -58,7 +59,8 @@ class Client(Questions):
         address: of the broker's front; by default ``$GRISTMILL_ADDRESS``, else the grid that
             ``gristmill up`` started for this user.
         tenant: who pays; by default who the broker says that we are.
-        token: of a grid on TCP, by default ``$GRISTMILL_TOKEN``; over ``ipc://`` none is needed.
+        token: of a grid on TCP, by default ``$GRISTMILL_TOKEN``, else that of ``gristmill login``;
+            over ``ipc://`` none is needed.
         trust: whether results may be unpickled: ``auto`` if the broker says that every worker is
             ours, ``fleet`` always, ``none`` never (docs/trust.md).
         environment: path of the Python that runs functions on the worker's host; by default
@@ -97,7 +99,7 @@ class Client(Questions):
             own_version(),
         )
         if token is None:
-            token = os.environ.get("GRISTMILL_TOKEN", "")
+            token = token_for(os.environ, self.address)
         super().__init__(Link(self.address, hello, token, timeout, warn), warn)
         self._lock = threading.Lock()
         self._functions = FunctionBytes()

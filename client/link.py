@@ -458,7 +458,9 @@ def _read_token(address: str, text: str) -> Token:
     """
     if not text:
         told = f"{address} asks for a token: a grid on TCP knows its clients by their keys"
-        raise grid_error("UNAUTHORISED", told, "set GRISTMILL_TOKEN, or pass token=")
+        raise grid_error(
+            "UNAUTHORISED", told, "gristmill login, or set GRISTMILL_TOKEN, or pass token="
+        )
     try:
         return parse_token(text)
     except RemoteError as error:

@@ -40,6 +40,10 @@ class Questions(abc.ABC):
         self._warn = warn
         self._blobs: Any = None
 
+    def who(self) -> str:
+        """The tenant as whom the broker knows us."""
+        return self._link.wait_welcome().tenant
+
     # ------------------------------------------------------------ jobs
 
     def job(self, job: AnyJob) -> Job:
