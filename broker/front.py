@@ -242,12 +242,16 @@ class Front:
 
     def end_refused(self, changed: set[str], utc_ms: int) -> None:
         """Principals changed, or their time is over: their sessions begin anew, or end."""
+        if self._principals is None:
+            return
         for session in self._clients:
-            if session.token and session.public and self._principals is not None:
-                is_over = session.public in changed
-                found = self._principals.find(session.public)
-                if is_over or found is None or 0 < found.expires_ms <= utc_ms:
-                    self.suspend_session(session, "its key changed, or its time is over")
+            if not session.token:
+                continue
+            found = self._principals.find(session.public)
+            if session.public in changed and not session.is_of(found):
+                self.suspend_session(session, "its principal changed")
+            elif found is None or 0 < found.expires_ms <= utc_ms:
+                self.suspend_session(session, "the time of its key is over")
 
     def _on_ping(self, session: ClientSession, message: say.Ping, bodies: list[bytes]) -> None:
         self._mailbox.send(session.peer, [encode(say.Pong())])

@@ -55,6 +55,13 @@ class ClientSession:
         """Whether it may do what only operators may."""
         return self.role == "operator"
 
+    def is_of(self, who: Principal | None) -> bool:
+        """Whether this principal has the rights that the session was begun with."""
+        return who is not None and who.state == "active" and (
+            (who.role, frozenset(who.scopes)) == (self.role, self.scopes)
+            and (self.is_operator or who.tenant == self.tenant)
+        )  # fmt: skip
+
     def note_done(self, request: int) -> None:
         """This request took effect; said again it is only answered again."""
         self.done[request] = None

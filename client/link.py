@@ -98,7 +98,7 @@ class Link:
         warn: Callable[[str], None],
     ) -> None:
         self.address = address
-        self._token = None if address.startswith("ipc://") else _read_token(address, token)
+        self._token = _read_token(address, token) if address.startswith("tcp://") else None
         self._is_stranger = False
         self.welcome: Welcome | None = None
         self._hello = hello

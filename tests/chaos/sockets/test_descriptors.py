@@ -7,13 +7,16 @@ import signal
 import time
 
 import pytest
+import zmq
 from sockets_peers import ClientPeer, until
-from sockets_zmtp import COMMAND, GREETING, greet, open_stream
+from sockets_zmtp import GREETING, greet, open_stream
 
 import gristmill.wire.client as wc
+from gristmill.wire.curve import be_client
+from gristmill.wire.tokens import parse_token
 
-READY = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\0"
-HANDSHAKE = GREETING + bytes([COMMAND, len(READY)]) + READY
+CROWD = zmq.Context()
+CROWD.set(zmq.MAX_SOCKETS, 8_000)
 ROOM = 40  #: descriptors that are left when the bomb begins
 
 
@@ -33,18 +36,22 @@ def narrow(broker):
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid) + ROOM, hard))
 
 
-def fill(address, count):
-    """Connections that shook hands, or were not even accepted, and say nothing."""
-    held = []
+def fill(broker, count):
+    """Connections of a known key that shook hands, or were not even accepted, and say nothing."""
+    token, held = parse_token(broker.token()), []
     for _ in range(count):
-        stream = open_stream(address, 2.0)
-        stream.sendall(HANDSHAKE)
-        held.append(stream)
+        held.append(CROWD.socket(zmq.DEALER))
+        held[-1].setsockopt(zmq.LINGER, 0)
+        held[-1].setsockopt(zmq.HANDSHAKE_IVL, 0)  # they wait as long as it takes
+        be_client(held[-1], token.key, token.broker)
+        held[-1].connect(broker.front)
     return held
 
 
 def work(client, worker_count=200):
-    job = client.submit().job
+    answer = client.submit()
+    assert not isinstance(answer, wc.Refused), answer
+    job = answer.job
     client.subscribe(job)
     client.upload(job, worker_count)
     client.close_upload(job, worker_count)
@@ -85,7 +92,7 @@ def test_a_descriptor_bomb_on_tcp_leaves_those_who_are_here_alone(tcp, sized, fi
     narrow(tcp)
     bombs, jobs = sized(1, 10), 0
     for _ in range(bombs):
-        held = fill(tcp.front, ROOM * 3)
+        held = fill(tcp, ROOM * 3)
         pid = tcp.process.pid
         limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
         until(lambda limit=limit, pid=pid: descriptors(pid) >= limit, "all are taken", 10)
@@ -94,7 +101,7 @@ def test_a_descriptor_bomb_on_tcp_leaves_those_who_are_here_alone(tcp, sized, fi
         until(lambda: honest.ask("grid")["descriptors_short"], "it is told")
         for stream in held:
             stream.close()
-        late = ClientPeer(tcp.front)
+        late = ClientPeer(tcp.front, token=tcp.token())
         tcp.closers.append(late.close)
         assert isinstance(late.hello(), wc.Welcome), "served when there is room again"
         work(late)
@@ -110,13 +117,13 @@ def test_connections_that_cannot_be_accepted_are_counted_and_told(tcp, sized, fi
     limit, held = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0], []
     while descriptors(pid) < limit:
         before = descriptors(pid)
-        held += fill(tcp.front, 1)
+        held += fill(tcp, 1)
         until(lambda before=before: descriptors(pid) > before, "it is accepted")
     told = honest.ask("grid")
     assert (told["accepts_failed"], told["connections_waiting"]) == (0, 0), "all had room"
     before_kib, kept_out, crowds = resident_kib(pid), 0, (1, 1, 1, 1, 1, sized(500, 3_000))
     for crowd in crowds:
-        held += fill(tcp.front, crowd)
+        held += fill(tcp, crowd)
         kept_out += crowd
         told = until(
             lambda n=kept_out: (f := honest.ask("grid"))["connections_waiting"] == n and f,
@@ -133,7 +140,7 @@ def test_connections_that_cannot_be_accepted_are_counted_and_told(tcp, sized, fi
     for stream in held:
         stream.close()
     until(lambda: not honest.ask("grid")["connections_waiting"], "they were served, or left", 30)
-    late = ClientPeer(tcp.front)
+    late = ClientPeer(tcp.front, token=tcp.token())
     tcp.closers.append(late.close)
     assert isinstance(late.hello(), wc.Welcome), "served when there is room again"
     assert tcp.process.poll() is None

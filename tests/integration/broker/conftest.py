@@ -22,14 +22,17 @@ import msgspec
 import pytest
 import zmq
 
+from gristmill.broker.principals import make_token
 from gristmill.wire import client as wc
 from gristmill.wire import ledger as wl
 from gristmill.wire import limits
 from gristmill.wire import worker as ww
+from gristmill.wire.curve import be_client
 from gristmill.wire.frames import encode
 from gristmill.wire.meter import pack_meter
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec
+from gristmill.wire.tokens import parse_token
 from gristmill.wire.values import pack_plain
 
 FUNCTION = b"def f(x): return x"
@@ -56,8 +59,11 @@ def function_spec(**fields: Any) -> JobSpec:
 class Link:
     """A DEALER and what came on it."""
 
-    def __init__(self, address: str, decode: Any) -> None:
+    def __init__(self, address: str, decode: Any, token: str = "") -> None:
         self.socket = CONTEXT.socket(zmq.DEALER)
+        if token:
+            its = parse_token(token)
+            be_client(self.socket, its.key, its.broker)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self.socket.connect(address)
@@ -79,8 +85,10 @@ class Link:
 class ClientPeer(Link):
     """A client: requests wait for their answer; results and cards are gathered on the way."""
 
-    def __init__(self, address: str, tenant: str = "local", credit: int = 1 << 40) -> None:
-        super().__init__(address, wc.decode_broker)
+    def __init__(
+        self, address: str, tenant: str = "local", credit: int = 1 << 40, token: str = ""
+    ) -> None:
+        super().__init__(address, wc.decode_broker, token)
         self.id, self.tenant, self.credit = os.urandom(16), tenant, credit
         self.session = b""
         self.request = 0
@@ -443,8 +451,14 @@ class Process:
         self.closers.append(peer.stop)
         return peer
 
+    def token(self) -> str:
+        """An operator's, where clients come by tcp."""
+        if self.front.startswith("ipc://"):
+            return ""
+        return make_token(self.state, "local", is_operator=True)
+
     def client(self, **fields: Any) -> ClientPeer:
-        peer = ClientPeer(self.front, **fields)
+        peer = ClientPeer(self.front, token=self.token(), **fields)
         self.closers.append(peer.close)
         assert isinstance(peer.hello(), wc.Welcome)
         return peer

@@ -77,11 +77,7 @@ def refusals(grid: Grid, host: str) -> dict[str, list[object]]:
     ended: dict[str, list[object]] = {}
     started = {}
     state = grid.state / "other"
-    broker = ["broker", "--ledger", f"ipc://{grid.run}/ledger"]
-    front, back = f"ipc://{grid.run}/f2", f"ipc://{grid.run}/b2"
     for name, arguments in (
-        ("front", [*broker, "--front", f"tcp://{host}:7931", "--back", back]),
-        ("back", [*broker, "--back", f"tcp://{host}:7932", "--front", front]),
         ("ledger", ["ledger", "--listen", f"tcp://{host}:7933"]),
         ("store", ["store", "--listen", f"http://{host}:7934", "--key", "0" * 64]),
         ("treasury", ["ledger.payments", "--ledger", f"ipc://{grid.run}/ledger",
