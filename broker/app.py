@@ -95,6 +95,7 @@ class Broker:
         self.settings, self._supervisor, self._knock = settings, supervisor, None
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = load_key(settings.state / BROKER_KEY)
+        own_version()  # read while there are descriptors
         self.metrics = metrics = Metrics()
         self._memory = MemoryWatch(settings.memory_bytes or default_limit(), metrics)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

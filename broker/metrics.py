@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import functools
 import importlib.metadata
 
 
@@ -59,6 +60,7 @@ class Metrics:
         return dataclasses.asdict(self)
 
 
+@functools.cache
 @functools.cache
 def own_version() -> str:
     """Of this installation, or nothing where it is none; asked for once, at the start.

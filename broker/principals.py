@@ -29,15 +29,15 @@ PORTS: dict[str, frozenset[Role]] = {
     "front": frozenset({"client", "operator", "portal"}),
     "back": frozenset({"worker"}),
 }
-#: why a principal is not heard, by its state: code, and words with its name
+#: why a principal is not heard, by its state: code, and words behind its name
 _REFUSED = {
-    "pending": ("NODE_PENDING", "{name} is enrolled, and waits for an operator's approval"),
-    "approved": ("NODE_PENDING", "{name} is approved, and waits for its canary"),
-    "rejected": ("NODE_REFUSED", "{name} was rejected: {reason}"),
-    "quarantined": ("NODE_REFUSED", "{name} is quarantined: {reason}"),
-    "banned": ("NODE_REFUSED", "{name} is banned: {reason}"),
-    "expired": ("KEY_EXPIRED", "{name} was not approved in time"),
-    "revoked": ("KEY_REVOKED", "the key of {name} was revoked: {reason}"),
+    "pending": ("NODE_PENDING", "is enrolled, and waits for an operator's approval"),
+    "approved": ("NODE_PENDING", "is approved, and waits for its canary"),
+    "rejected": ("NODE_REFUSED", "was rejected"),
+    "quarantined": ("NODE_REFUSED", "is quarantined"),
+    "banned": ("NODE_REFUSED", "is banned"),
+    "expired": ("KEY_EXPIRED", "was not approved in time"),
+    "revoked": ("KEY_REVOKED", "was revoked"),
 }
 _decode = msgspec.json.Decoder(Principal).decode
 
@@ -108,8 +108,8 @@ class Principals:
             raise RemoteError("UNAUTHORISED", f"the key {public:.16}... is not known here")
         if found.state in _REFUSED:
             code, words = _REFUSED[found.state]
-            reason = found.reason or "no reason given"
-            raise RemoteError(code, words.format(name=repr(found.name), reason=reason))
+            reason = f": {found.reason}" if found.reason else ""
+            raise RemoteError(code, f"{found.name!r} {words}{reason}")
         if found.expires_ms and found.expires_ms <= utc_ms:
             raise RemoteError("KEY_EXPIRED", f"the key of {found.name!r} ended at its time")
         return found

@@ -59,8 +59,7 @@ class Client(Questions):
         address: of the broker's front; by default ``$GRISTMILL_ADDRESS``, else the grid that
             ``gristmill up`` started for this user.
         tenant: who pays; by default who the broker says that we are.
-        token: of a grid on TCP, by default ``$GRISTMILL_TOKEN``, else that of ``gristmill login``;
-            over ``ipc://`` none is needed.
+        token: for a grid on TCP; by default ``$GRISTMILL_TOKEN``, else that of ``gristmill login``.
         trust: whether results may be unpickled: ``auto`` if the broker says that every worker is
             ours, ``fleet`` always, ``none`` never (docs/trust.md).
         environment: path of the Python that runs functions on the worker's host; by default
@@ -98,9 +97,8 @@ class Client(Questions):
             f"{sys.version_info[0]}.{sys.version_info[1]}",
             own_version(),
         )
-        if token is None:
-            token = token_for(os.environ, self.address)
-        super().__init__(Link(self.address, hello, token, timeout, warn), warn)
+        secret = token_for(os.environ, self.address, token)
+        super().__init__(Link(self.address, hello, secret, timeout, warn), warn)
         self._lock = threading.Lock()
         self._functions = FunctionBytes()
         self._groups: dict[tuple[Any, ...], CoalescedJob] = {}

@@ -70,12 +70,14 @@ def write_login(environment: Mapping[str, str], login: Login) -> pathlib.Path:
     return path
 
 
-def token_for(environment: Mapping[str, str], address: str) -> str:
-    """``GRISTMILL_TOKEN``, else that of the login if it is for this address, else an empty text.
+def token_for(environment: Mapping[str, str], address: str, given: str | None) -> str:
+    """``given``, else ``GRISTMILL_TOKEN``, else that of the login if it is for this address, or "".
 
     Raises:
         RemoteError: as ``read_login``.
     """
+    if given is not None:
+        return given
     if environment.get("GRISTMILL_TOKEN") or address.startswith("ipc://"):
         return environment.get("GRISTMILL_TOKEN", "")
     login = read_login(environment)
