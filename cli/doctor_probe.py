@@ -38,7 +38,9 @@ from gristmill.wire.errors import RemoteError
 from gristmill.wire.keys import BROKER_KEY, LEDGER_KEY, WORKER_KEY
 from gristmill.wire.socket import check_listen_address
 
-SECRET_FILES = (BROKER_KEY, LEDGER_KEY, WORKER_KEY, "treasury.key", "tokens")
+#: and who may speak: whoever may write that may let himself in
+SECRET_FILES = (BROKER_KEY, LEDGER_KEY, WORKER_KEY, "treasury.key", "principals")
+KEYED = ("front", "back")  #: the broker's doors: over TCP they are opened by known keys only
 SECRETS_MAX = 2_000  #: of a folder that is not ours at all
 DEPTH = 2  #: ``state/broker/broker.key``
 #: where a process is told to listen: name, variable, file in the run folder, scheme
@@ -332,7 +334,7 @@ def _own_processes(run: pathlib.Path) -> dict[int, str]:
 def door_of(name: str, address: str, ours: Mapping[int, str] | None = None) -> Door:
     """Whether a process could listen here now. ``ours``: pid and name of processes of our grid."""
     try:
-        host, port = _parsed(address)
+        host, port = _parsed(address, name in KEYED)
     except RemoteError as refused:
         return Door(name, address, refused.code, refused.message, refused.hint)
     pid, error = _try_path(host) if port < 0 else _try_port(host, port)
@@ -344,7 +346,7 @@ def door_of(name: str, address: str, ours: Mapping[int, str] | None = None) -> D
     )
 
 
-def _parsed(address: str) -> tuple[str, int]:
+def _parsed(address: str, has_keys: bool) -> tuple[str, int]:
     """(path, -1) or (host, port), after the same checks that a process makes."""
     if address.startswith("unix://"):
         check_listen_address("ipc://" + address.removeprefix("unix://"))
@@ -352,7 +354,7 @@ def _parsed(address: str) -> tuple[str, int]:
     if match := _HTTP.fullmatch(address):
         check_listen_address(f"tcp://{match[1]}:{match[2]}")
         return match[1].strip("[]"), int(match[2])
-    check_listen_address(address)
+    check_listen_address(address, has_keys)
     if address.startswith("ipc://"):
         return address.removeprefix("ipc://"), -1
     host, _, port = address.removeprefix("tcp://").rpartition(":")

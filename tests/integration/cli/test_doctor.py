@@ -98,7 +98,12 @@ def test_keys_that_others_may_read_are_named_and_the_remedy_mends_them(
 def test_every_kind_of_secret_is_found(
     look: Callable[..., dict[str, Finding]], state: pathlib.Path
 ) -> None:
-    names = ("ledger/ledger.key", "worker-7/worker.key", "treasury/treasury.key", "broker/tokens")
+    names = (
+        "ledger/ledger.key",
+        "worker-7/worker.key",
+        "treasury/treasury.key",
+        "broker/principals",
+    )
     for name in names:
         (state / name).parent.mkdir(mode=0o700, exist_ok=True)
         (state / name).touch(mode=0o640)
@@ -154,6 +159,9 @@ def test_ports_that_others_could_reach_and_that_do_not_exist(
         found = look(address)["port given"]
         assert (found.level, words in found.detail) == ("fault", True), found
     assert look("tcp://127.0.0.1:*")["port given"].level == "ok"
+    # The broker's own doors have keys; the ledger's may have, and is asked by itself.
+    assert look(GRISTMILL_BROKER_FRONT="tcp://0.0.0.0:0")["port front"].level == "ok"
+    assert look(GRISTMILL_LEDGER_LISTEN="tcp://0.0.0.0:0")["port ledger"].level == "fault"
 
 
 def test_a_folder_of_sockets_that_is_open_to_others(

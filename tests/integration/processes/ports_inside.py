@@ -73,7 +73,7 @@ def free_port() -> int:
 
 
 def refusals(grid: Grid, host: str) -> dict[str, list[object]]:
-    """Each process told to listen where others reach it: its exit code and what it says."""
+    """Each process without keys told to listen where others are: its exit code, what it says."""
     ended: dict[str, list[object]] = {}
     started = {}
     state = grid.state / "other"
@@ -97,10 +97,10 @@ def refusals(grid: Grid, host: str) -> dict[str, list[object]]:
 
 def main(what: str) -> None:
     tcp = what == "tcp"
-    grid = Grid.temporary(workers=1, slots=1, payments="", front="tcp://127.0.0.1:*" if tcp else "")
+    front, back = (f"tcp://127.0.0.1:{free_port()}" if tcp else "" for _ in range(2))
+    grid = Grid.temporary(workers=1, slots=1, payments="", front=front, back=back)
     if tcp:
         store = f"http://127.0.0.1:{free_port()}"
-        grid.back = f"tcp://127.0.0.1:{free_port()}"
         grid.options = {"store": ["--listen", store], "broker": ["--store", store]}
         grid.options["treasury"] = ["--listen", f"http://127.0.0.1:{free_port()}"]
     with grid, contextlib.ExitStack() as stack:
