@@ -39,7 +39,7 @@ def principal(number: int, role: Role = "client", state: State = "active") -> Pr
 #: role and scopes to what it may say besides HELLO: the whole table, written out
 MAY: dict[tuple[Role, tuple[str, ...]], str] = {
     ("operator", ()): "Submit Parcel CloseUpload Subscribe Credit Unsubscribe Cancel Steer Ask"
-    " DrainWorker Buy Purchase Ping Goodbye",
+    " DrainWorker ReleaseNode Buy Purchase Ping Goodbye",
     ("client", SCOPES): "Submit Parcel CloseUpload Subscribe Credit Unsubscribe Cancel Steer Ask"
     " Buy Purchase Ping Goodbye",
     ("client", ("submit",)): "Submit Parcel CloseUpload Cancel Steer Ping Goodbye",
