@@ -23,9 +23,6 @@ ALLOWED = {
     (
         "broker/core/on_clients.py", "attribute by name", "_first_difference"
     ): "reads what both structs of one type have, to tell how they differ",
-    (
-        "broker/principals.py", "format from elsewhere", "Principals.admit"
-    ): "sentences, from a table in the text",
     ("broker/front.py", "attribute by name", "Front.__init__"): "handlers, from the table of verbs",
     ("ledger/intent_rows.py", "attribute by name", "write"): "columns, from a list in the text",
     ("ledger/purchases.py", "attribute by name", "wrong_text"): "reads the fields of a struct",

@@ -38,7 +38,7 @@ def narrow(broker):
 
 def fill(broker, count):
     """Connections of a known key that shook hands, or were not even accepted, and say nothing."""
-    token, held = parse_token(broker.token()), []
+    token, held = parse_token(broker.crowd), []
     for _ in range(count):
         held.append(CROWD.socket(zmq.DEALER))
         held[-1].setsockopt(zmq.LINGER, 0)
@@ -68,6 +68,7 @@ def tcp(broker):
     broker.start()
     ready = [line for line in broker.text().splitlines() if line.startswith("ready broker ")]
     broker.front = ready[-1].split()[2]
+    broker.crowd = broker.token()  # once: whenever there is a new one the broker reads a file
     worker = broker.worker()
     worker.hello()
     worker.start()
