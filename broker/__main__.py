@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         if given.print_key:
             return _print_key(given.state)
         if given.new_token:
-            return _new_token(given.state, given.new_token, given.operator)
+            return _new_token(given.state, given.new_token, given.operator, given.broker_key)
         return _serve(given)
     except RemoteError as error:
         print(error, file=sys.stderr)
@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ledger-key", metavar="HEX", help="the ledger's public key; needed over tcp://"
     )
+    parser.add_argument(
+        "--allow", action="append", metavar="ROLE=KEY",
+        help="over TCP: this public key may connect: operator=KEY, client:TENANT=KEY,"
+        " worker:NAME=KEY",
+    )  # fmt: skip
     parser.add_argument("--registry", help="address of the registry on this host: ipc:///path")
     parser.add_argument(
         "--store", help="address of the store: unix:///path or http://127.0.0.1:PORT"
@@ -74,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--new-token", metavar="TENANT", help="print a new token of a tenant, end")
     parser.add_argument("--operator", action="store_true", help="the new token is an operator's")
     parser.add_argument(
+        "--broker-key", metavar="HEX", default="",
+        help="for the new token, where the broker has its key as a credential: its public half",
+    )  # fmt: skip
+    parser.add_argument(
         "--ready-fd", type=int, help="write READY to this descriptor when it serves"
     )
     parser.add_argument("--die-with-parent", action="store_true", help="end when the parent ends")
@@ -85,8 +94,8 @@ def _print_key(state: str | None) -> int:
     return EXIT_OK
 
 
-def _new_token(state: str | None, tenant: str, is_operator: bool) -> int:
-    print(make_token(_folder(state), tenant, is_operator))
+def _new_token(state: str | None, tenant: str, is_operator: bool, broker: str) -> int:
+    print(make_token(_folder(state), tenant, is_operator, broker))
     return EXIT_OK
 
 
@@ -107,7 +116,7 @@ def _serve(given: argparse.Namespace) -> int:
         die_with_parent()
         if os.getppid() != parent:
             return EXIT_OK
-    names = ("state", "front", "back", "ledger", "ledger_key", "registry", "store", "tariff")
+    names = "state front back ledger ledger_key allow registry store tariff".split()
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()
     keep_freed_memory()

@@ -83,7 +83,7 @@ class Ports:
     ) -> None:
         for address in (settings.front, settings.back):
             check_listen_address(address, has_keys=True)
-        self.principals = Principals(settings.state)
+        self.principals = Principals(settings.state, settings.allow)
         self._doorman = Doorman(context, self.principals.who)
         self.front = Port(context, settings.front, "front", key, self.principals)
         self.back = Port(context, settings.back, "back", key, self.principals)

@@ -43,12 +43,17 @@ _decode = msgspec.json.Decoder(Principal).decode
 
 
 class Principals:
-    """See the module's text. The doorman's thread uses it, too."""
+    """See the module's text. The doorman's thread uses it, too.
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    Args:
+        fixed: principals of the settings, whatever the file says of their keys.
+    """
+
+    def __init__(self, folder: pathlib.Path, fixed: Iterable[Principal] = ()) -> None:
         self._path = folder / FILE_NAME
+        self._fixed = {one.public: one for one in fixed}
         self._lock = threading.Lock()
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, int, int] | None = (0, 0, 0)  # of no file: read the first time
         self._by_public: dict[str, Principal] = {}
         self._by_curve: dict[bytes, Principal] = {}
         self._changed: set[str] = set()
@@ -69,7 +74,7 @@ class Principals:
                 return
             self._seen = seen
             try:
-                found = {one.public: one for one in read(self._path)}
+                found = {one.public: one for one in read(self._path)} | self._fixed
             except (RemoteError, OSError) as error:
                 log.error("the principals cannot be read, those of before stay: %s", error)
                 return
@@ -115,6 +120,27 @@ class Principals:
         return found
 
 
+def parse_allow(text: str) -> Principal:
+    """A principal of the settings: ``operator=KEY``, ``client:TENANT=KEY``, ``worker:NAME=KEY``.
+
+    Raises:
+        ValueError: the message shows what is accepted.
+    """
+    who, _, public = text.strip().rpartition("=")
+    role, _, name = who.partition(":")
+    if role not in ("operator", "client", "worker") or bool(name) == (role == "operator"):
+        raise ValueError(
+            f"{text!r:.100} lets nobody in; write operator=KEY, client:TENANT=KEY or"
+            " worker:NAME=KEY"
+        )
+    try:
+        curve_public(public)
+    except RemoteError:
+        raise ValueError(f"{public!r:.80} is no key of 64 hex characters") from None
+    tenant = name if role == "client" else "local"
+    return Principal(public, role, name or role, tenant, "active", scopes=list(SCOPES))  # type: ignore[arg-type]
+
+
 def read(path: pathlib.Path) -> list[Principal]:
     """The principals of a file; none if there is no file.
 
@@ -154,13 +180,16 @@ def write(path: pathlib.Path, principals: Iterable[Principal]) -> None:
         raise
 
 
-def make_token(folder: pathlib.Path, tenant: str, is_operator: bool, **more: object) -> str:
+def make_token(
+    folder: pathlib.Path, tenant: str, is_operator: bool, broker: str = "", **more: object
+) -> str:
     """A new token, good at the broker of this folder from now on: for who has the folder anyway.
 
-    ``more``: other fields of its principal.
+    ``broker``: its public key, where that is not in the folder. ``more``: other fields of the
+    principal.
 
     Raises:
-        RemoteError: ``INVALID_SPEC`` when the tenant's name is none.
+        RemoteError: ``INVALID_SPEC`` when the tenant's name is none, or the broker's key elsewhere.
     """
     if not tenant.isprintable() or "/" in tenant or not 0 < len(tenant) <= limits.NAME_CHARS_MAX:
         raise RemoteError(
@@ -168,7 +197,14 @@ def make_token(folder: pathlib.Path, tenant: str, is_operator: bool, **more: obj
             f"tenant is {tenant!r:.60}: at most {limits.NAME_CHARS_MAX} printable characters,"
             " no '/'",
         )
-    broker = load_key(folder / BROKER_KEY).verify_key.encode().hex()
+    if not broker:
+        if (folder / "journal.db").exists() and not (folder / BROKER_KEY).exists():
+            raise RemoteError(
+                "INVALID_SPEC",
+                f"the key of this broker is not in {folder}: it has it as a credential",
+                "give its public key: --broker-key HEX (GRISTMILL_STORE_KEY in keys.env)",
+            )
+        broker = load_key(folder / BROKER_KEY).verify_key.encode().hex()
     token: Token = new_token(secrets.token_hex(4), broker)
     role: Role = "operator" if is_operator else "client"
     made = Principal(token.public, role, token.name, tenant, "active", scopes=list(SCOPES))

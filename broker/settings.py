@@ -7,9 +7,11 @@ from typing import Any
 
 import pydantic
 
+from gristmill.broker.principals import parse_allow
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import is_digest
+from gristmill.wire.registry import Principal
 from gristmill.wire.spec import Tariff
 from gristmill.wire.tariffs import STANDARD, STANDARD_TARIFF, parse_tariffs
 
@@ -29,6 +31,9 @@ class BrokerSettings(pydantic.BaseModel):
     back: str  #: address for workers
     ledger: str  #: address of the ledger
     ledger_key: str = ""  #: its public key, 64 hex characters; over TCP there must be one
+    #: who may connect over TCP whatever the registry says: operator=KEY, client:TENANT=KEY,
+    #: worker:NAME=KEY, several parted by commas
+    allow: tuple[Principal, ...] = ()
     registry: str = ""  #: address of the registry on this host, ipc://; empty for none
     store: str = ""  #: address of the store, handed to clients and workers
     #: results and parcels kept in memory; the rest is read back from the journal
@@ -78,6 +83,13 @@ class BrokerSettings(pydantic.BaseModel):
         if not self.ledger_key and not self.ledger.startswith("ipc://"):
             raise ValueError(f"ledger_key is missing: {self.ledger} must prove that it has it")
         return self
+
+    @pydantic.field_validator("allow", mode="before")
+    @classmethod
+    def _allow(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part.strip()]
+        return tuple(parse_allow(one) if isinstance(one, str) else one for one in value)
 
     @pydantic.field_validator("tariff", mode="before")
     @classmethod

@@ -1,11 +1,12 @@
 """``gristmill deploy``: what systemd needs for a grid on this host, written or shown."""
 
 import argparse
+import socket
 from pathlib import Path
 
 from gristmill.cli import documents
 from gristmill.cli.output import Terminal
-from gristmill.deploy.install import NEXT, TARGETS, check_python, install, plan, text_of, told
+from gristmill.deploy.install import NEXT, TARGETS, Site, check_python, install, plan, text_of, told
 from gristmill.wire.errors import EXIT_OK, RemoteError
 
 
@@ -18,11 +19,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         raise RemoteError("INVALID_SPEC", f"--root {root} is no folder", f"mkdir -p {root}")
     if root == Path("/"):
         check_python(args.python)  # that of an image is not here to be looked at
-    steps = (
-        plan(root, args.python)
-        if args.dry_run
-        else install(root, args.python, is_forced=args.force)
-    )
+    host = args.host or socket.gethostname().partition(".")[0]
+    site = Site(args.python, host, tuple(args.worker or ["1"]))
+    steps = plan(root, site) if args.dry_run else install(root, site, is_forced=args.force)
     rows = [(step.act, str(step.path)) for step in steps] if args.dry_run else told(steps)
     if terminal.is_json:
         files = [documents.DeployedFile(path, act) for act, path in rows]
@@ -42,7 +41,7 @@ def _show(args: argparse.Namespace, terminal: Terminal) -> int:
             return EXIT_OK
         terminal.table(["FILE", "GOES TO"], [[name, f"/{path}"] for name, path in TARGETS.items()])
         return EXIT_OK
-    text = text_of(args.name, args.python, "").rstrip("\n")
+    text = text_of(args.name, Site(args.python, ""), {}).rstrip("\n")
     if terminal.is_json:
         files = [documents.DeployedFile(f"/{TARGETS[args.name]}", "", text)]
         terminal.document(documents.encode(documents.Deployed(True, files, NEXT)))

@@ -6,12 +6,15 @@ import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import documents, places
 from gristmill.cli.output import Terminal
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.units import format_credits
+
+if TYPE_CHECKING:
+    from nacl.signing import SigningKey
 
 _ANSWER_MS = 10_000
 
@@ -38,7 +41,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             f"{format_credits(credits)} credits from {debit} to {credit}"
             for debit, credit, credits in args.legs
         )
-    _ask(args.ledger or _beside(places.default_address(os.environ)), message)
+    address = args.ledger or _beside(places.default_address(os.environ))
+    _ask(address, message, args.ledger_key)
     if terminal.is_json:
         terminal.document(documents.encode(documents.Moved(args.ref)))
     else:
@@ -58,10 +62,11 @@ def _beside(front: str) -> str:
     )
 
 
-def _ask(address: str, message: Any) -> None:
+def _ask(address: str, message: Any, ledger_key: str) -> None:
     """Raises what the ledger refuses with, or ``UNREACHABLE``."""
     import zmq
 
+    from gristmill.wire.curve import be_client
     from gristmill.wire.frames import encode
     from gristmill.wire.ledger import LedgerAnswer, LedgerRefused, decode_from_ledger
 
@@ -70,6 +75,8 @@ def _ask(address: str, message: Any) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RCVTIMEO, _ANSWER_MS)
     try:
+        if not address.startswith("ipc://"):
+            be_client(socket, _own_key(address, ledger_key), ledger_key)
         socket.connect(address)
         socket.send(encode(message))
         answer = decode_from_ledger.decode(socket.recv())
@@ -88,6 +95,23 @@ def _ask(address: str, message: Any) -> None:
     if isinstance(answer, LedgerRefused):
         raise RemoteError(answer.code, answer.message)
     assert isinstance(answer, LedgerAnswer)
+
+
+def _own_key(address: str, ledger_key: str) -> "SigningKey":
+    """The key of our token, which the ledger knows as an operator's."""
+    from gristmill.wire.login import read_login
+    from gristmill.wire.tokens import parse_token
+
+    if not ledger_key:
+        raise RemoteError(
+            "UNAUTHORISED",
+            f"{address} must prove that it is the ledger",
+            "--ledger-key: its public key, which its log names at each start",
+        )
+    token = os.environ.get("GRISTMILL_TOKEN", "")
+    if not token and (login := read_login(os.environ)) is not None:
+        token = login.token
+    return parse_token(token).key
 
 
 def _audit(args: argparse.Namespace, terminal: Terminal) -> int:

@@ -1,9 +1,10 @@
 """The verbs of ``gristmill deploy``: a grid under systemd on this host."""
 
+import re
 import sys
 from typing import Any
 
-from gristmill.cli.parser import Verbs, add_verb
+from gristmill.cli.parser import Verbs, add_verb, typed
 
 
 def add(verbs: Verbs) -> None:
@@ -18,7 +19,7 @@ def add(verbs: Verbs) -> None:
         actions,
         "install",
         "deploy",
-        "Write units, users, folders, settings and the broker's key",
+        "Write units, users, folders, settings and keys",
         has_grid=False,
         more="Nothing is written when a file is there with other content (exit 4), unless --force "
         "says so. Settings in /etc/gristmill and keys are never written over.",
@@ -28,6 +29,16 @@ def add(verbs: Verbs) -> None:
     )
     _python(install)
     install.add_argument(
+        "--worker",
+        action="append",
+        type=typed(_worker),
+        metavar="NAME",
+        help="of gristmill-worker@NAME, which gets a key; repeat it (1)",
+    )
+    install.add_argument(
+        "--host", metavar="NAME", help="of the host, which begins its workers' names: this one's"
+    )
+    install.add_argument(
         "--force", action="store_true", help="write over units that are there with other content"
     )
     install.add_argument("--dry-run", action="store_true", help="only say what it would do")
@@ -36,6 +47,12 @@ def add(verbs: Verbs) -> None:
     )
     show.add_argument("name", metavar="NAME", nargs="?", help="such as gristmill-broker.service")
     _python(show)
+
+
+def _worker(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]{1,20}", text):
+        raise ValueError(f"{text!r:.40} is no name of a worker: a-z and 0-9, at most 20")
+    return text
 
 
 def _python(parser: Any) -> None:

@@ -57,6 +57,12 @@ def _socket(parser: Any) -> None:
     parser.add_argument(
         "--ledger", metavar="ADDRESS", help="of the ledger (default: of the grid of this machine)"
     )
+    parser.add_argument(
+        "--ledger-key",
+        metavar="HEX",
+        default="",
+        help="its public key, needed over tcp://; there your token's key must be an operator's",
+    )
 
 
 def _leg(text: str) -> tuple[str, str, int]:

@@ -1,8 +1,8 @@
-"""Writes what systemd needs for a grid on this host: units, users, folders, settings, one key.
+"""Writes what systemd needs for a grid on this host: units, users, folders, settings, keys.
 
 All or nothing is decided before the first byte is written: a file that is there with other content
 is a refusal that names it, and ``--force`` writes over it. Settings (``/etc/gristmill/*.env``) and
-the broker's key are a person's and are never written over.
+keys are a person's and are never written over; ``keys.env`` alone follows from the keys.
 """
 
 import contextlib
@@ -10,15 +10,20 @@ import dataclasses
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.keys import load_key
+from gristmill.wire.tokens import Token
 
 FOLDER = Path(__file__).parent
 UNITS = "etc/systemd/system"
-BROKER_KEY = "etc/credstore/gristmill-broker.key"
+CREDENTIALS = "etc/credstore"
+BROKER_KEY = f"{CREDENTIALS}/gristmill-broker.key"
+OPERATOR_TOKEN = f"{CREDENTIALS}/gristmill-operator.token"
+SERVICES = ("broker", "ledger", "operator")  #: with a key each; so has each worker
+KEYS_ENV = "keys.env"
 #: where our file goes, below the root
 TARGETS = {
     "gristmill.target": f"{UNITS}/gristmill.target",
@@ -28,6 +33,7 @@ TARGETS = {
     "gristmill-worker@.service": f"{UNITS}/gristmill-worker@.service",
     "gristmill.sysusers.conf": "etc/sysusers.d/gristmill.conf",
     "gristmill.tmpfiles.conf": "etc/tmpfiles.d/gristmill.conf",
+    KEYS_ENV: f"etc/gristmill/{KEYS_ENV}",
     "broker.env": "etc/gristmill/broker.env",
     "ledger.env": "etc/gristmill/ledger.env",
     "store.env": "etc/gristmill/store.env",
@@ -48,6 +54,20 @@ NEXT = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """What the files are made for: an interpreter, this host's name, and the workers on it."""
+
+    python: str
+    host: str
+    workers: tuple[str, ...] = ("1",)
+
+    def keys(self) -> dict[str, str]:
+        """What each key is for, to its file in the folder of credentials."""
+        names = (*SERVICES, *(f"worker-{name}" for name in self.workers))
+        return {name: f"{CREDENTIALS}/gristmill-{name}.key" for name in names}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Step:
     """One file: ``act`` is ``write``, ``same`` (it is there), ``keep`` (a person's) or ``differs``.
 
@@ -59,8 +79,8 @@ class Step:
     text: str
 
 
-def text_of(name: str, python: str, broker_key: str) -> str:
-    """One of our files as it is written.
+def text_of(name: str, site: Site, publics: Mapping[str, str]) -> str:
+    """One of our files as it is written; ``publics``: what each key is for, to its public half.
 
     Raises:
         RemoteError: ``INVALID_SPEC``: no file of ours has this name.
@@ -69,8 +89,16 @@ def text_of(name: str, python: str, broker_key: str) -> str:
         raise RemoteError(
             "INVALID_SPEC", f"{name!r} is not shipped", f"known are {', '.join(TARGETS)}"
         )
-    text = (FOLDER / name).read_text()
-    return text.replace("@PYTHON@", python).replace("@BROKER_KEY@", broker_key)
+    text = (FOLDER / name).read_text().replace("@PYTHON@", site.python)
+    for service in SERVICES:
+        text = text.replace(f"@{service.upper()}_KEY@", publics.get(service, ""))
+    workers = [
+        f"worker:{site.host}-{key.removeprefix('worker-')}={public}"
+        for key, public in sorted(publics.items())
+        if key not in SERVICES
+    ]
+    allowed = ",".join([f"operator={publics.get('operator', '')}", *workers])
+    return text.replace("@BROKER_ALLOW@", allowed)
 
 
 def check_python(python: str) -> None:
@@ -104,16 +132,29 @@ def check_python(python: str) -> None:
                 )
 
 
-def plan(root: Path, python: str) -> list[Step]:
+def known_keys(root: Path) -> dict[str, str]:
+    """What each key that is there is for, to its public half: also of workers of earlier times."""
+    found = {}
+    folder = root / CREDENTIALS
+    for path in sorted(folder.glob("gristmill-*.key")) if folder.is_dir() else []:
+        name = path.name.removeprefix("gristmill-").removesuffix(".key")
+        if name in SERVICES or name.startswith("worker-"):
+            found[name] = load_key(path).verify_key.encode().hex()
+    return found
+
+
+def plan(root: Path, site: Site) -> list[Step]:
     """What there is to do, and what stands in the way; changes nothing."""
-    key_path = root / BROKER_KEY
-    broker_key = ""
-    if key_path.exists():
-        broker_key = load_key(key_path).verify_key.encode().hex()
-    steps = [Step(key_path, "keep" if broker_key else "write", "")]
+    publics = known_keys(root)
+    steps = [
+        Step(root / target, "keep" if name in publics else "write", "")
+        for name, target in site.keys().items()
+    ]
+    token = root / OPERATOR_TOKEN
+    steps.append(Step(token, "keep" if token.exists() else "write", ""))
     for name, target in TARGETS.items():
         path = root / target
-        text = text_of(name, python, broker_key)
+        text = text_of(name, site, publics)
         try:
             found = path.read_text()
         except FileNotFoundError:
@@ -121,18 +162,25 @@ def plan(root: Path, python: str) -> list[Step]:
         except (OSError, UnicodeDecodeError):
             act = "differs"
         else:
-            act = "same" if found == text else "keep" if name.endswith(".env") else "differs"
+            act = "same" if found == text else _act_of(name)
         steps.append(Step(path, act, text))
     return steps
 
 
-def install(root: Path, python: str, *, is_forced: bool) -> list[Step]:
+def _act_of(name: str) -> str:
+    """What is done to a file that is there with other content."""
+    if name == KEYS_ENV:
+        return "write"
+    return "keep" if name.endswith(".env") else "differs"
+
+
+def install(root: Path, site: Site, *, is_forced: bool) -> list[Step]:
     """Write it; what was done.
 
     Raises:
         RemoteError: ``FORBIDDEN``: a file is there with other content, or we may not write.
     """
-    steps = plan(root, python)
+    steps = plan(root, site)
     differing = [step.path for step in steps if step.act == "differs"]
     if differing and not is_forced:
         raise RemoteError(
@@ -141,10 +189,14 @@ def install(root: Path, python: str, *, is_forced: bool) -> list[Step]:
             "compare with 'gristmill deploy show NAME'; --force writes over them",
         )
     try:
-        if steps[0].act == "write":
-            load_key(steps[0].path)
-            steps[1:] = plan(root, python)[1:]  # with its public half
-        for step in steps[1:]:
+        made = [step for step in steps if not step.text]
+        for step in made:
+            if step.act == "write" and step.path.suffix == ".key":
+                load_key(step.path)
+        if made[-1].act == "write":
+            _write(made[-1].path, _operator_token(root), 0o600)
+        steps = [*made, *plan(root, site)[len(made) :]]  # with the public halves
+        for step in steps[len(made) :]:
             if step.act in ("write", "differs"):
                 _write(step.path, step.text)
     except OSError as error:
@@ -162,15 +214,22 @@ def told(steps: Sequence[Step]) -> list[tuple[str, str]]:
     return [(words[step.act], str(step.path)) for step in steps]
 
 
-def _write(path: Path, text: str) -> None:
+def _operator_token(root: Path) -> str:
+    """The operator's key as a token for the broker."""
+    key = load_key(root / f"{CREDENTIALS}/gristmill-operator.key")
+    broker = load_key(root / BROKER_KEY).verify_key.encode().hex()
+    return f"{Token('operator', key, broker).text}\n"
+
+
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
     """Beside it first: systemd never reads half a unit."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(handle, "w") as file:
             file.write(text)
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -103,8 +103,7 @@ def test_a_rolling_restart_loses_nothing_and_repeats_nothing(
 
 def test_a_drained_worker_stays_away(grid: FleetGrid) -> None:
     host, unit = grid.host, "gristmill-worker@1"
-    token = grid.operator_token()
-    host.gristmill("node", "drain", "--wait", "--timeout", "30s", "alpha-1", token=token)
+    host.gristmill("node", "drain", "--wait", "--timeout", "30s", "alpha-1")
     host.until("its end", lambda: host.property_of(unit, "ActiveState") == "inactive")
     assert host.property_of(unit, "Result") == "success"
     host.systemctl("start", unit)

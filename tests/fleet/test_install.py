@@ -11,8 +11,10 @@ import pytest
 
 from gristmill.deploy.install import (
     BROKER_KEY,
+    OPERATOR_TOKEN,
     TARGETS,
     UNITS,
+    Site,
     check_python,
     install,
     plan,
@@ -20,12 +22,16 @@ from gristmill.deploy.install import (
 )
 from gristmill.wire.errors import EXIT_AUTH, EXIT_USAGE, RemoteError
 from gristmill.wire.keys import load_key
+from gristmill.wire.tokens import parse_token
 
 PYTHON = "/opt/gristmill/bin/python"
+SITE = Site(PYTHON, "alpha")
+MADE = 5  #: keys of broker, ledger, operator and worker 1, and the operator's token
 
 
 def acts(root: pathlib.Path, **options: str) -> dict[str, str]:
-    return {step.path.name: step.act for step in plan(root, options.get("python", PYTHON))}
+    site = Site(options.get("python", PYTHON), "alpha")
+    return {step.path.name: step.act for step in plan(root, site)}
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +47,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_everything_is_written_with_the_right_interpreter_and_key(tmp_path: pathlib.Path) -> None:
     assert set(acts(tmp_path).values()) == {"write"}
     assert not list(tmp_path.iterdir()), "a plan changes nothing"
-    install(tmp_path, PYTHON, is_forced=False)
+    install(tmp_path, SITE, is_forced=False)
     for name, target in TARGETS.items():
         path = tmp_path / target
         assert "@PYTHON@" not in path.read_text() and "_KEY@" not in path.read_text(), name
@@ -53,13 +59,32 @@ def test_everything_is_written_with_the_right_interpreter_and_key(tmp_path: path
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
     public = load_key(key).verify_key.encode().hex()
-    assert f"GRISTMILL_STORE_KEY={public}\n" in (tmp_path / TARGETS["store.env"]).read_text()
+    settings = (tmp_path / TARGETS["keys.env"]).read_text()
+    assert f"GRISTMILL_STORE_KEY={public}\n" in settings
+    for name in ("broker", "ledger", "operator", "worker-1"):
+        key = tmp_path / f"etc/credstore/gristmill-{name}.key"
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        assert load_key(key).verify_key.encode().hex() in settings
+        assert key.read_text().strip() not in settings
+    worker = load_key(tmp_path / "etc/credstore/gristmill-worker-1.key").verify_key.encode().hex()
+    assert f"worker:alpha-1={worker}" in settings
+    token = tmp_path / OPERATOR_TOKEN
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert parse_token(token.read_text()).broker == public
+
+
+def test_another_worker_later_is_let_in_beside_the_first(tmp_path: pathlib.Path) -> None:
+    install(tmp_path, SITE, is_forced=False)
+    first = (tmp_path / TARGETS["keys.env"]).read_text()
+    install(tmp_path, Site(PYTHON, "alpha", ("2",)), is_forced=False)
+    both = (tmp_path / TARGETS["keys.env"]).read_text()
+    assert "worker:alpha-1=" in both and "worker:alpha-2=" in both and len(both) > len(first)
 
 
 def test_a_second_time_changes_nothing(tmp_path: pathlib.Path) -> None:
-    install(tmp_path, PYTHON, is_forced=False)
+    install(tmp_path, SITE, is_forced=False)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    install(tmp_path, PYTHON, is_forced=False)
+    install(tmp_path, SITE, is_forced=False)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert acts(tmp_path)["gristmill-broker.service"] == "same"
     assert acts(tmp_path)["gristmill-broker.key"] == "keep"
@@ -72,19 +97,19 @@ def test_what_is_there_with_other_content_is_a_refusal_that_writes_nothing(
     unit.parent.mkdir(parents=True)
     unit.write_text("[Service]\nExecStart=/usr/bin/true\n")
     with pytest.raises(RemoteError, match=r"gristmill-ledger\.service; nothing was") as caught:
-        install(tmp_path, PYTHON, is_forced=False)
+        install(tmp_path, SITE, is_forced=False)
     assert caught.value.code == "FORBIDDEN"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [unit]
-    install(tmp_path, PYTHON, is_forced=True)
-    assert unit.read_text() == text_of("gristmill-ledger.service", PYTHON, "")
+    install(tmp_path, SITE, is_forced=True)
+    assert unit.read_text() == text_of("gristmill-ledger.service", SITE, {})
 
 
 def test_settings_and_keys_of_a_person_are_never_written_over(tmp_path: pathlib.Path) -> None:
-    install(tmp_path, PYTHON, is_forced=False)
+    install(tmp_path, SITE, is_forced=False)
     settings, key = tmp_path / TARGETS["worker.env"], tmp_path / BROKER_KEY
     settings.write_text("GRISTMILL_WORKER_BROKER=tcp://127.0.0.1:9\n")
     mine = key.read_bytes()
-    install(tmp_path, "/usr/local/bin/python3", is_forced=True)
+    install(tmp_path, Site("/usr/local/bin/python3", "alpha"), is_forced=True)
     assert settings.read_text() == "GRISTMILL_WORKER_BROKER=tcp://127.0.0.1:9\n"
     assert key.read_bytes() == mine
     unit = (tmp_path / TARGETS["gristmill-store.service"]).read_text()
@@ -113,11 +138,11 @@ def test_the_verbs(tmp_path: pathlib.Path) -> None:
     assert dry.returncode == 0, dry.stderr
     said = json.loads(dry.stdout)
     assert said["schema"] == "gristmill/deploy/1" and said["is_dry_run"]
-    assert len(said["files"]) == len(TARGETS) + 1
+    assert len(said["files"]) == len(TARGETS) + MADE
     assert not list(tmp_path.iterdir())
     done = command("install", "--root", str(tmp_path), "--python", PYTHON)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written ") == len(TARGETS) + 1
+    assert done.stdout.count("written ") == len(TARGETS) + MADE
     assert "next: systemd-sysusers && " in done.stderr
     again = command("install", "--root", str(tmp_path), "--python", "/usr/bin/python3")
     assert again.returncode == EXIT_AUTH
@@ -135,6 +160,6 @@ def test_the_verbs(tmp_path: pathlib.Path) -> None:
 def test_a_folder_that_may_not_be_written(tmp_path: pathlib.Path) -> None:
     (tmp_path / "etc").write_text("a file, where a folder must be")
     with pytest.raises(RemoteError, match="cannot write") as caught:
-        install(tmp_path, PYTHON, is_forced=True)
+        install(tmp_path, SITE, is_forced=True)
     assert caught.value.code == "FORBIDDEN"
     assert os.listdir(tmp_path) == ["etc"]

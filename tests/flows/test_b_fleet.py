@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from fleet_rig import FleetGrid, FleetHost, why_not
+from fleet_rig import PYTHON, FleetGrid, FleetHost, why_not
+from nacl.signing import SigningKey
+
+from gristmill.wire.keys import load_key
+from gristmill.wire.tokens import Token
 
 pytestmark = [
     pytest.mark.root,
@@ -76,7 +80,7 @@ def test_a18_each_process_is_a_user_that_reads_no_others_state(grid: FleetGrid) 
         "broker": "/var/lib/gristmill/broker/journal.db",
         "ledger": "/var/lib/gristmill/ledger/ledger.db",
         "store": "/var/lib/gristmill/store/.",
-        "worker": "/var/lib/gristmill/worker-1/worker.key",
+        "worker": "/var/lib/gristmill/worker-1/.",
     }
     for room, path in secrets.items():
         host.run("test", "-e", path)
@@ -86,10 +90,18 @@ def test_a18_each_process_is_a_user_that_reads_no_others_state(grid: FleetGrid) 
                 "--clear-groups", "test", "-r", path, check=False,
             )  # fmt: skip
             assert (done.returncode == 0) == (room == other), f"{other} and {path}"
-    # The broker's key came as a credential: no user but root reads where it came from.
-    key = "/etc/credstore/gristmill-broker.key"
-    for other in ROOMS:
-        done = host.run("setpriv", f"--reuid=gristmill-{other}", "cat", key, check=False)
-        assert done.returncode != 0
-    assert not (host.root / "var/lib/gristmill/broker/broker.key").exists()
-    assert host.run("cat", key).stdout.strip() not in host.journal()
+    # Keys came as credentials: no user but root reads where they came from.
+    for room, name in (("broker", "broker"), ("ledger", "ledger"), ("worker-1", "worker")):
+        key = f"/etc/credstore/gristmill-{room}.key"
+        for other in ROOMS:
+            done = host.run("setpriv", f"--reuid=gristmill-{other}", "cat", key, check=False)
+            assert done.returncode != 0
+        assert not (host.root / f"var/lib/gristmill/{room}/{name}.key").exists()
+        assert host.run("cat", key).stdout.strip() not in host.journal()
+    # And who has no key is refused, which is told.
+    known = load_key(host.root / "etc/credstore/gristmill-broker.key").verify_key.encode().hex()
+    stranger = Token("stranger", SigningKey.generate(), known).text
+    command = ("env", f"GRISTMILL_TOKEN={stranger}", str(PYTHON), "-P", "-m", "gristmill.cli.main")
+    refused = host.run(*command, "status", "--address", "tcp://127.0.0.1:7031", check=False)
+    assert refused.returncode == 4 and "is not known" in refused.stderr
+    host.until("it is told", lambda: "refused keys=1" in host.journal("-u", "gristmill-broker"))

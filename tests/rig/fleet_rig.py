@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gristmill.deploy.install import OPERATOR_TOKEN
+from gristmill.wire.keys import load_key
+
 ROOMS = pathlib.Path(__file__).parents[2]
 SECONDS = 60.0
 PREFIX = pathlib.Path("/opt/gristmill")
@@ -214,11 +217,12 @@ class FleetHost:
             )
         return done
 
-    def gristmill(self, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
-        """Our command, as root of the host."""
-        address = "GRISTMILL_ADDRESS=tcp://127.0.0.1:7031"
+    def gristmill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Our command, as root of the host, with the operator's token once there is one."""
+        address, token = "GRISTMILL_ADDRESS=tcp://127.0.0.1:7031", self.root / OPERATOR_TOKEN
+        secret = token.read_text().strip() if token.exists() else ""
         command = (str(PYTHON), "-P", "-m", "gristmill.cli.main", *arguments)
-        return self.run("env", address, f"GRISTMILL_TOKEN={token}", *command)
+        return self.run("env", address, f"GRISTMILL_TOKEN={secret}", *command)
 
     def systemctl(self, *words: str, check: bool = True) -> str:
         """What systemctl says."""
@@ -268,6 +272,9 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+WORKERS = ("1", "2", "3")
+
+
 class FleetGrid:
     """A grid that was deployed on a host as docs/deploy.md says, with short watchdogs."""
 
@@ -281,7 +288,8 @@ class FleetGrid:
     def deploy(self) -> None:
         """The commands of the page up to the first start."""
         host = self.host
-        said = host.gristmill("deploy", "install").stderr
+        workers = [part for name in WORKERS for part in ("--worker", name)]
+        said = host.gristmill("deploy", "install", *workers).stderr
         command, _, units = said.partition("next: ")[2].strip().partition(" && systemctl enable ")
         host.run("sh", "-ec", command)
         self._enable = units.split()
@@ -303,7 +311,9 @@ class FleetGrid:
     def start(self) -> None:
         """Every unit; each is active when its start comes back."""
         self.host.systemctl("enable", *self._enable)
-        ledger = ("--ref", "first", "--ledger", "tcp://127.0.0.1:7033")
+        known = self.host.root / "etc/credstore/gristmill-ledger.key"
+        key = load_key(known).verify_key.encode().hex()
+        ledger = ("--ref", "first", "--ledger", "tcp://127.0.0.1:7033", "--ledger-key", key)
         self.host.gristmill("ledger", "fund", "local", "1000000", *ledger)
 
     def submit(self, count: int, command: str, *options: str) -> str:
@@ -315,13 +325,6 @@ class FleetGrid:
         """The lines that the subtasks of a job printed, when it has ended well."""
         self.host.gristmill("wait", job, "--timeout", "100s")
         return self.host.gristmill("result", job).stdout.splitlines()
-
-    def operator_token(self) -> str:
-        """A token of an operator, made as the user of the broker."""
-        command = ("-P", "-m", "gristmill.broker", "--state", "/var/lib/gristmill/broker")
-        user = ("--reuid=gristmill-broker", "--regid=gristmill-broker", "--clear-groups")
-        new = ("--new-token", "operators", "--operator")
-        return self.host.run("setpriv", *user, str(PYTHON), *command, *new).stdout.strip()
 
     def main_pid(self, unit: str) -> int:
         """As the host has it; 0 for none."""

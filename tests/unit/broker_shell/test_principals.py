@@ -14,6 +14,7 @@ from gristmill.broker.principals import (
     Principals,
     add_node,
     make_token,
+    parse_allow,
     read,
     write,
 )
@@ -196,6 +197,38 @@ def test_what_is_no_token_is_refused_without_showing_it(text: str) -> None:
         parse_token(text)
     assert caught.value.code == "UNAUTHORISED"
     assert len(text) < 10 or text not in str(caught.value)
+
+
+def test_a_key_that_is_elsewhere_is_not_made_anew(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "journal.db").touch()
+    with pytest.raises(RemoteError, match="as a credential"):
+        make_token(tmp_path, "ann", is_operator=False)
+    assert not (tmp_path / "broker.key").exists()
+    token = parse_token(make_token(tmp_path, "ann", False, public_of(5)))
+    assert token.broker == public_of(5)
+
+
+def test_principals_of_the_settings_are_there_whatever_the_file_says(
+    tmp_path: pathlib.Path,
+) -> None:
+    fixed = [
+        parse_allow(f"operator={public_of(1)}"),
+        parse_allow(f"client:ann={public_of(2)}"),
+        parse_allow(f"worker:mill={public_of(3)}"),
+    ]
+    assert [(one.role, one.name, one.tenant) for one in fixed] == [
+        ("operator", "operator", "local"), ("client", "ann", "ann"), ("worker", "mill", "local"),
+    ]  # fmt: skip
+    found = Principals(tmp_path, fixed)
+    assert found.admit(public_of(1), NOW).role == "operator"
+    write(tmp_path / "principals", [principal(1, "client", "revoked"), principal(4)])
+    assert found.look() >= {public_of(4)}
+    assert found.admit(public_of(1), NOW).role == "operator"
+    assert found.who("back", curve_public(public_of(3)))
+    for bad in ("", "operator", f"operator:x={public_of(1)}", f"worker={public_of(1)}",
+                f"king={public_of(1)}", "worker:mill=abc", "client:ann=" + "0" * 64):  # fmt: skip
+        with pytest.raises(ValueError, match=r"lets nobody in|is no key"):
+            parse_allow(bad)
 
 
 @pytest.mark.parametrize("tenant", ["", "a/b", "a\n", "x" * 300])
