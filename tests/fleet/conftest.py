@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from gristmill.deploy.install import install
+from gristmill.deploy.install import Site, install
 
 PYTHON = "/usr/bin/env"  # is there, and is run by nobody: units are only looked at
 
@@ -12,5 +12,5 @@ PYTHON = "/usr/bin/env"  # is there, and is run by nobody: units are only looked
 @pytest.fixture
 def image(tmp_path: pathlib.Path) -> pathlib.Path:
     """The root of a host with our files in it."""
-    install(tmp_path, PYTHON, is_forced=False)
+    install(tmp_path, Site(PYTHON, "alpha"), is_forced=False)
     return tmp_path
