@@ -84,7 +84,8 @@ class Ports:
         for address in (settings.front, settings.back):
             check_listen_address(address, has_keys=True)
         self.principals = Principals(settings.state, settings.allow)
-        self._doorman = Doorman(context, self.principals.who)
+        has_keys = any(not one.startswith("ipc://") for one in (settings.front, settings.back))
+        self._doorman = Doorman(context, self.principals.who) if has_keys else None
         self.front = Port(context, settings.front, "front", key, self.principals)
         self.back = Port(context, settings.back, "back", key, self.principals)
         self._link: RegistryLink | None = None
@@ -104,7 +105,8 @@ class Ports:
             self._link.close()
         self.front.socket.close()
         self.back.socket.close()
-        self._doorman.close()
+        if self._doorman is not None:
+            self._doorman.close()
 
 
 def _user_of(frame: zmq.Frame) -> str:

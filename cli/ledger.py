@@ -75,7 +75,7 @@ def _ask(address: str, message: Any, ledger_key: str) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RCVTIMEO, _ANSWER_MS)
     try:
-        if not address.startswith("ipc://"):
+        if address.startswith("tcp://"):
             be_client(socket, _own_key(address, ledger_key), ledger_key)
         socket.connect(address)
         socket.send(encode(message))

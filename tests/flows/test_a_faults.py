@@ -78,7 +78,7 @@ NAMES = {
 #: what its sender says again by itself, so that an old copy may come behind what followed it
 SAID_LATE = frozenset(
     {"Submit", "Parcel", "CloseUpload", "Subscribe", "Cancel", "Steer", "Ask", "DrainWorker"}
-    | {"Post", "AskUsage", "AskBalance"}
+    | {"ReleaseNode", "Post", "AskUsage", "AskBalance"}
 )
 #: not facts of the work but of the way it went: times, meters, how results were cut, keys; and what
 #: a lost worker spent, since on a loaded machine one may be silent for longer than its ttl in any
@@ -399,6 +399,7 @@ def live(fault: Fault) -> tuple[dict[str, Any], Injector, HttpFaults]:
                 with Client(front_proxy.address, timeout=60.0, warn=lambda _: None) as client:
                     seen = work(Hands(client, look))
                     until("the worker is there", look.workers)
+                    client.release("worker-0")  # it is in no quarantine: that changes nothing
                     client.drain("worker-0")
                     until("the worker has drained", grid.dead)
                 injector.is_over = True

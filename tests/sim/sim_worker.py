@@ -367,6 +367,7 @@ class SimAgent(Agent):
         folder = pathlib.Path("/nonexistent")
         settings = types.SimpleNamespace(
             state=folder,
+            broker_key="",
             cache=0,
             spares=0,
             parked=0,
