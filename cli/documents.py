@@ -363,11 +363,15 @@ class DeployedFile(msgspec.Struct, frozen=True):
 
 
 class Deployed(Document, frozen=True, tag="gristmill/deploy/1"):
-    """Files of a grid under systemd. ``is_dry_run``: nothing was written; ``next``: to type."""
+    """Files of a grid under systemd. ``is_dry_run``: nothing was written; ``next``: to type.
+
+    ``elsewhere``: to type on another host, of workers or of the broker; empty where there is none.
+    """
 
     is_dry_run: bool
     files: list[DeployedFile]
     next: str
+    elsewhere: str = ""
 
 
 class DrillRow(msgspec.Struct, frozen=True):

@@ -33,7 +33,31 @@ def add(verbs: Verbs) -> None:
         action="append",
         type=typed(_worker),
         metavar="NAME",
-        help="of gristmill-worker@NAME, which gets a key; repeat it (1)",
+        help="of gristmill-worker@NAME, which gets a key; repeat it (those that have one, else 1)",
+    )
+    install.add_argument(
+        "--no-worker", action="store_true", help="the broker's host has no workers"
+    )
+    install.add_argument(
+        "--address",
+        metavar="IP",
+        help="of this host, at which clients and workers elsewhere reach its broker (127.0.0.1)",
+    )
+    install.add_argument(
+        "--allow",
+        action="append",
+        type=typed(_allowed),
+        metavar="worker:NAME=KEY",
+        help="let a worker of another host in; repeat it for others",
+    )
+    install.add_argument(
+        "--broker",
+        metavar="ADDRESS",
+        default="",
+        help="of a broker on another host, tcp://HOST:7032: this host has workers alone",
+    )
+    install.add_argument(
+        "--broker-key", metavar="KEY", default="", help="public key of that broker"
     )
     install.add_argument(
         "--host", metavar="NAME", help="of the host, which begins its workers' names: this one's"
@@ -52,6 +76,13 @@ def add(verbs: Verbs) -> None:
 def _worker(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9]{1,20}", text):
         raise ValueError(f"{text!r:.40} is no name of a worker: a-z and 0-9, at most 20")
+    return text
+
+
+def _allowed(text: str) -> str:
+    match = re.fullmatch(r"(operator|(client|worker):[^\s,=#:]{1,200})=([0-9a-f]{64})", text)
+    if not match:
+        raise ValueError(f"{text!r:.100} lets nobody in; write worker:NAME=KEY, 64 hex characters")
     return text
 
 

@@ -10,15 +10,19 @@ import sys
 import pytest
 
 from gristmill.deploy.install import (
+    ALLOW,
     BROKER_KEY,
+    OF_WORKERS,
     OPERATOR_TOKEN,
     TARGETS,
     UNITS,
     Site,
     check_python,
+    elsewhere,
     install,
     plan,
     text_of,
+    workers_there,
 )
 from gristmill.wire.errors import EXIT_AUTH, EXIT_USAGE, RemoteError
 from gristmill.wire.keys import load_key
@@ -30,7 +34,10 @@ MADE = 5  #: keys of broker, ledger, operator and worker 1, and the operator's t
 
 
 def acts(root: pathlib.Path, **options: str) -> dict[str, str]:
-    site = Site(options.get("python", PYTHON), "alpha")
+    return acts_of(root, Site(options.get("python", PYTHON), "alpha"))
+
+
+def acts_of(root: pathlib.Path, site: Site) -> dict[str, str]:
     return {step.path.name: step.act for step in plan(root, site)}
 
 
@@ -79,6 +86,97 @@ def test_another_worker_later_is_let_in_beside_the_first(tmp_path: pathlib.Path)
     install(tmp_path, Site(PYTHON, "alpha", ("2",)), is_forced=False)
     both = (tmp_path / TARGETS["keys.env"]).read_text()
     assert "worker:alpha-1=" in both and "worker:alpha-2=" in both and len(both) > len(first)
+
+
+def test_hosts_of_workers_have_no_secret_of_another_host(tmp_path: pathlib.Path) -> None:
+    """Between hosts go public keys and addresses; the broker lets in whom it was told of."""
+    broker, mill = tmp_path / "alpha", tmp_path / "beta"
+    broker.mkdir(), mill.mkdir()
+    near = Site(PYTHON, "alpha", (), "10.0.0.1")
+    install(broker, near, is_forced=False)
+    settings = (broker / TARGETS["broker.env"]).read_text()
+    assert "GRISTMILL_BROKER_FRONT=tcp://10.0.0.1:7031\n" in settings
+    assert "GRISTMILL_BROKER_LEDGER=tcp://127.0.0.1:7033\n" in settings
+    assert not list((broker / "etc/credstore").glob("*worker*"))
+    assert "worker@" not in near.next_command()
+    public = load_key(broker / BROKER_KEY).verify_key.encode().hex()
+    options = f"--broker tcp://10.0.0.1:7032 --broker-key {public}"
+    assert elsewhere(broker, near) == f"gristmill deploy install {options}"
+
+    far = Site(PYTHON, "beta", ("1", "2"), broker="tcp://10.0.0.1:7032", broker_key=public)
+    install(mill, far, is_forced=False)
+    files = sorted(path.name for path in mill.rglob("*") if path.is_file())
+    assert files == sorted(
+        ["gristmill-worker-1.key", "gristmill-worker-2.key"]
+        + [pathlib.Path(TARGETS[name]).name for name in OF_WORKERS]
+    )
+    assert (mill / TARGETS["keys.env"]).read_text().splitlines()[1:] == [
+        f"GRISTMILL_WORKER_BROKER_KEY={public}"
+    ]
+    told = (mill / TARGETS["worker.env"]).read_text()
+    assert "GRISTMILL_WORKER_BROKER=tcp://10.0.0.1:7032\n" in told and "127.0.0.1" not in told
+    first, second = (
+        f"worker:beta-{name}={load_key(mill / key).verify_key.encode().hex()}"
+        for name, key in ((n, f"etc/credstore/gristmill-worker-{n}.key") for n in "12")
+    )
+    assert elsewhere(mill, far).startswith(
+        f"gristmill deploy install --allow {first} --allow {second} && "
+    )
+
+    install(broker, Site(PYTHON, "alpha", (), allow=(first,)), is_forced=False)
+    with (broker / ALLOW).open("a") as file:
+        file.write("# of Ann's lab\n")
+    install(broker, Site(PYTHON, "alpha", (), allow=(second, first)), is_forced=False)
+    keys = (broker / TARGETS["keys.env"]).read_text()
+    assert keys.count(first) == keys.count(second) == 1 and "operator=" in keys
+    assert "# of Ann's lab\n" in (broker / ALLOW).read_text()
+    assert acts_of(broker, Site(PYTHON, "alpha", ()))["allow"] == "same"
+    assert workers_there(broker) == [] and workers_there(mill) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "site, told",
+    [
+        (Site(PYTHON, "beta", broker="tcp://10.0.0.1:7032"), "--broker-key is not"),
+        (Site(PYTHON, "beta", broker_key="a" * 64), "--broker is not"),
+        (Site(PYTHON, "beta", broker="10.0.0.1:7032", broker_key="a" * 64), "tcp://HOST:7032"),
+        (Site(PYTHON, "beta", broker="tcp://a:0", broker_key="a" * 64), "tcp://HOST:7032"),
+        (Site(PYTHON, "beta", broker="tcp://a:7032", broker_key="abc"), "64 hex characters"),
+        (Site(PYTHON, "beta", address="mill.lan"), "must be an IP address of this host"),
+        (
+            Site(PYTHON, "beta", address="10.0.0.2", broker="tcp://a:7032", broker_key="a" * 64),
+            "of the broker's host",
+        ),
+    ],
+)
+def test_a_site_that_makes_no_sense_writes_nothing(
+    tmp_path: pathlib.Path, site: Site, told: str
+) -> None:
+    with pytest.raises(RemoteError, match=told) as caught:
+        install(tmp_path, site, is_forced=True)
+    assert caught.value.code == "INVALID_SPEC"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_host_stays_of_its_kind_and_its_settings_are_a_persons(tmp_path: pathlib.Path) -> None:
+    broker, mill = tmp_path / "alpha", tmp_path / "beta"
+    broker.mkdir(), mill.mkdir()
+    far = Site(PYTHON, "beta", broker="tcp://10.0.0.1:7032", broker_key="ab" * 32)
+    install(broker, SITE, is_forced=False)
+    install(mill, far, is_forced=False)
+    with pytest.raises(RemoteError, match="has a broker of its own"):
+        install(broker, far, is_forced=True)
+    with pytest.raises(RemoteError, match="it has none of its own") as caught:
+        install(mill, SITE, is_forced=True)
+    assert "--broker tcp://10.0.0.1:7032 --broker-key abab" in caught.value.hint
+    with pytest.raises(
+        RemoteError, match=r"GRISTMILL_BROKER_FRONT=tcp://\[fd00::1\]:7031"
+    ) as caught:
+        install(broker, Site(PYTHON, "alpha", address="fd00::1"), is_forced=True)
+    assert caught.value.code == "FORBIDDEN"
+    moved = Site(PYTHON, "beta", broker="tcp://10.0.0.9:7032", broker_key="ab" * 32)
+    with pytest.raises(RemoteError, match=r"WORKER_BROKER=tcp://10\.0\.0\.9:7032"):
+        install(mill, moved, is_forced=True)
 
 
 def test_a_second_time_changes_nothing(tmp_path: pathlib.Path) -> None:
@@ -155,6 +253,28 @@ def test_the_verbs(tmp_path: pathlib.Path) -> None:
     assert unknown.returncode == EXIT_USAGE and "gristmill-broker.service" in unknown.stderr
     nowhere = command("install", "--root", str(tmp_path / "missing"))
     assert nowhere.returncode == EXIT_USAGE and "mkdir -p" in nowhere.stderr
+
+
+def test_the_verb_tells_what_is_typed_on_the_other_host(tmp_path: pathlib.Path) -> None:
+    broker, mill = tmp_path / "alpha", tmp_path / "beta"
+    broker.mkdir(), mill.mkdir()
+    more = ("--python", PYTHON, "--root")
+    near = ("install", "--host", "alpha", "--no-worker", "--address", "10.0.0.1")
+    done = command(*near, *more, str(broker))
+    assert done.returncode == 0, done.stderr
+    words = done.stderr.partition("on each host of workers for this broker: gristmill deploy ")[2]
+    done = command(*words.split(), "--host", "beta", "--json", *more, str(mill))
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout)["elsewhere"]
+    words = there.removeprefix("gristmill deploy ").removesuffix(
+        " && systemctl restart gristmill-broker"
+    )
+    done = command(*words.split(), "--host", "alpha", *more, str(broker))
+    assert done.returncode == 0, done.stderr
+    assert "worker:beta-1=" in (broker / TARGETS["keys.env"]).read_text()
+    assert "worker:alpha-1=" not in (broker / TARGETS["keys.env"]).read_text()
+    bad = command("install", "--allow", "worker:beta-1=abc", *more, str(broker))
+    assert bad.returncode == EXIT_USAGE and "64 hex characters" in bad.stderr
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: pathlib.Path) -> None:

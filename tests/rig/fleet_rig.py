@@ -11,6 +11,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gristmill.deploy.install import OPERATOR_TOKEN
+from gristmill.deploy.install import LOOPBACK, OPERATOR_TOKEN
 from gristmill.wire.keys import load_key
 
 ROOMS = pathlib.Path(__file__).parents[2]
@@ -34,8 +35,11 @@ systemd-network:x:102:102::/nonexistent:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 """
 _GROUP = "root:x:0:\nmessagebus:x:101:\nsystemd-network:x:102:\nnogroup:x:65534:\n"
+#: what this machine's /usr would start beside ours
+_MASKED = ("getty.target", "systemd-logind.service", "systemd-ask-password-wall.path")
 _TARGET = """[Unit]
 Requires=basic.target dbus.socket systemd-journald.service
+Wants=multi-user.target
 After=basic.target dbus.socket systemd-journald.service
 AllowIsolate=yes
 """
@@ -69,10 +73,17 @@ def _trees() -> list[pathlib.Path]:
 
 
 class FleetHost:
-    """See the module. ``with FleetHost() as host: host.systemctl("start", "x.service")``."""
+    """See the module. ``with FleetHost() as host: host.systemctl("start", "x.service")``.
 
-    def __init__(self, name: str = "alpha") -> None:
+    Args:
+        network: path of the network namespace that it has, where that outlives it.
+        address: of this host there.
+    """
+
+    def __init__(self, name: str = "alpha", network: str = "", address: str = LOOPBACK) -> None:
         self.name = name
+        self.address = address
+        self._network = network  # a namespace's path; empty for one of its own, of loopback alone
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="gristmill-fleet-"))
         self.root = self.folder / "root"
         self.log = self.folder / "console"
@@ -109,6 +120,9 @@ class FleetHost:
         (etc / "machine-id").write_text(f"{os.urandom(16).hex()}\n")
         (etc / "systemd/system/fleet.target").write_text(_TARGET)
         (etc / "systemd/system/default.target").symlink_to("fleet.target")
+        for unit in _MASKED:
+            (etc / "systemd/system" / unit).symlink_to("/dev/null")
+        (root / "var/log/journal").mkdir(parents=True)  # outlives a power cut
         self._install()
 
     def _install(self) -> None:
@@ -129,6 +143,9 @@ class FleetHost:
         (packages / "site.pth").write_text("/opt/site\n")
         (inside / "bin").mkdir()
         (inside / "bin" / "python").symlink_to(base / "bin" / version)
+        command = inside / "bin" / "gristmill"
+        command.write_text(f'#!/bin/sh\nexec {PYTHON} -P -m gristmill.cli.main "$@"\n')
+        command.chmod(0o755)
         (inside / "pyvenv.cfg").write_text(f"home = {base / 'bin'}\n")
 
     # ------------------------------------------------------------ its life
@@ -142,14 +159,29 @@ class FleetHost:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end(signal.SIGTERM)  # an orderly end of the container
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def power_cut(self) -> None:
+        """Every process of it is gone at once, unasked; the disk stays."""
+        if self._leader > 1:  # else it is off
+            os.kill(self._leader, signal.SIGKILL)
+        self._end(0)
+
+    def boot(self) -> None:
+        """After a power cut."""
+        self._boot()
+
+    def _end(self, signal_number: int) -> None:
         if self._process is not None:
             if self._process.poll() is None:
-                self._process.terminate()  # an orderly end of the container
+                self._process.send_signal(signal_number)
                 try:
                     self._process.wait(30)
                 except subprocess.TimeoutExpired:
                     self._process.kill()
             self._process.wait()
+            self._process, self._leader = None, 0
         for group in self._groups:
             for path in sorted(group.rglob("*"), reverse=True):
                 if path.is_dir():
@@ -157,11 +189,10 @@ class FleetHost:
                         path.rmdir()
             with contextlib.suppress(OSError):
                 group.rmdir()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _boot(self) -> None:
         for group in self._groups:
-            group.mkdir()
+            group.mkdir(exist_ok=True)
 
         def join() -> None:
             for group in self._groups:
@@ -169,11 +200,13 @@ class FleetHost:
 
         command = [
             "systemd-nspawn", f"--directory={self.root}", f"--machine={self.name}", "--boot",
-            "--register=no", "--keep-unit", "--private-network", "--console=pipe",
+            "--register=no", "--keep-unit", "--console=pipe",
             "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--quiet",
         ]  # fmt: skip
+        own = f"--network-namespace-path={self._network}"
+        command.append(own if self._network else "--private-network")
         command += [f"--bind-ro={bind}" for bind in self._binds]
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -219,10 +252,15 @@ class FleetHost:
 
     def gristmill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Our command, as root of the host, with the operator's token once there is one."""
-        address, token = "GRISTMILL_ADDRESS=tcp://127.0.0.1:7031", self.root / OPERATOR_TOKEN
+        address = f"GRISTMILL_ADDRESS=tcp://{self.address}:7031"
+        token = self.root / OPERATOR_TOKEN
         secret = token.read_text().strip() if token.exists() else ""
         command = (str(PYTHON), "-P", "-m", "gristmill.cli.main", *arguments)
         return self.run("env", address, f"GRISTMILL_TOKEN={secret}", *command)
+
+    def shell(self, commands: str) -> subprocess.CompletedProcess[str]:
+        """What an administrator types, as root."""
+        return self.run("env", f"PATH={PREFIX}/bin:/usr/sbin:/usr/bin", "sh", "-euc", commands)
 
     def systemctl(self, *words: str, check: bool = True) -> str:
         """What systemctl says."""

@@ -1,0 +1,99 @@
+"""A fleet of several hosts, each with an address of its own: deployed, at work, drained, cut off.
+
+What one host prints is typed on the other (tests/rig/hosts_rig.py), and a person who has an address
+and a token submits. ``test_hosts_release.py`` has what takes longer.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from hosts_rig import Fleet, hosts_wanted, lines_of, why_not
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can"),
+]
+
+WORKER = "gristmill-worker@1"
+#: fails where it sees what the host has, as it would without a jail
+JAILED = "test ! -e /etc/gristmill && test ! -e /var/lib/gristmill && echo $GRISTMILL_INDEX"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with Fleet(hosts_wanted()) as made:
+        made.deploy()
+        yield made
+
+
+def test_a_person_elsewhere_has_a_job_done_and_billed_once(
+    fleet: Fleet, sized: Callable[[int, int], int], figures: Callable[..., None]
+) -> None:
+    """By all hosts, in jails; receipts and charges agree, and the books are in order."""
+    assert fleet.nodes() == {f"{host.name}-1": "idle" for host in fleet.millers}
+    count = sized(1_000, 5_000)
+    job = fleet.submit(count, JAILED)
+    assert fleet.finish(job) == lines_of(count)
+    bill = fleet.bill(job)
+    assert bill.done == count and bill.nodes == len(fleet.millers)
+    figures(hosts=len(fleet.hosts), subtasks=count, receipts=bill.receipts, ucredits=bill.ucredits)
+
+
+def test_a_drained_host_leaves_a_job_that_runs(fleet: Fleet, figures: Callable[..., None]) -> None:
+    """What it had begun it ends; nothing is begun twice; the others go on; it comes when called."""
+    count = 20 * len(fleet.millers)
+    job = fleet.submit(count, "sleep 0.2; echo $GRISTMILL_INDEX $GRISTMILL_ATTEMPT", "--retries=0")
+    fleet.until_done(job, 1)
+    host = fleet.millers[0]
+    since = host.now()
+    fleet.broker.gristmill("node", "drain", "--wait", "--timeout", "30s", f"{host.name}-1")
+    host.until("its end", lambda: host.property_of(WORKER, "ActiveState") == "inactive")
+    left = fleet.count_of(job, "done")
+    assert left < count, "the job was over before the worker had left"
+    assert host.property_of(WORKER, "Result") == "success"
+    assert host.property_of(WORKER, "NRestarts") == "0", "who was sent away stays away"
+    assert "SIGKILL" not in host.journal(since), "it was given its time"
+    assert f"{host.name}-1" not in fleet.nodes()
+    lines = fleet.finish(job)
+    assert lines == Counter(f"{index} 1" for index in range(count))
+    assert fleet.count_of(job, "lost") == fleet.count_of(job, "superseded") == 0
+    assert fleet.bill(job).done == count
+    host.systemctl("start", WORKER)
+    assert fleet.nodes()[f"{host.name}-1"] == "idle"
+    figures(subtasks=count, done_when_it_left=left)
+
+
+def test_a_host_that_is_cut_off_costs_time_and_no_credit(
+    fleet: Fleet, figures: Callable[..., None]
+) -> None:
+    """The broker says who is away and why, others do its work, and it is back by itself."""
+    host, broker = fleet.millers[0], fleet.broker
+    name, pid = f"{host.name}-1", host.property_of(WORKER, "MainPID")
+    count = 12 * len(fleet.millers)
+    job = fleet.submit(count, "sleep 1; echo $GRISTMILL_INDEX", "--retries=0")
+    fleet.until_done(job, 2)
+    since = broker.now()
+    fleet.network.cut(host.name)
+    broker.until("away", lambda: lost_lines(fleet, since))
+    (line,) = lost_lines(fleet, since)
+    assert f"'name': '{name}'" in line and "the limit is 3500 ms" in line
+    assert name not in fleet.nodes()
+    before = fleet.count_of(job, "done")
+    fleet.until_done(job, before + 4)
+    fleet.network.mend(host.name)
+    broker.until("it is back", lambda: name in fleet.nodes())
+    assert fleet.finish(job) == lines_of(count)
+    bill = fleet.bill(job)
+    assert bill.done == count
+    assert host.property_of(WORKER, "MainPID") == pid, "nobody had to start it again"
+    lost = fleet.count_of(job, "lost")
+    assert lost >= 1, "nothing ran there when it was cut off"
+    figures(subtasks=count, lost=lost, late=fleet.count_of(job, "superseded"))
+
+
+def lost_lines(fleet: Fleet, since: str) -> list[str]:
+    """What the broker says of workers that are away."""
+    said = fleet.broker.journal(since, "-o", "cat", "GRISTMILL_ROOM=broker")
+    return [line for line in said.splitlines() if "worker.lost" in line]
