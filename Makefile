@@ -32,8 +32,11 @@ demo: .venv/.stamp ## three real jobs on a grid of this machine; results in out/
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" gristmill up --state .state/demo --workers $(WORKERS) -- \
 		sh -eu examples/demo.sh
 
+# Bytecode once, for the thousands of processes that the tests start: where PYTHONDONTWRITEBYTECODE
+# is set each would compile our modules again. With options there is one runner, which -x can stop.
 test: lint $(LIGHTNING)/.stamp ## lint, then every suite with its minutes
-	.venv/bin/pytest $(PYTEST)
+	@.venv/bin/python -m compileall -q $(notdir $(wildcard namespace/gristmill/*))
+	$(if $(PYTEST),.venv/bin/pytest $(PYTEST),.venv/bin/python .ci/lanes.py .venv/bin/pytest)
 
 # The Lightning nodes of the tests; without npm they are skipped, and fail under CI=true.
 $(LIGHTNING)/.stamp: tests/rig/lightning/package-lock.json

@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -17,11 +17,15 @@ ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT / "rig"))  # for *_rig of many suites, in importlib mode
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Whoever starts a job in the background ignores SIGINT for it, and for all that it starts.
 
     Tests of Ctrl-C need what a terminal gives: a handler here is the default for a child.
     """
+    if place := os.environ.pop("GRISTMILL_LANE", ""):  # a runner that a test starts is in no lane
+        from lane_rig import Lane
+
+        config.pluginmanager.register(Lane(place), "lane")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -110,21 +114,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
-def _tell_figures(terminalreporter: pytest.TerminalReporter) -> None:
-    told = []
+def _told_figures(terminalreporter: pytest.TerminalReporter) -> dict[str, str]:
+    told = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             if getattr(report, "when", "") == "call" and report.user_properties:
-                told.append(report)
-    if not told:
-        return
-    terminalreporter.write_sep("=", "figures")
-    for report in sorted(told, key=lambda report: report.nodeid):
-        text = ", ".join(
-            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
-            for name, value in report.user_properties
-        )
-        terminalreporter.write_line(f"{report.nodeid.removeprefix('tests/')}: {text}")
+                told[report.nodeid.removeprefix("tests/")] = ", ".join(
+                    f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+                    for name, value in report.user_properties
+                )
+    return told
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -143,10 +142,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    _tell_figures(terminalreporter)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     seconds: defaultdict[str, float] = defaultdict(float)
-    counts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for outcome, reports in terminalreporter.stats.items():
         for report in reports:
             if not isinstance(report, pytest.TestReport):
@@ -155,6 +155,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             seconds[suite] += report.duration
             if outcome:  # a set-up or teardown that passed has the empty outcome
                 counts[suite][outcome] += 1
+    figures = _told_figures(terminalreporter)
+    lane: Any = config.pluginmanager.get_plugin("lane")
+    if lane is not None:
+        all_told = lane.leave({"seconds": seconds, "counts": counts, "figures": figures})
+        if not all_told:
+            return  # the lane that ends last tells for all
+        seconds, counts, figures = defaultdict(float), defaultdict(Counter), {}
+        for told in all_told:
+            figures |= told["figures"]
+            for suite, spent in told["seconds"].items():
+                seconds[suite] += spent
+                counts[suite] += Counter(told["counts"].get(suite, {}))
+    if figures:
+        terminalreporter.write_sep("=", "figures")
+    for test in sorted(figures):
+        terminalreporter.write_line(f"{test}: {figures[test]}")
     terminalreporter.write_sep("=", "minutes per suite")
     for suite in sorted(seconds):
         told = ", ".join(f"{number} {outcome}" for outcome, number in counts[suite].items())

@@ -88,3 +88,59 @@ def test_a_skip_is_a_failure_under_ci(
     assert done.returncode == code, done.stdout
     assert told in done.stdout
     assert "minutes per suite" in done.stdout
+
+
+def lanes(folder: pathlib.Path, *options: str) -> subprocess.CompletedProcess[str]:
+    (folder / "rig").mkdir()
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    shutil.copy(ROOT / "tests" / "rig" / "lane_rig.py", folder / "rig")
+    command = [sys.executable, str(ROOT / ".ci" / "lanes.py"), sys.executable, "-m", "pytest"]
+    command += ["-p", "no:cacheprovider", "--import-mode=importlib", *options, str(folder)]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "CI": ""}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_two_lanes_run_each_test_once_and_tell_of_all(tmp_path: pathlib.Path) -> None:
+    # The first module and the last wait until the other has begun: it takes two lanes.
+    meet = f"meet = os.path.join({str(tmp_path)!r}, 'begun-')"
+    for number in range(9):
+        (tmp_path / f"suite{number}").mkdir()
+        (tmp_path / f"suite{number}" / "test_it.py").write_text(
+            f"import os, time, pytest\n{meet}\n"
+            "@pytest.mark.parametrize('case', range(3))\n"
+            "def test_one(case, figures):\n"
+            f"    open(meet + '{number}', 'w').close()\n"
+            f"    while {number in (0, 8)} and not os.path.exists(meet + '{8 - number}'):\n"
+            "        time.sleep(0.01)\n"
+            f"    with open({str(tmp_path)!r} + '/ran-{number}', 'a') as file:\n"
+            "        file.write(f'{case} {os.getpid()}\\n')\n"
+            "    figures(case=case)\n"
+            f"    assert ({number}, case) != (5, 1)\n"
+        )
+    done = lanes(tmp_path)
+    assert done.returncode == 1, done.stdout
+    runners = set()
+    for number in range(9):
+        ran = [line.split() for line in (tmp_path / f"ran-{number}").read_text().splitlines()]
+        assert [case for case, _ in ran] == ["0", "1", "2"]
+        assert len({pid for _, pid in ran}) == 1
+        runners.add(ran[0][1])
+    assert len(runners) == 2
+    assert "1 failed" in done.stdout
+    assert done.stdout.count("= minutes per suite =") == 1
+    table = done.stdout.partition("minutes per suite")[2].splitlines()
+    told = [line.split(maxsplit=3) for line in table if line.startswith("suite")]
+    assert [line[0] for line in told] == [f"suite{number}" for number in range(9)]
+    assert told[4][3] == "3 passed"
+    assert told[5][3] == "2 passed, 1 failed"
+    assert done.stdout.count(": case ") == 27
+
+
+def test_a_module_that_does_not_import_fails_both_lanes(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "test_good.py").write_text("def test_good(): pass")
+    (tmp_path / "test_bad.py").write_text("import nothing_of_this_name")
+    done = lanes(tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "exit codes [2, 2]" in done.stdout
