@@ -24,7 +24,6 @@ log = logging.getLogger("gristmill.treasury.callbacks")
 
 AT_ONCE_MAX = 64  #: connections; more are closed without an answer
 READ_S = 10.0
-LOOK_UP_S = 25.0
 _PREFIX = "/callbacks/"
 
 
@@ -43,14 +42,15 @@ class Callbacks:
     Args:
         listen: ``http://127.0.0.1:PORT`` (0: the kernel's choice) or ``unix:///path``.
         desks: by name of their backend.
+        look_up_s: for one callback, until its sender is told to come again.
 
     Raises:
         RemoteError: ``NOT_LOOPBACK`` or ``INVALID_SPEC``, naming the address.
     """
 
-    def __init__(self, listen: str, desks: Mapping[str, Desk]) -> None:
+    def __init__(self, listen: str, desks: Mapping[str, Desk], look_up_s: float) -> None:
         self.counts = {"done": 0, "later": 0, "refused": 0}
-        handler = _handler(self, desks)
+        handler = _handler(self, desks, look_up_s)
         self._slots = threading.BoundedSemaphore(AT_ONCE_MAX)
         self._path = ""
         try:
@@ -94,7 +94,7 @@ class Callbacks:
 
 
 def _handler(
-    owner: Callbacks, desks: Mapping[str, Desk]
+    owner: Callbacks, desks: Mapping[str, Desk], look_up_s: float
 ) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = READ_S
@@ -140,7 +140,7 @@ def _handler(
                 if owner.counts["refused"].bit_count() == 1:  # 1, 2, 4, ...: no flood
                     log.error("ALARM refused callbacks=%d: %s", owner.counts["refused"], error)
                 return 401, str(error)
-            verdict = desk.callback(backend_id, body, LOOK_UP_S)
+            verdict = desk.callback(backend_id, body, look_up_s)
             owner.counts[verdict] += 1
             if verdict == "later":
                 return 503, "it is not on disk yet; send it again"

@@ -118,6 +118,7 @@ class Settings(pydantic.BaseModel):
     listen: str = ""
     reconcile_s: float = pydantic.Field(default=10.0, gt=0, le=3_600)
     sweep_s: float = pydantic.Field(default=3_600.0, gt=0, le=86_400)
+    look_up_s: float = pydantic.Field(default=25.0, gt=0, le=120)
     ready_fd: int | None = pydantic.Field(default=None, ge=3)
     is_dying_with_parent: bool = False
     lnd: LndSettings | None = None
@@ -165,6 +166,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     parser.add_argument("--listen", metavar="URL", help="for callbacks: http://127.0.0.1:PORT")
     parser.add_argument("--reconcile-s", metavar="S", help="between looks at open intents")
     parser.add_argument("--sweep-s", metavar="S", help="between looks at those that ended lately")
+    parser.add_argument("--look-up-s", metavar="S", help="for a callback, before it is sent again")
     parser.add_argument("--ready-fd", metavar="N", help="write READY to this descriptor")
     parser.add_argument("--die-with-parent", action="store_true", help="end when the starter ends")
     given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v not in (None, False)}

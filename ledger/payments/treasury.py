@@ -63,7 +63,9 @@ class Treasury:
             self._desks[backend.name] = Desk(
                 backend, self._line, settings.reconcile_s, settings.sweep_s, _now_ms
             )
-        self._callbacks = Callbacks(settings.listen, self._desks) if settings.listen else None
+        self._callbacks: Callbacks | None = None
+        if settings.listen:
+            self._callbacks = Callbacks(settings.listen, self._desks, settings.look_up_s)
         self._is_selling = True
 
     def _backends(self, settings: Settings) -> list[tuple[PaymentBackend, Sold]]:

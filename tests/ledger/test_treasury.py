@@ -302,7 +302,7 @@ def test_a_callback_is_not_the_truth(shop: Shop, btcpay: BtcpayServer) -> None:
 
 
 def test_no_200_before_the_ledger_has_it(shop: Shop) -> None:
-    shop.start()
+    shop.start("--look-up-s", "1")
     view = shop.buy("manual")
     body, headers = signed(view.intent)
     shop.ledger.kill()
