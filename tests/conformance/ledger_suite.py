@@ -359,11 +359,13 @@ def tampering_is_found(bench: Bench) -> None:
 
 
 def _put_back(bench: Bench, kept: dict[str, list[Any]]) -> None:
+    statements = []
     for table, found in kept.items():
-        bench.tamper(f"DELETE FROM {table}")
+        statements.append(f"DELETE FROM {table}")
         for row in found:
             values = ", ".join(_literal(value, bench.bytes_begin) for value in row)
-            bench.tamper(f"INSERT INTO {table} VALUES({values})")
+            statements.append(f"INSERT INTO {table} VALUES({values})")
+    bench.tamper("; ".join(statements))
 
 
 def _literal(value: Any, bytes_begin: str) -> str:

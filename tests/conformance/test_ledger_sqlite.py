@@ -27,11 +27,13 @@ def test_sqlite(check: Any, tmp_path: pathlib.Path) -> None:
         db = opened[-1].db
         kept = list(db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"))
         db.execute("PRAGMA foreign_keys=OFF")
+        db.execute("BEGIN")
         for name, _ in kept:
             db.execute(f"DROP TRIGGER {name}")
         db.execute(statement)
         for _, sql in kept:
             db.execute(sql)
+        db.execute("COMMIT")
         db.execute("PRAGMA foreign_keys=ON")
 
     book = open_()
