@@ -22,6 +22,7 @@ from gristmill.wire.process import (
     forbid_unpickling,
     keep_freed_memory,
     raise_descriptor_limit,
+    told_once,
 )
 from gristmill.wire.supervision import supervisor_of
 from gristmill.wire.units import format_bytes
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
             return _new_token(given.state, given.new_token, given.operator, given.broker_key)
         return _serve(given)
     except RemoteError as error:
-        print(error, file=sys.stderr)
+        print(told_once(str(error)), file=sys.stderr)
         return error.spec.exit_code
     except Exception:  # the edge of the process: say what happened once, with an id, and end
         log.critical("broker failed id=%s", secrets.token_hex(4), exc_info=True)

@@ -10,6 +10,7 @@ from gristmill.deploy.install import (
     LOOPBACK,
     TARGETS,
     Site,
+    as_there,
     check_python,
     elsewhere,
     install,
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         args.python, host, workers, args.address or LOOPBACK, args.broker, args.broker_key,
         tuple(args.allow or ()),
     )  # fmt: skip
+    site = as_there(root, site)
     steps = plan(root, site) if args.dry_run else install(root, site, is_forced=args.force)
     rows = [(step.act, str(step.path)) for step in steps] if args.dry_run else told(steps)
     then, there = site.next_command(), "" if args.dry_run else elsewhere(root, site)

@@ -213,6 +213,21 @@ def check_site(root: Path, site: Site) -> None:
         )
 
 
+def as_there(root: Path, site: Site) -> Site:
+    """The site with what was not said taken from what is there: an upgrade needs no option."""
+    if not (root / BROKER_KEY).exists():
+        found = _value(root / TARGETS[KEYS_ENV], "GRISTMILL_WORKER_BROKER_KEY")
+        broker = _value(root / TARGETS["worker.env"], "GRISTMILL_WORKER_BROKER")
+        if found and broker and not site.broker and not site.broker_key:
+            return dataclasses.replace(site, broker=broker, broker_key=found)
+        return site
+    front = _value(root / TARGETS["broker.env"], "GRISTMILL_BROKER_FRONT")
+    match = re.fullmatch(r"tcp://([0-9.]+|\[[0-9a-f:]+\]):[0-9]+", front)
+    if not match or site.broker or site.address != LOOPBACK:
+        return site
+    return dataclasses.replace(site, address=match[1])
+
+
 def _check_kind(root: Path, site: Site) -> None:
     """A host of workers does not become a broker's because an option was forgotten."""
     found = _value(root / TARGETS[KEYS_ENV], "GRISTMILL_WORKER_BROKER_KEY")

@@ -58,6 +58,7 @@ from gristmill.wire.process import (
     die_with_parent,
     raise_descriptor_limit,
     stopping_socket,
+    told_once,
 )
 from gristmill.wire.supervision import NOBODY, Supervisor, supervisor_of
 from gristmill.wire.units import format_credits
@@ -496,7 +497,7 @@ def serve(settings: Settings) -> int:
     try:
         ledger = Ledger(settings)
     except RemoteError as error:
-        print(error, file=sys.stderr)
+        print(told_once(str(error)), file=sys.stderr)
         return error.spec.exit_code
     except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
         file = settings.state / "ledger.db"

@@ -5,7 +5,7 @@ import sys
 from gristmill.store.app import serve
 from gristmill.store.settings import from_process
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.process import forbid_unpickling
+from gristmill.wire.process import forbid_unpickling, told_once
 
 
 def main() -> int:
@@ -14,7 +14,7 @@ def main() -> int:
     try:
         settings = from_process(sys.argv[1:])
     except RemoteError as error:
-        print(error, file=sys.stderr)
+        print(told_once(str(error)), file=sys.stderr)
         return error.spec.exit_code
     return serve(settings)
 

@@ -22,6 +22,7 @@ from gristmill.wire.process import (
     begin_logging,
     die_with_parent,
     stopping_socket,
+    told_once,
 )
 from gristmill.wire.supervision import Supervisor, supervisor_of
 from gristmill.wire.units import format_bytes
@@ -148,7 +149,7 @@ def serve(settings: Settings) -> int:
             return collect_once(settings)
         _serve(settings, stopping_socket(), supervisor_of(os.environ))
     except RemoteError as error:
-        print(error, file=sys.stderr)
+        print(told_once(str(error)), file=sys.stderr)
         return error.spec.exit_code
     except OSError as error:
         print(f"the store cannot use {settings.state}: {error}", file=sys.stderr)

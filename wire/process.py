@@ -119,6 +119,17 @@ def is_journal(fd: int, environment: Mapping[str, str]) -> bool:
     return bool(told) and told == f"{found.st_dev}:{found.st_ino}"
 
 
+def told_once(text: str) -> str:
+    """What ends a process, for its stderr: in the journal one entry of level error, with its hint.
+
+    Elsewhere the hint is a line of its own, as a person reads it.
+    """
+    with contextlib.suppress(OSError):
+        if is_journal(sys.stderr.fileno(), os.environ):
+            return "<3>" + text.replace("\n  -> ", ". Next: ")
+    return text
+
+
 def stopping_socket() -> socket.socket:
     """Readable from SIGTERM or SIGINT on: for a loop that waits for other things, too.
 

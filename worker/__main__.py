@@ -19,7 +19,7 @@ from gristmill.sandbox.probe import probe_host
 from gristmill.wire.errors import EXIT_CANNOT_JAIL, RemoteError
 from gristmill.wire.keys import WORKER_KEY, load_key
 from gristmill.wire.limits import PROTOCOL
-from gristmill.wire.process import keep_freed_memory
+from gristmill.wire.process import keep_freed_memory, told_once
 from gristmill.wire.supervision import supervisor_of
 from gristmill.wire.worker import Hello
 from gristmill.worker.agent import Agent, say, tell_ready
@@ -50,7 +50,7 @@ def main() -> int:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = load_key(settings.state / WORKER_KEY)
     except RemoteError as error:
-        say(f"{error.code}: {error.message}\n  -> {error.hint}")
+        say(told_once(str(error)))
         return error.spec.exit_code
     supervisor.status("tries this host: its disk, its clock, real jails")
     try:

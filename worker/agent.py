@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 
 from gristmill.sandbox.host import Host
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.process import told_once
 from gristmill.wire.receipts import receipt_of, sign_receipt
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.supervision import NOBODY, Supervisor
@@ -108,7 +109,7 @@ class Agent:
             self._context.term()
         assert self._exit is not None
         if self._exit.message:
-            say(self._exit.message)
+            say(told_once(self._exit.message))
         return self._exit.code
 
     def _loop(self) -> None:

@@ -273,6 +273,13 @@ def test_the_verb_tells_what_is_typed_on_the_other_host(tmp_path: pathlib.Path) 
     assert done.returncode == 0, done.stderr
     assert "worker:beta-1=" in (broker / TARGETS["keys.env"]).read_text()
     assert "worker:alpha-1=" not in (broker / TARGETS["keys.env"]).read_text()
+    for root, host in ((broker, "alpha"), (mill, "beta")):  # an upgrade needs no option
+        before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        again = command("install", "--force", "--host", host, *more, str(root))
+        assert again.returncode == 0, again.stderr
+        assert {path: path.read_bytes() for path in before} == before
+        assert len(before) == len([path for path in root.rglob("*") if path.is_file()])
+        assert "tcp://10.0.0.1:7032" in again.stderr or host == "beta"
     bad = command("install", "--allow", "worker:beta-1=abc", *more, str(broker))
     assert bad.returncode == EXIT_USAGE and "64 hex characters" in bad.stderr
 

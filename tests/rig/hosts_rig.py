@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import msgspec
 from fleet_rig import PREFIX, FleetHost
@@ -245,10 +246,15 @@ class Fleet:
 
     # ------------------------------------------------------------ the operator
 
-    def nodes(self) -> dict[str, str]:
-        """Each node that the broker knows of, with its state."""
+    def rows(self) -> list[dict[str, Any]]:
+        """The workers that are in the grid now, as the operator is told."""
         told = msgspec.json.decode(self.broker.gristmill("node", "list", "--json").stdout)
-        return {row["name"]: row["state"] for row in told["workers"]}
+        rows: list[dict[str, Any]] = told["workers"]
+        return rows
+
+    def nodes(self) -> dict[str, str]:
+        """Each of them with its state."""
+        return {row["name"]: row["state"] for row in self.rows()}
 
     def is_active(self, host: FleetHost, unit: str) -> bool:
         """Whether it serves."""

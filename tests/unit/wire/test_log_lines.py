@@ -56,6 +56,25 @@ except ValueError:
     assert rest[-1] == "<2>ValueError: all"
 
 
+def test_what_ends_a_process_is_one_entry_of_the_journal_with_its_hint() -> None:
+    script = """
+import os, sys
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.process import told_once
+error = RemoteError("PROTOCOL", "it speaks 2", "install 1")
+print(told_once(str(error)))
+found = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+print(told_once(str(error)))
+os.close(2)
+print(told_once(str(error)))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    plain = ["PROTOCOL: it speaks 2", "  -> install 1"]
+    entry = "<3>PROTOCOL: it speaks 2. Next: install 1"
+    assert ran.stdout.splitlines() == [*plain, entry, *plain]
+
+
 def test_a_record_is_one_line_whatever_a_peer_said() -> None:
     script = f"""
 import logging
