@@ -74,7 +74,10 @@ def run(command: "list[str]", folder: str) -> int:
     lanes = [Lane(command, folder, number + 1) for number in range(LANES)]
     # Ctrl-C goes to the whole group: the lanes end by it, and say where they were.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: [lane.process.terminate() for lane in lanes])
+    # A runner that is interrupted tells what has failed, one that is terminated does not.
+    signal.signal(
+        signal.SIGTERM, lambda *_: [lane.process.send_signal(signal.SIGINT) for lane in lanes]
+    )
     began, left = time.monotonic(), list(lanes)
     while left:
         time.sleep(PERIOD_S)

@@ -2,13 +2,16 @@
 
 A jail cannot write bytecode, and where a host has none (``PYTHONDONTWRITEBYTECODE``, an installer
 that does not compile) each jail would compile every module again: some 25 ms, of 60. One mount
-instead of one for each package, too.
+instead of one for each package, too. Bytecode that the host has is taken along.
 """
 
 import contextlib
 import functools
+import importlib.util
 import os
+import py_compile
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -25,6 +28,7 @@ from gristmill.sandbox.spec import Bind
 
 OUR_HOOK = "__editable__.gristmill-*.pth"
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyi", "py.typed", "*.so")
+_UNCHECKED_HASH = py_compile.PycInvalidationMode.UNCHECKED_HASH
 _lock = threading.Lock()
 
 
@@ -35,7 +39,8 @@ def compiled_runtime(
 
     Shared libraries are mounted from where they are.
 
-    The first call for an interpreter takes some 150 ms; any thread may make it.
+    The first call for an interpreter takes some 50 ms, or 200 where the host has no bytecode; any
+    thread may make it.
 
     Raises:
         SandboxError: a module is not installed here.
@@ -49,12 +54,15 @@ def compiled_runtime(
 def _compiled(folder: Path, interpreter: Interpreter, modules: tuple[str, ...]) -> tuple[Bind, ...]:
     root = folder / f"{len(list(folder.glob('*')))}"
     root.mkdir(parents=True)
-    libraries = []
+    libraries, taken = [], set()
     for bind in runtime_binds(interpreter, modules):
         source, target = Path(bind.source), root / Path(bind.target).relative_to(RUNTIME_AT)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=_IGNORED, dirs_exist_ok=True)
+            shutil.copytree(
+                source, target, ignore=_IGNORED, copy_function=shutil.copyfile, dirs_exist_ok=True
+            )
+            found = {path: target / path.relative_to(source) for path in source.rglob("*.py")}
             for library in source.rglob("*.so"):  # the folder's disk may be mounted noexec
                 place = target / library.relative_to(source)
                 place.touch()
@@ -62,10 +70,17 @@ def _compiled(folder: Path, interpreter: Interpreter, modules: tuple[str, ...]) 
                 libraries.append(Bind(os.path.realpath(library), shown))
         else:
             shutil.copyfile(source, target)
+            found = {source: target}
+        taken |= {at for path, at in found.items() if _take_bytecode(path, at, interpreter)}
     # Folders of ours without __init__.py would be namespace packages: searched for at each import.
-    for package in {path.parent for path in (root / "gristmill").rglob("*")}:
-        (package / "__init__.py").touch()
-    _compile(root, interpreter)
+    ours = [path for path in (root / "gristmill").rglob("*") if path.suffix != ".pyc"]
+    for package in {path.parent for path in ours}:
+        if not (at := package / "__init__.py").exists():
+            at.touch()
+            if _is_like_ours(interpreter):  # nothing, compiled: not worth another process
+                py_compile.compile(str(at), invalidation_mode=_UNCHECKED_HASH)
+                taken.add(at)
+    _compile(root, [path for path in root.rglob("*.py") if path not in taken], interpreter)
     (root / "empty").touch()
     for path in (root, *root.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)  # whoever a jail is, and whatever the umask
@@ -80,13 +95,42 @@ def _hidden(empty: Path, interpreter: Interpreter) -> list[Bind]:
     return [Bind(str(empty), str(path)) for path in hooks]
 
 
-def _compile(root: Path, interpreter: Interpreter) -> None:
+def _is_like_ours(interpreter: Interpreter) -> bool:
+    """Whether our bytecode is its, too: what another kind of bytecode begins with is not known."""
+    return interpreter.cache_tag == sys.implementation.cache_tag
+
+
+def _take_bytecode(source: Path, target: Path, interpreter: Interpreter) -> bool:
+    """The bytecode beside a module, if it is of this very source and for this Python.
+
+    In the jail it is never compared with a source again, whose time is another one there (PEP 552).
+    """
+    if not _is_like_ours(interpreter):
+        return False
+    name = f"__pycache__/{source.stem}.{interpreter.cache_tag}.pyc"
+    try:
+        code, text, made = (source.parent / name).read_bytes(), source.read_bytes(), source.stat()
+    except OSError:
+        return False
+    age = (int(made.st_mtime) & 0xFFFFFFFF, len(text) & 0xFFFFFFFF)
+    magic = importlib.util.MAGIC_NUMBER
+    if code[:16] != magic + struct.pack("<III", 0, *age):  # 0: it goes by time and size
+        return False
+    head = magic + struct.pack("<I", 1) + importlib.util.source_hash(text)  # 1: by nothing
+    (target.parent / name).parent.mkdir(exist_ok=True)
+    (target.parent / name).write_bytes(head + code[16:])
+    return True
+
+
+def _compile(root: Path, modules: list[Path], interpreter: Interpreter) -> None:
     """By the Python that will read it. Where that fails jails compile for themselves, as ever."""
+    if not modules:
+        return
     command = [interpreter.executable, "-I", "-S", "-m", "compileall", "-q"]
     command += ["--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", RUNTIME_AT]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(
-            [*command, str(root)],
+            [*command, *map(str, modules)],
             env={},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

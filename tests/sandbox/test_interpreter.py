@@ -1,6 +1,7 @@
 """A user's own Python in a jail, wherever it lies: as root, and as a plain user who owns it."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 import gristmill.sandbox
 import gristmill.wire
+from gristmill.sandbox import runtime
 from gristmill.sandbox.delegation import CONTROLLERS_V1, parse_mounts
 from gristmill.sandbox.errors import SandboxError
 from gristmill.sandbox.interpreter import (
@@ -243,8 +245,47 @@ def test_the_runtime_is_at_its_place_from_wherever_it_is(best_host, python):
     ], result
 
 
-def test_no_jail_compiles_our_code_again(best_host, python, tmp_path):
+@pytest.fixture(params=["of the host", "none", "old", "of another Python"])
+def bytecode(request, tmp_path, monkeypatch):
+    """A copy of a room that a jail gets, and what bytecode the host has of it."""
+    room = tmp_path / "rooms" / "wire"
+    shutil.copytree(
+        Path(gristmill.wire.__file__).parent, room, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    if request.param != "none":
+        compileall = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "timestamp"]
+        subprocess.run([*compileall, str(room)], check=True)
+    if request.param == "old":  # its source has changed, by as many bytes
+        units = room / "units.py"
+        units.write_bytes(units.read_bytes()[:-1] + b" ")
+        os.utime(units, (1, 1))
+    if request.param == "of another Python":
+        for path in room.rglob("*.pyc"):
+            path.write_bytes(b"\x01\x02\r\n" + path.read_bytes()[4:])
+    real = importlib.util.find_spec
+
+    def find_spec(name, *more):
+        spec = real(name, *more)
+        if name == "gristmill.wire":
+            spec.submodule_search_locations = [str(room)]
+        return spec
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    return request.param
+
+
+def test_no_jail_compiles_our_code_again(best_host, python, tmp_path, bytecode, monkeypatch):
+    compiled = []
+    real = runtime._compile
+    monkeypatch.setattr(
+        runtime,
+        "_compile",
+        lambda root, modules, of: (compiled.extend(modules), real(root, modules, of)),
+    )
     binds = compiled_runtime(tmp_path / "runtime", python, ("gristmill.wire",))
+    ours = [path.name for path in compiled if path.parent.name == "wire"]
+    assert ("units.py" in ours) == (bytecode != "of the host")
+    assert ("outcome.py" in ours) == (bytecode in ("none", "of another Python"))
     code = (  # a list of what Python itself compiled
         "import importlib._bootstrap_external as at\n"
         "compiled = []\n"
