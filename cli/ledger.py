@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import documents, places
-from gristmill.cli.output import Terminal
+from gristmill.cli.output import Terminal, clean
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.units import format_credits
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from nacl.signing import SigningKey
 
 _ANSWER_MS = 10_000
+#: the next command of who funds and transfers; that of the code is for who submits
+_NEXT = {
+    "LEDGER_CONFLICT": "to move more, give another --ref; 'gristmill statement --account"
+    " tenant:NAME' shows what was moved",
+    "INSUFFICIENT_CREDITS": "gristmill balance --all",
+    "INVALID_SPEC": "gristmill balance --all, which lists the accounts",
+}
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -28,7 +35,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     message: Fund | Transfer
     if args.action == "fund":
         message = Fund(1, args.tenant, args.credits, args.ref)
-        told = f"{args.tenant} has {format_credits(args.credits)} credits more for {args.ref!r}"
+        told = f"{clean(args.tenant)} has {_credits(args.credits)} more for {args.ref!r}"
     else:
         message = Transfer(
             1,
@@ -38,16 +45,29 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             ],
         )
         told = "; ".join(
-            f"{format_credits(credits)} credits from {debit} to {credit}"
-            for debit, credit, credits in args.legs
+            f"{_credits(credits)} from {debit} to {credit}" for debit, credit, credits in args.legs
         )
     address = args.ledger or _beside(places.default_address(os.environ))
-    _ask(address, message, args.ledger_key)
+    try:
+        _ask(address, message, args.ledger_key)
+    except RemoteError as error:
+        raise RemoteError(error.code, _named(error.message, message), error.hint) from None
     if terminal.is_json:
         terminal.document(documents.encode(documents.Moved(args.ref)))
     else:
         terminal.print(f"{told}; said again, it changes nothing")
     return EXIT_OK
+
+
+def _named(told: str, message: Any) -> str:
+    """What the ledger says of a leg's id, said of the ``--ref`` that it was made of."""
+    for leg in getattr(message, "legs", ()):
+        told = told.replace(f"the transfer {leg.id.hex()}", "the transfer of this --ref")
+    return told
+
+
+def _credits(ucredits: int) -> str:
+    return f"{format_credits(ucredits)} credit{'' if ucredits == 1_000_000 else 's'}"
 
 
 def _beside(front: str) -> str:
@@ -88,12 +108,16 @@ def _ask(address: str, message: Any, ledger_key: str) -> None:
             "say it again with the same --ref: what was done is not done twice",
         ) from None
     except zmq.ZMQError as error:
-        raise RemoteError("INVALID_SPEC", f"{address!r} is not an address ({error})") from None
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"{address!r} is not an address: {error.strerror}",
+            "write it as ipc:///path/ledger or tcp://HOST:PORT",
+        ) from None
     finally:
         socket.close()
         context.term()
     if isinstance(answer, LedgerRefused):
-        raise RemoteError(answer.code, answer.message)
+        raise RemoteError(answer.code, answer.message, _NEXT.get(answer.code, ""))
     assert isinstance(answer, LedgerAnswer)
 
 

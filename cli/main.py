@@ -5,6 +5,7 @@ errors are ``RemoteError``: two lines on stderr, and the exit code of the table 
 Anything else is our fault and keeps its traceback.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -17,11 +18,14 @@ from gristmill.wire.errors import EXIT_OK, RemoteError
 EXIT_INTERRUPTED = 130  #: 128 + SIGINT
 EXIT_PIPE = 141  #: 128 + SIGPIPE: whoever read our stdout has gone
 _HAS_COMMAND = ("up", "submit", "price")
+#: writing to stdout ends so where there is no room for it
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WORKER_ACTIONS = ("list", "drain", "-h", "--help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Entry point of the ``gristmill`` script."""
+    _open_missing()
     given = list(sys.argv[1:] if arguments is None else arguments)
     given, command = split_command(given)
     if given[:1] == ["worker"] and given[1:2] not in [[action] for action in _WORKER_ACTIONS]:
@@ -50,10 +54,32 @@ def run(module: str, args: object, terminal: Terminal) -> int:
         terminal.say(f"\ninterrupted{'; ' * bool(terminal.way_back)}{terminal.way_back}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whatever is still buffered has nowhere to go; the interpreter must not try again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_PIPE
+    except OSError as error:  # of a file or a socket it would be our fault
+        if error.filename is not None or error.errno not in _NO_ROOM:
+            raise
+        _drop_output()
+        error_of = RemoteError("INVALID_SPEC", f"cannot write to stdout: {error.strerror}")
+        code = error_of.spec.exit_code
+        terminal.fault(error_of.code, error_of.message, "send it where there is room", code)
     return code
+
+
+def _drop_output() -> None:
+    """Whatever is still buffered has nowhere to go; the interpreter must not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_missing() -> None:
+    """Who was started without stdin, stdout or stderr (``>&-``) has an empty one.
+
+    Else a socket would take its number, and get what was meant for a person.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # the lowest free number is the missing one, unless something has it already
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def split_command(given: Sequence[str]) -> tuple[list[str], list[str] | None]:

@@ -16,7 +16,9 @@ def add(verbs: Verbs) -> None:
         return add_verb(actions, name, "credits", summary)
 
     def intent(made: Any) -> None:
-        made.add_argument("intent", metavar="INTENT", help="a purchase, as 'buy' printed it")
+        made.add_argument(
+            "intent", metavar="INTENT", type=typed(_intent), help="a purchase, as 'buy' printed it"
+        )
 
     action("offers", "Show what credits are sold for, and by what")
     buy = action("buy", "Buy credits: show the price, ask, then show what to pay")
@@ -57,3 +59,9 @@ def add(verbs: Verbs) -> None:
     intent(decide)
     decide.add_argument("decision", choices=("credit", "refund"), help="what becomes of it")
     decide.add_argument("--ref", metavar="TEXT", required=True, help="how the money went back, say")
+
+
+def _intent(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"{text!r} is no purchase; they look like pi6fa26e3f0760d1c98c")
+    return text

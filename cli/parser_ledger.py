@@ -27,7 +27,7 @@ def add(verbs: Verbs) -> None:
     audit.add_argument("--books", metavar="URL", help="postgresql://... where the books are there")
     fund = add_verb(actions, "fund", "ledger", "Mint credits for a tenant, once", has_grid=False)
     fund.add_argument("tenant", metavar="TENANT")
-    fund.add_argument("credits", type=typed(units.parse_credits), metavar="CREDITS")
+    fund.add_argument("credits", type=typed(_amount), metavar="CREDITS")
     fund.add_argument(
         "--ref", required=True, help="why, in your words: the same again mints nothing"
     )
@@ -69,4 +69,11 @@ def _leg(text: str) -> tuple[str, str, int]:
     parts = text.split(",")
     if len(parts) != 3:
         raise ValueError(f"{text!r} is no transfer; write FROM,TO,CREDITS: tenant:ann,toll,2.5")
-    return parts[0], parts[1], units.parse_credits(parts[2])
+    return parts[0], parts[1], _amount(parts[2])
+
+
+def _amount(text: str) -> int:
+    ucredits = units.parse_credits(text)
+    if not ucredits:
+        raise ValueError(f"{text!r} moves nothing; the least is 0.000001 credits")
+    return ucredits

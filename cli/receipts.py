@@ -1,15 +1,13 @@
 """``gristmill receipt``, ``verify`` and ``audit prove``: what was done and billed, provably."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gristmill.cli import documents
 from gristmill.cli.connection import asked, connect, job_of
+from gristmill.cli.files import write_file
 from gristmill.cli.output import Terminal, plural
 from gristmill.wire import proofs
 from gristmill.wire.client import UsageRow
@@ -18,9 +16,6 @@ from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.ids import JobId, format_job, format_receipt, parse_receipt
 from gristmill.wire.ledger import Contribution
 from gristmill.wire.units import format_credits, format_ms
-
-if TYPE_CHECKING:
-    pass
 
 LOOK_S = 0.5  #: between two questions whether the epoch is closed
 GRACE_S = 30.0  #: an epoch may be closed so much later than it promises
@@ -37,23 +32,34 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     job, index, number = asked(parse_receipt, args.job)
     with connect(args.address) as client:
         pages = _fetch(lambda: client.receipts(job, index, number), args.wait, terminal)
+        count = client.status(job).count if index is not None else 0
     rows = [row for page in pages for row in page.receipts]
     name = format_receipt(job, number) if number else format_job(job)
     name = name if index is None else f"{name}/{index}"
     if not rows:
-        raise RemoteError(
-            "INVALID_SPEC",
-            f"{name} has no receipts: nothing of it was billed yet",
-            f"gristmill status {format_job(job)}",
-        )
+        raise _without(job, index, number, count)
     text = file_of(job, pages)
     if args.out is None:
         terminal.write_bytes(text.encode())
     else:
-        _write(Path(args.out), text)
+        write_file(args.out, "-o", lambda out: out.write(text))
     is_open = sum(not row.epoch for row in rows)
     terminal.say(f"{plural(len(rows), 'receipt')} of {name}{_open_words(is_open, pages)}")
     return EXIT_OK
+
+
+def _without(job: JobId, index: int | None, number: int, count: int) -> RemoteError:
+    name = format_job(job)
+    if number:
+        told = f"{name} has no receipt {number}"
+        return RemoteError("INVALID_SPEC", told, "'gristmill statement' names those that there are")
+    if index is None:
+        told = f"{name} has no receipts: nothing of it was billed yet"
+        return RemoteError("INVALID_SPEC", told, f"gristmill status {name}")
+    told = f"{name}/{index} has no receipt: it was not billed yet"
+    if index >= count:
+        told = f"{name} has {plural(count, 'subtask')}, the first is {name}/0: there is no {index}"
+    return RemoteError("INVALID_SPEC", told, f"gristmill status {name} --subtasks")
 
 
 def file_of(job: JobId, pages: Sequence[ReceiptsPage]) -> str:
@@ -69,19 +75,6 @@ def _open_words(is_open: int, pages: Sequence[ReceiptsPage]) -> str:
         return ""
     within = format_ms(pages[-1].epoch_ms)
     return f"; {is_open} of them not proven yet: their epoch ends within {within} (--wait)"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        told = f"cannot write {path}: {error.strerror}"
-        raise RemoteError("INVALID_SPEC", told, "choose another file with -o") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _fetch(
@@ -184,7 +177,8 @@ def _prove(args: argparse.Namespace, terminal: Terminal) -> int:
             terminal.say(f"{plural(len(rows), 'receipt')}{_open_words(is_open, pages)}")
     else:
         terminal.print(
-            f"{verdict.job}: {plural(len(verdict.proven), 'receipt')}, each proven, make "
+            f"{verdict.job}: {plural(len(verdict.proven), 'receipt')}, each proven, "
+            f"{'makes' if len(verdict.proven) == 1 else 'make'} "
             f"{format_credits(total)} credits; the bill is {format_credits(total)} credits"
         )
     return EXIT_FAILED if faults else EXIT_OK

@@ -2,13 +2,10 @@
 
 import argparse
 import collections
-import contextlib
 import csv
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
@@ -16,8 +13,9 @@ import msgspec
 from gristmill.cli import documents
 from gristmill.cli.connection import connect
 from gristmill.cli.documents import Entry
+from gristmill.cli.files import write_file
 from gristmill.cli.output import Terminal, clean, plural
-from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+from gristmill.wire.errors import EXIT_FAILED, EXIT_OK
 from gristmill.wire.ids import format_job, format_receipt
 from gristmill.wire.units import format_credits
 
@@ -38,7 +36,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         elif args.csv == "-":
             _write(_entries(statement), sys.stdout)
         elif args.csv:
-            count = _write_file(_entries(statement), Path(args.csv))
+            rows = _entries(statement)
+            count = write_file(args.csv, "--csv", lambda out: _write(rows, out))
             terminal.say(f"{plural(count, 'entry')} in {args.csv}")
             _show_totals(statement, terminal)
         else:
@@ -93,22 +92,6 @@ def _write(entries: Iterable[Entry], out: TextIO) -> int:
         row = msgspec.structs.asdict(entry)
         row["ref"] = f"'{entry.ref}" if entry.ref.startswith(_FORMULAS) else entry.ref
         writer.writerow(row.values())
-    return count
-
-
-def _write_file(entries: Iterable[Entry], path: Path) -> int:
-    """Whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", newline="", encoding="utf-8") as out:
-            count = _write(entries, out)
-        beside.replace(path)
-    except OSError as error:
-        told = f"cannot write {path}: {error.strerror}"
-        raise RemoteError("INVALID_SPEC", told, "choose another file with --csv") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
     return count
 
 

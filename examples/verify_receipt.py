@@ -175,12 +175,18 @@ def main(path: str, trusted: str = "") -> str:
     told = [(one["epoch"], one["place"]) for one in file["receipts"]]
     must(told and len(told) == len(set(told)), "receipts: none, or one of them twice")
     amounts = [check_receipt(f"receipts[{at}]", r, file) for at, r in enumerate(file["receipts"])]
-    return f"{len(amounts)} receipts of {file['job']}, {sum(amounts) / 10**6} credits: all proven"
+    number, (credits, rest) = len(amounts), divmod(sum(amounts), 10**6)
+    told = f"{number} receipt{'' if number == 1 else 's'} of {file['job']}"
+    return f"{told}, {credits}.{rest:06} credits: all proven"
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: verify_receipt.py FILE [LEDGER_KEY]")
     try:
         print(main(*sys.argv[1:]))
+    except OSError as error:
+        sys.exit(f"cannot read {sys.argv[1]}: {error.strerror}")
     except (FalseError, ValueError, LookupError, TypeError) as error:
         sys.exit(
             f"NOT PROVEN: {error!r:.300}"

@@ -67,7 +67,7 @@ def parse_receipt(text: str) -> tuple[JobId, int | None, int]:
     job, mark, number = text.strip().partition("#")
     if not mark:
         return *parse_subtask(text), 0
-    if not (number.isascii() and number.isdigit() and int(number)):
+    if not re.fullmatch("[1-9][0-9]{0,15}", number):
         raise ValueError(f"{text!r:.80} is not a receipt; they look like j17#40")
     return parse_job(job), None, int(number)
 

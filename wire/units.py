@@ -7,6 +7,7 @@ import math
 import re
 
 UCREDITS_PER_CREDIT = 1_000_000  #: money is counted in integer micro-credits
+UCREDITS_MAX = 1 << 60  #: in one amount
 
 _BYTES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -57,15 +58,21 @@ def parse_ms(text: str | int | float) -> int:
 def parse_credits(text: str | int | float) -> int:
     """Micro-credits from credits as people write them: ``2.5`` is 2,500,000.
 
+    Raises:
+        ValueError: the text is no amount, has more than six decimals, or is too large.
+
     >>> parse_credits("2.5")
     2500000
     """
     if isinstance(text, int):
         return text * UCREDITS_PER_CREDIT
-    whole, _, part = str(text).strip().partition(".")
-    if not whole.isdigit() or (part and not part.isdigit()) or len(part) > 6:
-        raise ValueError(f"{text!r} is not an amount of credits; write it as 12 or 0.25")
-    return int(whole) * UCREDITS_PER_CREDIT + int((part or "0").ljust(6, "0"))
+    match = re.fullmatch(r"\s*([0-9]+)(?:\.([0-9]{0,6}))?\s*", str(text))
+    if not match:
+        raise ValueError(f"{text!r:.80} is not an amount of credits; write it as 12 or 0.25")
+    digits = (match[1] + (match[2] or "").ljust(6, "0")).lstrip("0") or "0"
+    if len(digits) > len(str(UCREDITS_MAX)) or int(digits) > UCREDITS_MAX:
+        raise ValueError(f"{text!r:.80} is more than {format_credits(UCREDITS_MAX)} credits")
+    return int(digits)
 
 
 def format_bytes(n: int) -> str:

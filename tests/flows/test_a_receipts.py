@@ -73,7 +73,8 @@ def test_a15_receipts_are_charges_and_anybody_can_prove_it(
     assert good.returncode == 0 and good.stdout.count("(trusted)") == 2, good.stdout
     theirs = third_party(file, ledger)
     assert theirs.returncode == 0, theirs.stderr
-    assert f"{len(brokers)} receipts of j{job}" in theirs.stdout
+    told = f"{amount // 10**6}.{amount % 10**6:06} credits"
+    assert theirs.stdout == f"{len(brokers)} receipts of j{job}, {told}: all proven\n"
     stranger = "ab" * 32
     assert third_party(file, stranger).returncode == 1
     bad = gristmill(grid, "verify", str(file), "--key", f"ledger={stranger}")
@@ -109,7 +110,7 @@ def test_a15_a_receipt_of_one_subtask_and_of_none(
         ]
         assert len(ranges) == 1 and ranges[0][0] <= 7 < sum(ranges[0])
         none = gristmill(grid, "receipt", f"j{job}/50")
-        assert none.returncode == 2 and "no receipts" in none.stderr
+        assert none.returncode == 2 and "has 50 subtasks" in none.stderr
         unknown = gristmill(grid, "audit", "prove", "j99")
         assert unknown.returncode != 0 and "UNKNOWN_JOB" in unknown.stderr
 

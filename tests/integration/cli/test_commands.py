@@ -460,3 +460,16 @@ def test_every_document_is_of_its_schema(run: Run) -> None:
             assert msgspec.json.decode(line, type=kind, strict=True) is not None
             known = {field.encode_name for field in msgspec.structs.fields(kind)}
             assert set(document) - {"schema"} == known
+
+
+def test_a_receipt_that_there_is_not_is_told_as_what_it_is(run: Run) -> None:
+    done = run("submit", "--wait", "--array", "1-2", "--", "true")
+    name = done.out.split()[0]
+    for asked, told in (
+        (f"{name}/2", f"{name} has 2 subtasks, the first is {name}/0: there is no 2"),
+        (f"{name}#{10**15}", f"{name} has no receipt {10**15}"),
+        (f"{name}#{10**23}", f"'{name}#{10**23}' is not a receipt; they look like j17#40"),
+    ):
+        refused = run("receipt", asked)
+        assert refused.code == 2 and told in refused.err, refused.err
+        assert "docs/rfc" not in refused.err

@@ -25,6 +25,11 @@ def test_credits_are_minted_and_moved_once(run: Run) -> None:
     legs = ("tenant:carl,tenant:local,2", "tenant:carl,tenant:local,0.5")
     for _ in range(2):
         assert run("ledger", "transfer", *legs, "--ref", "test-move").code == 0
+    again = run("ledger", "transfer", legs[0], "--ref", "test-move")
+    assert again.out.startswith("2 credits from tenant:carl to tenant:local; ")
+    other = run("ledger", "transfer", "tenant:carl,tenant:local,1", "--ref", "test-move")
+    assert "the transfer of this --ref was 2 credits" in other.err, other.err
+    assert "another --ref" in other.err
     assert credits_of(run, "tenant:carl") == "5"
     for leg, told in (
         ("tenant:carl,tenant:local,5.1", "tenant:carl has 5 available; the transfer asks for 5.1"),
@@ -41,6 +46,7 @@ def test_credits_are_minted_and_moved_once(run: Run) -> None:
 def test_a_ledger_that_does_not_answer(run: Run, tmp_path: pathlib.Path) -> None:
     told = run("ledger", "fund", "x", "1", "--ref", "r", "--ledger", "nonsense")
     assert told.code == 2 and "is not an address" in told.err
+    assert "next: write it as ipc:///path/ledger or tcp://HOST:PORT" in told.err
 
 
 def test_the_audit_names_the_first_bad_row(run: Run, grid: Any, tmp_path: pathlib.Path) -> None:

@@ -206,3 +206,21 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert child.wait(30) == 141
     assert child.stderr.read() == b""
     child.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("ledger", "fund", "ann", "9" * 20, "--ref", "r"), "is more than 1,152,921,504,606.8469"),
+        (("ledger", "fund", "ann", "0", "--ref", "r"), "the least is 0.000001 credits"),
+        (("ledger", "transfer", "tenant:a,tenant:b,0.0", "--ref", "r"), "'0.0' moves nothing"),
+        (("submit", "--cap", "9" * 20, "--", "true"), "is more than 1,152,921,504,606.846976"),
+        (("credits", "buy", "9" * 99, "--with", "manual"), "is more than 1,152,921,504,606.846976"),
+        (("credits", "status", ""), "they look like pi"),
+        (("credits", "cancel", " "), "they look like pi"),
+    ],
+)
+def test_amounts_and_purchases_that_cannot_be(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+) -> None:
+    assert told in refused(capsys, *command.split_command(arguments)[0])

@@ -264,3 +264,19 @@ def test_a_number_that_no_column_can_hold_is_malformed(decoder, message, at, num
     inner[path[0]] = number
     with pytest.raises(RemoteError, match="MALFORMED"):
         decoder.decode(msgspec.msgpack.encode(plain))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u0661", "1e3", "1,000", "-1", "+1", ".5", "", " ", "1.0000001", "nan", "0x1", "1_0"],
+)
+def test_an_amount_of_credits_is_ascii_digits(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not an amount of credits; write it as 12 or 0\.25"):
+        parse_credits(text)
+
+
+@pytest.mark.parametrize("text", ["1152921504606.846977", "9" * 23, "9" * 9_999])
+def test_an_amount_of_credits_has_a_limit(text: str) -> None:
+    assert parse_credits("1152921504606.846976") == parse_credits("0" * 99 + "1152921504606.846976")
+    with pytest.raises(ValueError, match=r"is more than 1,152,921,504,606\.846976 credits"):
+        parse_credits(text)
