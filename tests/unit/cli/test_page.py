@@ -42,7 +42,7 @@ def test_a_section_is_true(path: str) -> None:
     child = VERBS[path]
     rows = set(re.findall(r"^\| (.*?) \|", section, flags=re.MULTILINE))
     listed = {name for row in rows for name in re.findall(r"`(--?[a-z][a-z-]*)`", row)}
-    assert listed == options(child)
+    assert listed - EVERYWHERE == options(child)  # one may say it in its own words, too
     for action in child._actions:
         is_told = action.help and not isinstance(action, argparse._HelpAction)
         if is_told and not set(action.option_strings) & EVERYWHERE:
