@@ -46,8 +46,10 @@ from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.lines import KeptLines, LineKeeper, find_kept
 from gristmill.broker.lobby import Lobby
 from gristmill.broker.mailbox import Mailbox, Peer, receive
+from gristmill.broker.membership import Membership
 from gristmill.broker.memory import MemoryWatch, default_limit
 from gristmill.broker.metrics import Metrics, own_version
+from gristmill.broker.operators import Operators
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.parcels import FrameCache
@@ -55,6 +57,7 @@ from gristmill.broker.ports import Port, Ports
 from gristmill.broker.quota import ResultQuota, used_by_tenants
 from gristmill.broker.reader import Reader
 from gristmill.broker.replay import SHARE, recover
+from gristmill.broker.retention import DAY_MS, Retention
 from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSession
 from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import limits
@@ -68,7 +71,6 @@ log = logging.getLogger("gristmill.broker")
 SECOND_MS = 1_000
 PRINCIPALS_MS = 200  #: how soon a change of principals is seen: a revocation bites within a second
 EXPIRY_MS = 60_000
-DAY_MS = 86_400_000
 LOOK_AFTER_MS = 5_000  #: after a start, when the first work is under way
 NEVER_MS = 1 << 62
 MISSED_JOBS = 5_000  #: looked at in one question
@@ -168,17 +170,14 @@ class Broker:
             self.ledger, grants, self._front_box, self._clock, self.figures,
             self.execution.when_durable, settings.tariff, metrics,
         )  # fmt: skip
+        self._operators = Operators(ports.link, ports.principals, self._front_box)
         self._front = Front(
             settings, self.journal.broker, ports.front.principals, self._front_box,
             self.clients, self.workers, self.execution, self.delivery, answers, self._apply,
-            self._refusal, found.nodes, metrics,
+            self._refusal, found.nodes, self._operators, self._on_drained, metrics,
         )  # fmt: skip
         self.execution.find_past, self.execution.held = answers.find_past, found.held
-        self._back = Back(
-            settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
-            found.nodes, ports.back.principals, self._lines, self._apply, self._attempt_of,
-            metrics,
-        )  # fmt: skip
+        self._begin_with_nodes(found.nodes)
         for job in found.jobs:
             self.execution.adopt(job.record, job.results, 0, job.freed)
         self._free_disk_bytes = free_bytes(settings.state)
@@ -191,6 +190,25 @@ class Broker:
         # Clients of the last incarnation have this long to come back to their uploads.
         self._look_at_ms, self._awaited = now_ms + LOOK_AFTER_MS, found.workers
         self._absent_until_ms: int | None = now_ms + settings.client_ttl_ms
+
+    def _begin_with_nodes(self, nodes: dict[str, str]) -> None:
+        """``nodes``: names of workers pinned to keys."""
+        settings, ports = self.settings, self._ports
+        self._membership: Membership | None = None
+        if ports.link is not None:
+            self._membership = Membership(
+                ports.link, ports.principals, self.journal.broker, self.state, self.workers,
+                self.execution, self._apply,
+            )  # fmt: skip
+        self._back = Back(
+            settings, self._back_box, self.workers, self._desk, self.execution, self.journal,
+            nodes, ports.back.principals, self._membership, self._lines, self._apply,
+            self._attempt_of, self.metrics,
+        )  # fmt: skip
+        self._retention = Retention(
+            settings, self.state, self.journal, self.reader, self.execution.inbox, self._lines,
+            self._free_results,
+        )  # fmt: skip
 
     @property
     def front_address(self) -> str:
@@ -295,6 +313,8 @@ class Broker:
             changed, utc_ms = self._ports.look(), self.execution.inbox.utc_ms
             self._front.end_refused(changed, utc_ms)
             self._back.end_refused(changed, utc_ms)
+            if self._membership is not None:
+                self._membership.look(changed, now_ms)
         self._apply(on.TimePassed())
         self._probe(now_ms)
         self.delivery.resume()
@@ -324,7 +344,7 @@ class Broker:
         check(self.state, is_whole=False)
         if now_ms >= self._next_expiry_ms:
             self._next_expiry_ms = now_ms + EXPIRY_MS
-            self._expire_results()
+            self._retention.look()
             for tenant in self.state.active.values():
                 row = (SHARE + tenant.name, tenant.share)
                 self.journal.record("meta", schema.SET_META, row, 64)
@@ -409,6 +429,10 @@ class Broker:
         elif isinstance(owner, ClientSession) and self.clients.get(owner.number) is owner:
             if owner.peer.is_lost:
                 self._front.suspend_session(owner, cause)
+
+    def _on_drained(self, session: WorkerSession, client: ClientSession) -> None:
+        if self._membership is not None:
+            self._membership.drained(session, self._operators.name_of(client))
 
     def _forget_absent(self) -> None:
         """Workers from before the restart that did not come back in time are not awaited again."""
@@ -520,41 +544,6 @@ class Broker:
 
         self.reader.ask(lambda db: used_by_tenants(db, last_row, after), counted, lambda _: None)
 
-    def _expire_results(self) -> None:
-        def arrived(found: list[tuple[int, int]]) -> None:
-            for job, upto in found:
-                self.journal.record("job_states", schema.CLEAR_EXPIRY, (job,), 32)
-                self._free_results(job, upto, {})
-                self._lines.forget(job)
-                log.info("job=%d results expired", job)
-
-        utc_ms = self.execution.inbox.utc_ms
-        self.reader.ask(lambda db: past.expired(db, utc_ms), arrived, lambda _: None)
-        settings = self.settings
-        before_ms = utc_ms - settings.past_days * DAY_MS
-        self.reader.ask(
-            lambda db: past.prunable(db, before_ms, settings.past_jobs_max),
-            self._prune, lambda _: None,
-        )  # fmt: skip
-        self.journal.add_chore(schema.DROP_EVENTS, (0, before_ms))  # of workers
-
-    def _prune(self, found: list[tuple[int, str, bytes, str, int]]) -> None:
-        """Past jobs leave the journal, but for a tombstone."""
-        utc_ms = self.execution.inbox.utc_ms
-        for row in found:
-            job = row[0]
-            old = self.state.finished.pop(job, None)
-            if old is not None:
-                self.state.submissions.pop((old.tenant, old.submission), None)
-            self.state.has_past = True
-            self.journal.record("tombstones", schema.ADD_TOMBSTONE, (*row, utc_ms), 128)
-            for table, statement in schema.PRUNED:
-                self.journal.record(table, statement, (job,), 16)
-            self.journal.add_chore(schema.DROP_EVENTS, (job, utc_ms + DAY_MS))
-            self._lines.forget(job)
-        if found:
-            log.info("pruned jobs=%d up to job=%d", len(found), found[-1][0])
-
     # ------------------------------------------------------------ figures
 
     def figures(self) -> dict[str, Any]:
@@ -567,6 +556,7 @@ class Broker:
             "recovery_ms": self._lobby.took_ms,
             "recovery_rows": self._lobby.rows,
             "is_ledger_up": self.ledger.is_up,
+            "has_registry": self._membership is not None,
             "is_journal_full": self.journal.is_full,
             "clients": len(self.clients),
             "workers": len(self.workers),

@@ -11,12 +11,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from gristmill.broker import schema
+from gristmill.broker import canary, schema
 from gristmill.broker.core import events as on
+from gristmill.broker.core.on_workers import OWNER_LABEL
 from gristmill.broker.execution import Execution
 from gristmill.broker.journal import Journal
 from gristmill.broker.lines import LineKeeper
 from gristmill.broker.mailbox import Mailbox
+from gristmill.broker.membership import Membership
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.orders import OrderDesk
 from gristmill.broker.ports import User, no_user
@@ -31,12 +33,15 @@ from gristmill.wire.frames import encode
 from gristmill.wire.ids import is_digest
 from gristmill.wire.meter import Meter, unpack_meter
 from gristmill.wire.receipts import is_signed, receipt_of
+from gristmill.wire.registry import Principal
 from gristmill.wire.spec import TIERS
-from gristmill.wire.tariffs import check_class, tariff_of
+from gristmill.wire.tariffs import CLASS_LABEL, check_class, tariff_of
 
 log = logging.getLogger("gristmill.broker.back")
 
 NODES_MAX = 1_000_000  #: names pinned to keys
+LOCAL_OWNER = "local"  #: of nodes that are nobody's in particular: each is an owner of its own
+_ENDED = ("rejected", "expired", "revoked", "banned")
 _FRAMES = say.RESULT_FRAMES
 
 
@@ -46,6 +51,7 @@ class Back:
     Args:
         nodes: worker names pinned to keys, from the journal.
         principals: who may speak here; None where everybody who can connect may.
+        membership: what the registry decided about nodes; None without one.
         apply: steps the core with an event and does its effects.
         attempt_of: of a lease of a worker, by their numbers; None when it is over.
     """
@@ -60,6 +66,7 @@ class Back:
         journal: Journal,
         nodes: dict[str, str],
         principals: Principals | None,
+        membership: Membership | None,
         lines: LineKeeper,
         apply: Callable[[on.AnyEvent], None],
         attempt_of: Callable[[int, int], int | None],
@@ -73,6 +80,7 @@ class Back:
         self._journal = journal
         self._nodes = nodes
         self._principals = principals
+        self._membership = membership
         self._lines = lines
         self._apply = apply
         self._attempt_of = attempt_of
@@ -92,9 +100,9 @@ class Back:
             message = say.decode_worker.decode(frames[1])
             if isinstance(message, say.Hello):
                 check_hello(message)
+                message = self._as_approved(message, user)
                 check_class(message.labels, self._settings.tariff)
-                self._check_key(message, user)
-                if message.name in self._nodes:
+                if self._is_pinned(message):
                     self._on_hello(routing, message, now_ms)
                 else:  # the pin is on disk before the worker hears of it
                     self._pin(message.name, message.node)
@@ -158,6 +166,8 @@ class Back:
         session = self._workers.join(
             routing, message, settings.worker_report_ms, settings.worker_ttl_ms, now_ms
         )
+        if self._principals is not None and (found := self._principals.find(message.node)):
+            session.terms = terms_of(found)
         session.seen_utc_ms = self._execution.inbox.utc_ms
         row = (name, session.seen_utc_ms)
         self._journal.record("live_workers", schema.ADD_LIVE, row, 64)
@@ -177,15 +187,19 @@ class Back:
             session.ttl_ms, settings.store, self._desk.take_stops(session),
         )  # fmt: skip
         self._mailbox.send(session.peer, [encode(welcome)])
+        if self._membership is not None:
+            self._membership.joined(session)
 
-    def _check_key(self, message: say.Hello, user: User) -> None:
+    def _as_approved(self, message: say.Hello, user: User) -> say.Hello:
         """The key of the connection is the node's, and its principal may work.
+
+        What an operator approved of it (slots, class, whose it is) counts, not what it says.
 
         Raises:
             RemoteError: why not.
         """
         if self._principals is None:
-            return
+            return message
         public = user()
         if message.node != public:
             raise RemoteError(
@@ -198,13 +212,18 @@ class Back:
             raise RemoteError(
                 "FORBIDDEN", f"this key is of the node {found.name!r}, not of {message.name!r}"
             )
-        if found.slots_max and message.slots > found.slots_max:
+        if found.state == "approved" and self._membership is None:
             raise RemoteError(
-                "FORBIDDEN",
-                f"worker {message.name!r} offers {message.slots} slots; it is approved for"
-                f" {found.slots_max}",
-                f"start it with --slots {found.slots_max}",
+                "NODE_PENDING",
+                f"{found.name!r} is approved, and no registry is there to try it",
             )
+        labels = {key: text for key, text in message.labels.items() if key != OWNER_LABEL}
+        if found.tenant != LOCAL_OWNER:
+            labels[OWNER_LABEL] = found.tenant
+        if found.node_class:
+            labels[CLASS_LABEL] = found.node_class
+        slots = min(message.slots, found.slots_max or message.slots)
+        return msgspec.structs.replace(message, slots=slots, labels=labels)
 
     def end_refused(self, changed: set[str], utc_ms: int) -> None:
         """Principals changed: workers that may not work any more end now."""
@@ -215,12 +234,22 @@ class Back:
             found = self._principals.find(public)
             if public in changed or found is None or 0 < found.expires_ms <= utc_ms:
                 try:
-                    self._principals.admit(public, utc_ms)
+                    found = self._principals.admit(public, utc_ms)
+                    if terms_of(found) != session.terms:
+                        self.end_session(session, False, "what it is approved for has changed")
                 except RemoteError as error:
                     self.end_session(session, False, error.message)
 
+    def _is_pinned(self, message: say.Hello) -> bool:
+        """Whether its name has a key; one that an operator took out of the grid holds no name."""
+        pinned = self._nodes.get(message.name)
+        if pinned is None or pinned == message.node or self._principals is None:
+            return pinned is not None
+        old = self._principals.find(pinned)
+        return old is not None and old.name == message.name and old.state not in _ENDED
+
     def _pin(self, name: str, node: str) -> None:
-        if len(self._nodes) >= NODES_MAX:
+        if len(self._nodes) >= NODES_MAX and name not in self._nodes:
             raise RemoteError(
                 "QUEUE_FULL", f"{NODES_MAX} names of workers are pinned; that is the limit"
             )
@@ -328,7 +357,12 @@ class Back:
             told = msgspec.structs.replace(head, lease_id=0)
         digest, dice = b"", 0
         facts = self._execution.jobs.get(head.job)
-        if facts is not None and facts.spec.quorum:
+        if facts is not None and facts.tenant == canary.TENANT:
+            answer = canary.said(head.codec, payload)
+            digest = canary.digest_of(answer)
+            if self._membership is not None:
+                self._membership.hear(head.job, answer)
+        elif facts is not None and facts.spec.quorum:
             digest, dice = values_digest(head.codec, payload), roll()
         return on.ResultArrived(
             session.number, told, meter, self._last_ref, size, failures,
@@ -346,6 +380,11 @@ class Back:
         )
         self._execution.inbox.digests[self._last_ref] = receipt.outcome_digest
         return is_signed(receipt, head.signature, session.hello.node)
+
+
+def terms_of(node: Principal) -> tuple[int, str, str]:
+    """What its worker's session was begun with: a change of it begins another one."""
+    return node.slots_max, node.node_class, node.tenant
 
 
 def values_digest(codec: str, payload: bytes) -> bytes:

@@ -132,6 +132,8 @@ class Execution:
         self._drop_worker = drop_worker
         self._quota = quota
         self._lines = lines
+        self.on_canary_ended: Callable[[int, str, bool], None] | None = None
+        self.on_node_shut: Callable[[str], object] | None = None
         self.find_past: Callable[[ClientSession, int, int], None] | None = None
         self._withheld: dict[int, InputCredit] = {}
         self._allowed: dict[int, int] = {}  # job to the credit that its client was told
@@ -318,6 +320,11 @@ class Execution:
         row = records.event_row(effect.job, self.inbox.utc_ms, effect.name, effect.detail)
         self._journal.record("events", schema.ADD_EVENT, row, len(row[3]) + 64)
         log.info("job=%d %s %s", effect.job, effect.name, effect.detail)
+        if effect.name == names.CANARY_ENDED and self.on_canary_ended is not None:
+            node, is_right = str(effect.detail["node"]), bool(effect.detail["is_right"])
+            self.on_canary_ended(effect.job, node, is_right)
+        elif effect.name == names.NODE_QUARANTINED and self.on_node_shut is not None:
+            self.on_node_shut(str(effect.detail["node"]))
 
     def _record_state(self, effect: do.RecordState) -> None:
         facts, status = self.jobs[effect.job], effect.status

@@ -21,9 +21,10 @@ from gristmill.broker.delivery import Delivery
 from gristmill.broker.execution import Execution
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
+from gristmill.broker.operators import Operators
 from gristmill.broker.ports import User, no_user
 from gristmill.broker.principals import Principals
-from gristmill.broker.sessions import Clients, ClientSession, Workers
+from gristmill.broker.sessions import Clients, ClientSession, Workers, WorkerSession
 from gristmill.broker.settings import BrokerSettings
 from gristmill.wire import client as say
 from gristmill.wire import limits
@@ -69,6 +70,7 @@ VERBS: dict[type[say.Message], Verb] = {
     say.Ask: Verb("_on_ask", "read", _READERS),
     say.DrainWorker: Verb("_on_drain_worker", "", _OPERATORS),
     say.ReleaseNode: Verb("_on_release_node", "", _OPERATORS),
+    say.Operate: Verb("_on_operate", "", _OPERATORS),
     say.Buy: Verb("_on_buy", "pay"),
     say.Purchase: Verb("_on_purchase", "pay"),
     say.Ping: Verb("_on_ping", "", _READERS),
@@ -98,6 +100,8 @@ class Front:
         apply: steps the core with an event and does its effects.
         refusal: why nothing new of a tenant is taken now (a job, or else a parcel), or None.
         nodes: worker names pinned to keys.
+        operators: brings their acts to the registry.
+        on_drained: takes the worker that an operator drains, and their session.
     """
 
     def __init__(
@@ -114,9 +118,13 @@ class Front:
         apply: Callable[[on.AnyEvent], None],
         refusal: Callable[[str, bool], RemoteError | None],
         nodes: Mapping[str, str],
+        operators: Operators,
+        on_drained: Callable[[WorkerSession, ClientSession], None],
         metrics: Metrics,
     ) -> None:
         self._nodes = nodes
+        self._operators = operators
+        self._on_drained = on_drained
         self._settings = settings
         self._broker = broker
         self._mailbox = mailbox
@@ -174,7 +182,12 @@ class Front:
                 "MALFORMED",
                 f"{type(message).__name__} with {len(bodies)} body frames; it has {verb.frames}",
             )
-        check_right(type(message).__name__, verb, session.role, session.scopes)
+        try:
+            check_right(type(message).__name__, verb, session.role, session.scopes)
+        except RemoteError as error:
+            if self._principals is not None and (who := self._principals.find(session.public)):
+                self._principals.note_refused(error.code, who, error.message)
+            raise
         session.seen_ms = now_ms
         handler(session, message, bodies)
 
@@ -475,6 +488,7 @@ class Front:
         session.note_done(message.request)
         worker.is_draining = True
         self._apply(on.WorkerDrainAsked(worker.number))
+        self._on_drained(worker, session)
         self._mailbox.send(session.peer, [encode(say.Answer(message.request))])
 
     def _on_release_node(
@@ -494,6 +508,11 @@ class Front:
         number, peer = message.request, session.peer
         # Who hears yes may restart the broker at once: it must still be so.
         self._execution.when_durable(lambda: self._mailbox.send(peer, [encode(say.Answer(number))]))
+
+    def _on_operate(
+        self, session: ClientSession, message: say.Operate, bodies: list[bytes]
+    ) -> None:
+        self._operators.operate(session, message)
 
 
 def _content_of(known: past.KnownSubmission | None) -> tuple[int, bytes] | None:

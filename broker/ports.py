@@ -88,21 +88,22 @@ class Ports:
         self._doorman = Doorman(context, self.principals.who) if has_keys else None
         self.front = Port(context, settings.front, "front", key, self.principals)
         self.back = Port(context, settings.back, "back", key, self.principals)
-        self._link: RegistryLink | None = None
+        self.link: RegistryLink | None = None
         if settings.registry:
-            self._link = RegistryLink(context, settings.registry, broker, settings.state)
+            self.link = RegistryLink(context, settings.registry, broker, settings.state)
+            self.principals.tell_refused(self.link.note)
 
     def look(self) -> set[str]:
         """Public keys of principals that changed since the last look."""
-        if self._link is not None:
-            self._link.look()
-            self._link.receive()
+        if self.link is not None:
+            self.link.look()
+            self.link.receive()
         return self.principals.look()
 
     def close(self) -> None:
         """Nobody is let in any more."""
-        if self._link is not None:
-            self._link.close()
+        if self.link is not None:
+            self.link.close()
         self.front.socket.close()
         self.back.socket.close()
         if self._doorman is not None:

@@ -1,8 +1,9 @@
 """Who may speak to this broker: the principals of its state folder, read again when they change.
 
-The file ``principals`` has a line of JSON for each (``wire/registry.py``), and is replaced whole by
-whoever decides: the link to the registry, or an operator of this host (``--new-token``). A broker
-that finds no registry goes on with what it has.
+A file has a line of JSON for each (``wire/registry.py``), and is replaced whole by whoever decides:
+``principals`` by an operator of this host (``--new-token``), ``followed`` by the link to the
+registry, whose word counts where both have a key. A broker that finds no registry goes on with what
+it has.
 """
 
 import logging
@@ -10,7 +11,7 @@ import os
 import pathlib
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -23,7 +24,8 @@ from gristmill.wire.tokens import Token, new_token
 
 log = logging.getLogger("gristmill.broker.principals")
 
-FILE_NAME = "principals"
+FILE_NAME = "principals"  #: of this host
+FOLLOWED_NAME = "followed"  #: as the registry told them, see registry_link
 #: which roles may connect to a port at all; what they may say there is each port's verb table
 PORTS: dict[str, frozenset[Role]] = {
     "front": frozenset({"client", "operator", "portal"}),
@@ -32,9 +34,8 @@ PORTS: dict[str, frozenset[Role]] = {
 #: why a principal is not heard, by its state: code, and words behind its name
 _REFUSED = {
     "pending": ("NODE_PENDING", "is enrolled, and waits for an operator's approval"),
-    "approved": ("NODE_PENDING", "is approved, and waits for its canary"),
     "rejected": ("NODE_REFUSED", "was rejected"),
-    "quarantined": ("NODE_REFUSED", "is quarantined"),
+    "quarantined": ("NODE_PENDING", "is quarantined, and waits for its release"),
     "banned": ("NODE_REFUSED", "is banned"),
     "expired": ("KEY_EXPIRED", "was not approved in time"),
     "revoked": ("KEY_REVOKED", "was revoked"),
@@ -50,10 +51,11 @@ class Principals:
     """
 
     def __init__(self, folder: pathlib.Path, fixed: Iterable[Principal] = ()) -> None:
-        self._path = folder / FILE_NAME
+        self._paths = [folder / FILE_NAME, folder / FOLLOWED_NAME]
         self._fixed = {one.public: one for one in fixed}
         self._lock = threading.Lock()
-        self._seen: tuple[int, int, int] | None = (0, 0, 0)  # of no file: read the first time
+        self._seen: list[tuple[int, int, int] | None] = []  # of no file: read the first time
+        self._on_refused: Callable[[str, Principal, str], None] | None = None
         self._by_public: dict[str, Principal] = {}
         self._by_curve: dict[bytes, Principal] = {}
         self._changed: set[str] = set()
@@ -69,12 +71,13 @@ class Principals:
     def _read(self) -> None:
         """A file that makes no sense is logged, and what was known stays, until it is mended."""
         with self._lock:
-            seen = _stamp(self._path)
+            seen = [_stamp(path) for path in self._paths]
             if seen == self._seen:
                 return
             self._seen = seen
             try:
-                found = {one.public: one for one in read(self._path)} | self._fixed
+                told = [one for path in self._paths for one in read(path)]
+                found = {one.public: one for one in told} | self._fixed
             except (RemoteError, OSError) as error:
                 log.error("the principals cannot be read, those of before stay: %s", error)
                 return
@@ -114,10 +117,26 @@ class Principals:
         if found.state in _REFUSED:
             code, words = _REFUSED[found.state]
             reason = f": {found.reason}" if found.reason else ""
-            raise RemoteError(code, f"{found.name!r} {words}{reason}")
-        if found.expires_ms and found.expires_ms <= utc_ms:
-            raise RemoteError("KEY_EXPIRED", f"the key of {found.name!r} ended at its time")
-        return found
+            told = f"{found.name!r} {words}{reason}"
+        elif found.expires_ms and found.expires_ms <= utc_ms:
+            code, told = "KEY_EXPIRED", f"the key of {found.name!r} ended at its time"
+        else:
+            return found
+        self.note_refused(code, found, told)
+        raise RemoteError(code, told)
+
+    def note_refused(self, code: str, who: Principal, why: str) -> None:
+        """Somebody who is known was refused something: the audit log has it."""
+        if self._on_refused is not None:
+            self._on_refused(code, who, why)
+
+    def tell_refused(self, hear: Callable[[str, Principal, str], None]) -> None:
+        """``hear`` (code, who, why) of each refusal of somebody who is known."""
+        self._on_refused = hear
+
+    def nodes(self) -> list[Principal]:
+        """All principals with the role of a worker."""
+        return [one for one in self._by_public.values() if one.role == "worker"]
 
 
 def parse_allow(text: str) -> Principal:

@@ -84,7 +84,8 @@ class WorkerSession:
 
     __slots__ = (
         "generation", "hello", "is_draining", "node_class", "number", "open_jobs", "openings",
-        "peer", "reading", "report_ms", "seen_ms", "seen_utc_ms", "token", "touched_ms", "ttl_ms",
+        "peer", "reading", "report_ms", "seen_ms", "seen_utc_ms", "terms", "token", "touched_ms",
+        "ttl_ms",
     )  # fmt: skip
 
     def __init__(self, number: int, hello: WorkerHello, report_ms: int, ttl_ms: int) -> None:
@@ -100,6 +101,7 @@ class WorkerSession:
         self.seen_utc_ms = 0
         self.touched_ms = 0
         self.is_draining = False
+        self.terms = 0, "", ""  # what its principal is approved for
         self.reading: HostReading | None = None
         self.open_jobs: dict[int, int] = {}
         self.openings: dict[int, tuple[int, int]] = {}

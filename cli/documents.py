@@ -20,6 +20,7 @@ from gristmill.wire.client import (
     WorkerRow,
 )
 from gristmill.wire.payments import IntentView, Offer
+from gristmill.wire.registry import Record
 from gristmill.wire.spec import JobSpec
 
 
@@ -423,6 +424,116 @@ class Fault(Document, frozen=True, tag="gristmill/error/1"):
     exit_code: int
 
 
+class NodeToken(Document, frozen=True, tag="gristmill/node-token/1"):
+    """A node's token, told this once. ``drop_in``: what its administrator pastes."""
+
+    name: str
+    token: str
+    expires_ms: int
+    fingerprint: str
+    drop_in: str
+
+
+class NodeCheck(msgspec.Struct, frozen=True):
+    """One thing that a node tried on itself."""
+
+    name: str
+    is_ok: bool
+    detail: str
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A node as the registry has it; see ``wire/registry.py``, ``NodeRow``."""
+
+    name: str
+    public: str
+    owner: str
+    state: str
+    version: int
+    reason: str
+    node_class: str
+    slots_max: int
+    source: str
+    host: str
+    kernel: str
+    cpus_milli: int
+    memory_bytes: int
+    disk_bytes: int
+    metering: str
+    tiers: list[str]
+    versions: dict[str, str]
+    checks: list[NodeCheck]
+    enrolled_ms: int
+    seen_ms: int
+    until_ms: int
+    approvals: list[str]
+    approvals_needed: int
+    flags: int
+    flagged: str
+    decided_by: str
+    decided_ms: int
+
+
+class Nodes(Document, frozen=True, tag="gristmill/nodes/1"):
+    """Nodes as the registry has them."""
+
+    nodes: list[Node]
+
+
+class Enrolment(Document, frozen=True, tag="gristmill/enrolment/1"):
+    """What this machine is on its grid. ``brokers``: where its worker connects."""
+
+    name: str
+    public: str
+    state: str
+    reason: str
+    brokers: list[str] = []
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token of a person or a key of a service, as the registry has it."""
+
+    name: str
+    public: str
+    role: str
+    tenant: str
+    state: str
+    version: int
+    scopes: list[str]
+    expires_ms: int
+    reason: str
+    decided_by: str
+    decided_ms: int
+
+
+class NewToken(Document, frozen=True, tag="gristmill/new-token/1"):
+    """A person's token, told this once: it is a key, of which the grid keeps the public part."""
+
+    secret: str
+    token: Token
+
+
+class Tokens(Document, frozen=True, tag="gristmill/tokens/1"):
+    """Tokens of people and keys of services."""
+
+    tokens: list[Token]
+
+
+class AuditRecord(Document, frozen=True, tag="gristmill/audit-record/1"):
+    """One act of the audit log."""
+
+    record: Record
+
+
+class AuditVerified(Document, frozen=True, tag="gristmill/audit-verified/1"):
+    """Whether the audit log is in order. ``head``: NUMBER:CHAIN, to be kept somewhere else."""
+
+    place: str
+    faults: list[str]
+    records: int
+    head: str
+
+
 DOCUMENTS: tuple[type[Document], ...] = (
     Up,
     Submitted,
@@ -452,6 +563,13 @@ DOCUMENTS: tuple[type[Document], ...] = (
     LoggedIn,
     Drained,
     Released,
+    NodeToken,
+    Nodes,
+    Enrolment,
+    NewToken,
+    Tokens,
+    AuditRecord,
+    AuditVerified,
     Doctor,
     Deployed,
     Drill,

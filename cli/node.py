@@ -19,25 +19,16 @@ _PAUSE_S, _PAUSE_S_MAX = 0.05, 0.5
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    """``list`` and ``drain``, of ``gristmill worker`` as well; ``release``."""
+    """``list`` and ``drain``, of ``gristmill worker`` as well."""
+    if getattr(args, "enrolled", False):
+        from gristmill.cli import registry
+
+        return registry.run(args, terminal)
     with connect(args.address) as client:
         if args.action == "list":
             show_workers(client.workers(), terminal)
             return EXIT_OK
-        if args.action == "release":
-            return _release(client, args.worker, terminal)
         return _drain(client, args, terminal)
-
-
-def _release(client: "Client", name: str, terminal: Terminal) -> int:
-    client.release(name)
-    if terminal.is_json:
-        terminal.document(documents.encode(documents.Released(name)))
-    terminal.say(
-        f"{clean(name)} is not in quarantine: it gets work, and every result of it is checked"
-        " until ten in a row are confirmed"
-    )
-    return EXIT_OK
 
 
 def _drain(client: "Client", args: argparse.Namespace, terminal: Terminal) -> int:

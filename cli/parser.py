@@ -115,6 +115,7 @@ def build() -> Parser:
         parser_ledger,
         parser_money,
         parser_receipts,
+        parser_registry,
     )
 
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
@@ -134,9 +135,10 @@ def build() -> Parser:
         parser_receipts.add,
         parser_credits.add,
         _worker,
-        _node,
+        parser_registry.add_nodes,
         _login,
         _logout,
+        parser_registry.add,
         parser_doctor.add,
         parser_deploy.add,
         _drill,
@@ -519,24 +521,11 @@ def _worker(verbs: Verbs) -> None:
         "run", help="Run a worker agent here, with the options of python -m gristmill.worker"
     )
     run.set_defaults(module="gristmill.cli.worker", json=False)
-    _list_and_drain(actions)
+    list_and_drain(actions)
 
 
-def _node(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "node",
-        help="List the grid's nodes, or take one out of the grid",
-        description="A node is a machine's worker, as an operator sees it.",
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
-    _list_and_drain(actions)
-    release = add_verb(
-        actions, "release", "node", "A node leaves quarantine, and is checked as a new one is"
-    )
-    release.add_argument("worker", metavar="NAME", help="see 'gristmill node list'")
-
-
-def _list_and_drain(actions: Any) -> None:
+def list_and_drain(actions: Any) -> None:
+    """``list`` and ``drain``, of workers and of nodes."""
     add_verb(actions, "list", "node", "One line for each worker")
     drain = add_verb(
         actions, "drain", "node", "A worker finishes what it has, takes no more, and ends"

@@ -34,8 +34,8 @@ def add(verbs: Verbs) -> None:
     _key(verify)
     audit = verbs.add_parser(
         "audit",
-        help="Hold a job's bill against its receipts",
-        description="What was charged is what was proven, or the difference is named.",
+        help="Hold a job's bill against its receipts; read and verify the log of operators' acts",
+        description="What was charged is what was proven, and what was decided is what is written.",
     )
     actions = audit.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
     prove = add_verb(
@@ -47,6 +47,9 @@ def add(verbs: Verbs) -> None:
     prove.add_argument("job", metavar="JOB", help="a job, such as j17")
     _key(prove)
     _wait(prove)
+    from gristmill.cli import parser_registry
+
+    parser_registry.add_actions_of_audit(actions)
 
 
 def _key(parser: Any) -> None:

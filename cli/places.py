@@ -21,7 +21,7 @@ from typing import Any
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.login import read_login
 
-SOCKETS = ("front", "back", "ledger", "store")
+SOCKETS = ("front", "back", "ledger", "store", "registry")
 RECORD = "grid.json"  #: who holds a folder: pid, folders, address, and its processes
 ENDING_WAIT_S = 15.0  #: processes of a grid that was killed end by themselves within this
 

@@ -357,6 +357,17 @@ class Questions(abc.ABC):
         """
         self._link.ask(wire.ReleaseNode(b"", 0, worker))
 
+    def operate(self, act: bytes) -> tuple[bytes, bool]:
+        """Operators: an act of the registry dialogue (docs/rfc/0005), encoded, by their own name.
+
+        Returns the registry's answer, encoded, and whether it had been done before.
+
+        Raises:
+            GridError: what the registry refuses with, or ``REGISTRY_DOWN``.
+        """
+        answer = decode_body(self._link.ask(wire.Operate(b"", 0, act)), wire.Operated)
+        return bytes(answer.body), answer.is_repeat
+
     def drain(self, worker: str) -> None:
         """Operator: a worker finishes what it has and takes no more."""
         self._link.ask(wire.DrainWorker(b"", 0, worker))

@@ -185,6 +185,17 @@ class ReleaseNode(Message, frozen=True, tag=16):
     worker: str
 
 
+class Operate(Message, frozen=True, tag=17):
+    """Operator: this act, a message of the registry dialogue (docs/rfc/0005), by my name.
+
+    Answered with ``Operated``.
+    """
+
+    session: bytes
+    request: Integer
+    act: bytes
+
+
 class Ping(Message, frozen=True, tag=12):
     """I am here; answered with PONG."""
 
@@ -240,6 +251,7 @@ ClientMessage = (
     | Ask
     | DrainWorker
     | ReleaseNode
+    | Operate
     | Ping
     | Goodbye
     | Buy
@@ -372,6 +384,13 @@ class SubtaskRow(msgspec.Struct, frozen=True):
     is_estimated: bool
     metering: str
     message: str = ""
+
+
+class Operated(msgspec.Struct, frozen=True):
+    """What the registry answered. ``is_repeat``: it was done before and nothing changed."""
+
+    body: msgspec.Raw
+    is_repeat: bool = False
 
 
 class WorkerRow(msgspec.Struct, frozen=True):

@@ -128,7 +128,7 @@ def worker_row(state: State, number: int, now_ms: int) -> WorkerRow | None:
     busy = worker.busy
     word = "draining" if worker.is_draining else "busy" if busy else "idle"
     if worker.is_quarantined:
-        word = "quarantined"
+        word = "approved" if state.standings[worker.node].is_on_trial else "quarantined"
     return WorkerRow(
         name=worker.name,
         node=worker.node,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gristmill.broker.core.workers import Worker
 
 TRUSTED_AFTER = 10  #: results in a row that another owner's replica agreed with
+ON_TRIAL = "it is approved, and waits for its canary"  #: cause of a node that is new here
 STREAK_MAX = 20  #: so that of no node less than one result in twenty is checked
 DICE_SIDES = 1 << 32
 
@@ -48,6 +49,11 @@ class Standing:
 
     streak: int = 0
     cause: str = ""
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether it gets its canary, and nothing else yet."""
+        return self.cause == ON_TRIAL
 
     @property
     def is_trusted(self) -> bool:

@@ -186,6 +186,13 @@ class WorkerDrainAsked(Event, frozen=True):
     worker: int
 
 
+class NodeShut(Event, frozen=True):
+    """The registry says that a node gets no work: ``ON_TRIAL`` until its canary, or why."""
+
+    node: str
+    cause: str
+
+
 class NodeReleased(Event, frozen=True):
     """An operator lets a node out of quarantine."""
 
@@ -240,6 +247,7 @@ AnyEvent = (
     | ResultArrived
     | WorkerReported
     | WorkerDrainAsked
+    | NodeShut
     | NodeReleased
     | WorkerLost
     | HoldAnswered

@@ -29,6 +29,7 @@ RESULT_UNPAID = "result.unpaid"
 #: the job is a question with a known answer; detail: node, digest; recovery reads this
 CANARY_SET = "canary.set"
 CANARY_ENDED = "canary.ended"  #: detail: node, is_right
+NODE_ON_TRIAL = "node.on_trial"  #: detail: as of the next
 NODE_QUARANTINED = "node.quarantined"  #: detail: node, cause, name (of its worker, if it is there)
 NODE_RELEASED = "node.released"  #: by an operator; detail: node
 WORKER_JOINED = "worker.joined"  #: detail: name, node, slots

@@ -23,7 +23,7 @@ from gristmill.broker.core import journal_names as names
 from gristmill.broker.core.checks import STREAK_MAX, Check, Standing, Vote, settle
 from gristmill.broker.core.columns import ATTEMPT_MAX, DONE, FAILED
 from gristmill.broker.core.effects import AnyEffect, KeepStanding, RecordEvent, StopLease
-from gristmill.broker.core.events import NodeReleased
+from gristmill.broker.core.events import NodeReleased, NodeShut
 from gristmill.broker.core.on_workers import join_pool, leave_pool, rescue
 from gristmill.broker.core.runs import intersect, normalise
 from gristmill.wire.outcome import OWN_DOING, Outcome
@@ -239,7 +239,8 @@ def quarantine(state: State, node: str, cause: str, now_ms: int, effects: list[A
     detail: Detail = {"node": node, "cause": cause}
     if workers:
         detail["name"] = workers[0].name
-    effects.append(RecordEvent(0, names.NODE_QUARANTINED, detail, now_ms))
+    name = names.NODE_ON_TRIAL if standing.is_on_trial else names.NODE_QUARANTINED
+    effects.append(RecordEvent(0, name, detail, now_ms))
     for job in list(state.jobs.values()):
         if job.check is not None and job.check.votes:
             _discard(state, job, node, now_ms, effects)
@@ -278,10 +279,20 @@ def _shut(state: State, worker: Worker, now_ms: int, effects: list[AnyEffect]) -
             rescue(state, lease, False, "its node is in quarantine", now_ms, effects)
 
 
+def on_node_shut(state: State, event: NodeShut, now_ms: int, effects: list[AnyEffect]) -> None:
+    """The registry decided it; what the node was shut for before is no longer why."""
+    standing = standing_of(state, event.node)
+    if not standing.cause:
+        quarantine(state, event.node, event.cause, now_ms, effects)
+    elif standing.cause != event.cause:
+        standing.cause = event.cause
+        effects.append(KeepStanding(event.node, 0, event.cause))
+
+
 def on_node_released(
     state: State, event: NodeReleased, now_ms: int, effects: list[AnyEffect]
 ) -> None:
-    """An operator trusts the node with work again: checked from the beginning."""
+    """The node is trusted with work, or is again: checked from the beginning."""
     standing = state.standings.get(event.node)
     if standing is None or not standing.cause:
         return

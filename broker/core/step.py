@@ -35,6 +35,7 @@ _HANDLERS: dict[type, Callable[[State, Any, int, list[AnyEffect]], None]] = {
     events.ResultArrived: results.on_result,
     events.WorkerReported: on_workers.on_worker_reported,
     events.WorkerDrainAsked: on_workers.on_worker_drain_asked,
+    events.NodeShut: quorum.on_node_shut,
     events.NodeReleased: quorum.on_node_released,
     events.WorkerLost: on_workers.on_worker_lost,
     events.HoldAnswered: on_time.on_hold_answered,

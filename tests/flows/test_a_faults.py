@@ -32,10 +32,13 @@ from grid_rig import until
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
+from gristmill.client.errors import GridError
 from gristmill.wire import client as front
 from gristmill.wire import ledger, worker
+from gristmill.wire.frames import encode
 from gristmill.wire.limits import FRAME_BYTES_MAX
 from gristmill.wire.payments import price_of
+from gristmill.wire.registry import AskRows
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "chaos"))
 from chaos_http import HttpFaults
@@ -67,7 +70,7 @@ NAMES = {
     "Submit": "submission is_dry_run", "Parcel": "job first", "CloseUpload": "job",
     "Subscribe": "job after", "Cancel": "request", "Steer": "request", "Ask": "request",
     "DrainWorker": "request", "ReleaseNode": "request", "Post": "first",
-    "AskUsage": "request", "AskBalance": "request",
+    "Operate": "request", "AskUsage": "request", "AskBalance": "request",
     "Results": "job sequence", "InputCredit": "job committed", "Answer": "request",
     "Accepted": "request", "LedgerAnswer": "request", "AskReceipts": "request", "Buy": "request",
     "AskStatement": "request",
@@ -78,7 +81,7 @@ NAMES = {
 #: what its sender says again by itself, so that an old copy may come behind what followed it
 SAID_LATE = frozenset(
     {"Submit", "Parcel", "CloseUpload", "Subscribe", "Cancel", "Steer", "Ask", "DrainWorker"}
-    | {"ReleaseNode", "Post", "AskUsage", "AskBalance"}
+    | {"ReleaseNode", "Operate", "Post", "AskUsage", "AskBalance"}
 )
 #: not facts of the work but of the way it went: times, meters, how results were cut, keys; and what
 #: a lost worker spent, since on a loaded machine one may be silent for longer than its ttl in any
@@ -400,6 +403,8 @@ def live(fault: Fault) -> tuple[dict[str, Any], Injector, HttpFaults]:
                     seen = work(Hands(client, look))
                     until("the worker is there", look.workers)
                     client.release("worker-0")  # it is in no quarantine: that changes nothing
+                    with pytest.raises(GridError, match="this grid has no registry"):
+                        client.operate(encode(AskRows(1, "nodes")))
                     client.drain("worker-0")
                     until("the worker has drained", grid.dead)
                 injector.is_over = True

@@ -8,7 +8,10 @@ import json
 import os
 import pathlib
 
-from gristmill.wire import client, ledger, payments, worker
+import msgspec
+from nacl.signing import SigningKey
+
+from gristmill.wire import client, enrolment, ledger, payments, registry, worker
 from gristmill.wire.frames import encode
 from gristmill.wire.limits import PROTOCOL
 from gristmill.wire.spec import Command, JobSpec, Tariff
@@ -17,6 +20,15 @@ FILE = pathlib.Path(__file__).with_name("wire.json")
 SESSION = bytes(range(16))
 SPEC = JobSpec("function", function="ab" * 32, name="square", count=3)
 HEAD = worker.ResultHead(1, 1 << 40, 7, 0, 3, "q", 30, 20, 1024, "cgroup", True, b"s")
+
+KEY = bytes(SigningKey(bytes(32)).verify_key).hex()
+ENROL = enrolment.Enrol(
+    "gme_x", KEY, "mill",
+    enrolment.Report(
+        "h", "6.1", 4_000, 1 << 33, 1 << 40, "cgroup", ["job"], {"gristmill": "0.1.0"},
+        [enrolment.Check("jail", True, "12 trials")],
+    ),
+)  # fmt: skip
 
 EXAMPLES = {
     "worker.Hello": worker.Hello(
@@ -88,6 +100,37 @@ EXAMPLES = {
             ledger.Release("b1/7"),
         ],
     ),
+    "registry.Follow": registry.Follow("b1", 9),
+    "registry.IssueToken": registry.IssueToken(1, "ann", "mill", "lab", "gpu", 900_000, True),
+    "registry.Decide": registry.Decide(2, "ann", "approve", "mill", 1, "ours", 4, "gpu"),
+    "registry.Decide token": registry.Decide(3, "ann", "revoke", "ci", 1, is_token=True),
+    "registry.AddPrincipal": registry.AddPrincipal(
+        4, "ann", "ab" * 32, "client", "ci", "lab", ["submit", "read"], 1_700_000_000_000
+    ),
+    "registry.AskRows": registry.AskRows(5, "log", 7, "mill"),
+    "registry.Note": registry.Note("b1", "FORBIDDEN", "ab" * 32, "eve", "node approve"),
+    "registry.Changes": registry.Changes(
+        9,
+        [
+            registry.Principal(
+                "ab" * 32, "worker", "mill", "lab", "active", 3, [], 0, 4, "gpu", "because"
+            )
+        ],
+        False,
+    ),
+    "registry.RegistryAnswer": registry.RegistryAnswer(5, msgspec.Raw(b"\xc0"), True),
+    "registry.RegistryRefused": registry.RegistryRefused(5, "STALE_DECISION", "m", "h"),
+    "enrolment.Enrol": ENROL,
+    "enrolment.Enrol signed": enrolment.sign(
+        enrolment.Enrol("gme_x", KEY, "mill", ENROL.report, bytes(32), replaces=KEY),
+        SigningKey(bytes(32)), "ab" * 32, SigningKey(bytes(32)),
+    ),
+    "enrolment.Challenge": enrolment.Challenge(bytes(32), 1_700_000_000_000),
+    "enrolment.Enrolled": enrolment.Enrolled(
+        "mill", KEY, "pending", 1, "", "gpu", 0, 5, 2_000,
+        [enrolment.BrokerAt("tcp://10.0.0.1:7032", "ab" * 32)],
+    ),
+    "enrolment.EnrolRefused": enrolment.EnrolRefused("TOKEN_USED", "m", "h"),
     "ledger.Acked": ledger.Acked("b1", 6, [ledger.Verdict(4, "b1/7")]),
 }  # fmt: skip
 
@@ -104,7 +147,9 @@ def test_the_kept_bytes_still_decode_to_the_same_messages():
     kept = json.loads(FILE.read_text())["messages"]
     decoders = [
         worker.decode_worker, worker.decode_orders, client.decode_client, client.decode_broker,
-        ledger.decode_to_ledger, ledger.decode_from_ledger,
+        ledger.decode_to_ledger, ledger.decode_from_ledger, registry.decode_to_registry,
+        registry.decode_from_registry, enrolment.decode_to_enrolment,
+        enrolment.decode_from_enrolment,
     ]  # fmt: skip
     for name, message in EXAMPLES.items():
         decoded = []

@@ -10,7 +10,7 @@ import typing
 
 import pytest
 
-from gristmill.wire import client, ledger, payments, worker
+from gristmill.wire import client, enrolment, ledger, payments, registry, worker
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLE = "Lost, late and repeated messages"
@@ -19,6 +19,11 @@ DIALOGUES = [
     ("0001-worker-dialogue.md", worker.WorkerMessage, worker.BrokerToWorker),
     ("0002-client-dialogue.md", client.ClientMessage, client.BrokerToClient),
     ("0003-ledger-dialogue.md", ledger.ToLedger, ledger.FromLedger),
+    (
+        "0005-registry-dialogue.md",
+        registry.ToRegistry | enrolment.ToEnrolment,
+        registry.FromRegistry | enrolment.FromEnrolment,
+    ),
 ]
 
 
@@ -62,7 +67,12 @@ def test_every_message_has_its_line(
 
 def test_every_message_class_is_one_of_a_dialogue() -> None:
     """A new struct that is tagged as a message and in no union would have no line."""
-    of: list[list[types.ModuleType]] = [[worker], [client], [ledger, payments]]
+    of: list[list[types.ModuleType]] = [
+        [worker],
+        [client],
+        [ledger, payments],
+        [registry, enrolment],
+    ]
     for modules, (_, there, here) in zip(of, DIALOGUES, strict=True):
         classes = {
             one

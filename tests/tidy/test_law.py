@@ -9,6 +9,7 @@ import pytest
 
 PLANTED = [
     ("broker/core/__init__.py", "import time", "a core has no socket, clock"),
+    ("broker/registry/core/__init__.py", "import secrets", "a core has no socket, clock"),
     ("client/core/__init__.py", "from asyncio import sleep", "a core has no socket, clock"),
     ("broker/__init__.py", "import gristmill.worker", "imports go one way"),
     ("client/__init__.py", "def f():\n    from gristmill import ledger", "imports go one way"),

@@ -99,7 +99,12 @@ def test_every_room_is_typed_linked_and_linted(
 def test_every_core_is_pure_by_law(
     root: pathlib.Path, setup_cfg: configparser.ConfigParser, rooms: list[str]
 ) -> None:
-    cores = [f"gristmill.{room}.core" for room in rooms if (root / room / "core").is_dir()]
+    cores = [
+        "gristmill." + ".".join(folder.relative_to(root).parts)
+        for room in rooms
+        for folder in sorted((root / room).rglob("core"))
+        if folder.is_dir()
+    ]
     assert setup_cfg["importlinter:contract:pure-cores"]["source_modules"].split() == cores
 
 

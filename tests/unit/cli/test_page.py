@@ -16,6 +16,7 @@ GROUPS = (
     "deploy",
     "ledger",
     "node",
+    "token",
     "worker",
 )  #: words with actions below them
 VERBS = {path: child for path, child in walk(build()) if path.partition(" ")[2] not in GROUPS}
