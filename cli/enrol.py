@@ -80,7 +80,9 @@ def _text_of(args: argparse.Namespace) -> str:
     if args.token:
         return str(args.token)
     try:
-        with open(sys.stdin.fileno() if args.token_file == "-" else args.token_file) as file:
+        if args.token_file == "-":
+            return sys.stdin.read(4_096)
+        with open(args.token_file) as file:
             return file.read(4_096)
     except (OSError, UnicodeDecodeError) as error:
         raise RemoteError(

@@ -12,6 +12,7 @@ from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import is_digest
 from gristmill.wire.spec import TIERS, Tier
 from gristmill.wire.units import parse_bytes, parse_ms
+from gristmill.worker.enrolment import read_kept
 
 ENVIRONMENT_PREFIX = "GRISTMILL_WORKER_"
 
@@ -93,6 +94,8 @@ class WorkerSettings(pydantic.BaseModel):
 def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSettings:
     """The settings: what was given on the command line, else the environment, else defaults.
 
+    A node that enrolled knows its name, its broker and the broker's key from there.
+
     Raises:
         RemoteError: ``INVALID_SPEC`` that names every bad setting.
     """
@@ -102,6 +105,11 @@ def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Worke
             values[name] = given[name]
         elif (text := environ.get(ENVIRONMENT_PREFIX + name.upper())) is not None:
             values[name] = text
+    if "state" in values and "broker" not in values:
+        kept = read_kept(pathlib.Path(values["state"]))
+        if kept is not None and kept.brokers:  # a worker serves one
+            at = kept.brokers[0]
+            values = {"name": kept.name, **values, "broker": at.address, "broker_key": at.public}
     try:
         return WorkerSettings(**values)
     except pydantic.ValidationError as error:
