@@ -152,6 +152,16 @@ class Peer:
         self.context.term()
 
 
+def test_b07_a_pending_node_gets_no_work(grid: Enrolled) -> None:
+    grid.ask_in("early")
+    told = grid.grid.state / "broker" / "followed"
+    until("the broker has heard", lambda: '"early"' in told.read_text())
+    peer = Peer(grid, "early")
+    with pytest.raises(AssertionError, match="NODE_PENDING.*waits for an operator's approval"):
+        peer.hello({})
+    peer.close()
+
+
 def test_b11_a_wrong_canary_is_quarantine_with_the_difference(grid: Enrolled) -> None:
     grid.let_in("liar", "--class", "standard")
     peer = Peer(grid, "liar")
@@ -220,3 +230,16 @@ def test_b02_nobody_becomes_active_while_the_registry_is_away(grid: Enrolled) ->
     grid.grid.kill("broker")
     grid.grid.restart("broker")
     until("both are back", lambda: grid.states() == {"old": "idle", "new": "idle"})
+
+    def slow(x: int) -> int:
+        import time
+
+        time.sleep(0.2)
+        return x
+
+    with client_of(grid) as client:  # B11: who leaves, leaves its work to others
+        values = client.map(slow, range(24), tier="batch", chunk=1)
+        assert next(values) == 0
+        grid.say("node", "revoke", "old")
+        assert list(values) == list(range(1, 24))
+    assert grid.end("old") == 4 and grid.states() == {"new": "idle"}
