@@ -346,3 +346,51 @@ def test_a_restart_remembers_what_is_a_canary(core: Core) -> None:
     core.join(1)
     say(core, 1, B)
     assert core.state.workers[1].is_quarantined
+
+
+# ---------------------------------------------------------------- the registry's word
+
+
+def word(core: Core, worker: int) -> str:
+    row = worker_row(core.state, worker, core.now)
+    assert row is not None
+    return row.state
+
+
+def test_a_node_on_trial_gets_its_canary_and_nothing_else(core: Core) -> None:
+    effects = core.do(ev.NodeShut("node1", checks.ON_TRIAL))
+    (told,) = only(effects, fx.RecordEvent)
+    assert told.name == names.NODE_ON_TRIAL
+    assert core.do(ev.NodeShut("node1", checks.ON_TRIAL)) == []
+    core.join(1)
+    core.job(3)
+    assert word(core, 1) == "approved" and not core.state.workers[1].leases
+    number = ask(core)
+    say(core, 1, A)
+    assert core.state.finished[number].status.state == "done"
+    assert word(core, 1) == "approved", "the registry opens it"
+    core.do(ev.NodeReleased("node1"))
+    assert core.state.workers[1].leases
+
+
+def test_a_canary_that_is_wrong_leaves_it_shut(core: Core) -> None:
+    core.join(1)
+    core.do(ev.NodeShut("node1", checks.ON_TRIAL))
+    number = ask(core)
+    say(core, 1, B)
+    assert core.state.finished[number].status.state == "failed"
+    assert word(core, 1) == "approved" and core.state.workers[1].is_quarantined
+
+
+def test_a_quarantine_from_outside_takes_leases_and_votes(core: Core) -> None:
+    three(core)
+    first = holder(core)
+    say(core, first, A)
+    node = core.state.workers[first].node
+    effects = core.do(ev.NodeShut(node, "quarantined: memory errors"))
+    assert [one.name for one in only(effects, fx.RecordEvent)][0] == names.NODE_QUARANTINED
+    assert only(effects, fx.SettleVote) and not core.state.workers[first].leases
+    assert word(core, first) == "quarantined"
+    effects = core.do(ev.NodeShut(node, checks.ON_TRIAL))
+    assert only(effects, fx.KeepStanding)[0].cause == checks.ON_TRIAL
+    assert word(core, first) == "approved"
