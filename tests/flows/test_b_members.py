@@ -157,7 +157,7 @@ def test_b07_a_pending_node_gets_no_work(grid: Enrolled) -> None:
     told = grid.grid.state / "broker" / "followed"
     until("the broker has heard", lambda: '"early"' in told.read_text())
     peer = Peer(grid, "early")
-    with pytest.raises(AssertionError, match="NODE_PENDING.*waits for an operator's approval"):
+    with pytest.raises(AssertionError, match=r"NODE_PENDING.*waits for an operator's approval"):
         peer.hello({})
     peer.close()
 

@@ -388,7 +388,7 @@ def test_a_quarantine_from_outside_takes_leases_and_votes(core: Core) -> None:
     say(core, first, A)
     node = core.state.workers[first].node
     effects = core.do(ev.NodeShut(node, "quarantined: memory errors"))
-    assert [one.name for one in only(effects, fx.RecordEvent)][0] == names.NODE_QUARANTINED
+    assert only(effects, fx.RecordEvent)[0].name == names.NODE_QUARANTINED
     assert only(effects, fx.SettleVote) and not core.state.workers[first].leases
     assert word(core, first) == "quarantined"
     effects = core.do(ev.NodeShut(node, checks.ON_TRIAL))
