@@ -31,17 +31,19 @@ class Settings(pydantic.BaseModel):
     which the environment has them.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    # Python's own expressions: pydantic's take 80 ms to compile the 200 letters of a prefix. Theirs
+    # end with \Z, since $ lets a line end through.
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", regex_engine="python-re")
 
     state: pathlib.Path
     listen: str = ""
-    key: str = pydantic.Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    key: str = pydantic.Field(default="", pattern=r"^([0-9a-f]{64})?\Z")
     size_max: Bytes = pydantic.Field(default=0, ge=0)
     s3: str = pydantic.Field(
-        default="", pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,62}(/[\w./-]{0,200})?)?$"
+        default="", pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,62}(/[\w./-]{0,200})?)?\Z"
     )
     s3_endpoint: str = ""
-    s3_region: str = pydantic.Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}$")
+    s3_region: str = pydantic.Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}\Z")
     s3_credentials: pathlib.Path | None = None
     grace_ms: Duration = pydantic.Field(default=30 * _DAY_MS, ge=0)
     collect_every_ms: Duration = pydantic.Field(default=3_600_000, ge=0)

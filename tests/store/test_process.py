@@ -143,6 +143,13 @@ def test_settings_name_every_bad_option() -> None:
         read_settings(["--state", "s", "--key", "short", "--size-max", "many"], {})
     assert "--key" in caught.value.message
     assert "--size-max" in caught.value.message
+    with pytest.raises(RemoteError, match="--key"):
+        read_settings(["--state", "s", "--listen", "unix:///s", "--key", KEY + "\n"], {})
+    for address in ("s3://UPPER/x", "s3://bucket/x\n", f"s3://bucket/{'x' * 201}"):
+        with pytest.raises(RemoteError, match="--s3"):
+            read_settings(
+                ["--state", "s", "--listen", "unix:///s", "--key", KEY, "--s3", address], {}
+            )
     with pytest.raises(RemoteError, match="--listen and --key must be given"):
         read_settings(["--state", "s"], {})
     with pytest.raises(RemoteError, match="sise-max"):
