@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from gristmill.cli import documents, places
 from gristmill.cli.desk import Desk, open_desk
 from gristmill.cli.output import Terminal, clean, plural
@@ -90,7 +92,16 @@ def _decide(desk: Desk, args: argparse.Namespace, terminal: Terminal) -> int:
         getattr(args, "slots", None) or 0,
         getattr(args, "node_class", None) or "",
     )
-    row, is_repeat = desk.ask(message, NodeRow)
+    try:
+        row, is_repeat = desk.ask(message, NodeRow)
+    except RemoteError as error:
+        if error.code != "WRONG_STATE" or args.version is not None or seen < 2:
+            raise
+        try:  # we may have said it before, about the version before
+            again = msgspec.structs.replace(message, seen=seen - 1)
+            row, is_repeat = desk.ask(again, NodeRow)
+        except RemoteError:
+            raise error from None
     if terminal.is_json:
         terminal.document(documents.encode(nodes_of([row])))
         return EXIT_OK

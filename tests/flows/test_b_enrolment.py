@@ -278,6 +278,11 @@ def test_b09_a_decision_said_again_or_too_late(registry: RegistryProcess) -> Non
     told = registry.inside(*words)
     assert "it was before, nothing changed" in told.stdout
     assert registry.records() == before
+    told = registry.inside("node", "approve", "mill", "--by", "ann")  # about the version that is
+    assert "it was before, nothing changed" in told.stdout
+    told = registry.inside("node", "approve", "mill", "--by", "bob", code=5)
+    assert "WRONG_STATE node mill is approved" in told.stderr
+    assert registry.records() == before
     told = registry.inside("node", "ban", "mill", "--version", "1", "--reason", "x", code=5)
     assert "STALE_DECISION mill is approved in version 2, by ann" in told.stderr
     assert registry.records() == before
