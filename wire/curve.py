@@ -61,6 +61,8 @@ def be_client(socket: Any, key: SigningKey, server: str) -> None:
 
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
+#: where processes come, which have nobody to tell: after 400 libzmq would never try again
+_PATIENT = (b"back", b"ledger")
 _ZAP_FRAMES = 7  #: version, request, domain, address, identity, mechanism, the client's key
 
 
@@ -68,18 +70,23 @@ def zap_answer(frames: list[bytes], who: Callable[[str, bytes], str]) -> list[by
     """The answer to a ZAP request.
 
     ``who`` of (domain, CURVE key): the User-Id of the connection, its public key; empty: refused
-    for good, as is every other mechanism.
+    for good, as is every other mechanism. Processes come again: their key may be known by then.
 
     >>> asked = [b"1.0", b"7", b"front", b"::1", b"", b"CURVE", bytes(32)]
     >>> zap_answer(asked, lambda domain, key: "abc")[1:5]
     [b'7', b'200', b'', b'abc']
     >>> zap_answer([*asked[:5], b"NULL"], lambda domain, key: "abc")[2]
     b'400'
+    >>> asked[2] = b"back"
+    >>> zap_answer(asked, lambda domain, key: "")[2]
+    b'300'
     """
     request = frames[1] if len(frames) > 1 else b""
     user = ""
     if len(frames) == _ZAP_FRAMES and frames[0] == b"1.0" and frames[5] == b"CURVE":
         user = who(frames[2].decode("ascii", "replace"), frames[6])
+        if not user and frames[2] in _PATIENT:
+            return [b"1.0", request, b"300", b"this key is not known here yet", b"", b""]
     if not user:
         return [b"1.0", request, b"400", b"this key is not known here", b"", b""]
     return [b"1.0", request, b"200", b"", user.encode(), b""]

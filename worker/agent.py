@@ -79,7 +79,9 @@ class Agent:
         self._state = new_state(Setting(hello, settings.grace, seed))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
-        self._link = Link(self._context, settings.broker, self._poller, key, settings.broker_key)
+        self._link = Link(
+            self._context, settings.broker, self._poller, key, settings.broker_key, say
+        )
         self._exit: do.Exit | None = None
         self._signals: list[int] = []
         self._was_asked = False

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 from nacl.signing import SigningKey
@@ -23,6 +23,7 @@ Part = bytes | bytearray | memoryview
 _PAUSE_S = 0.02  #: before another connection: a broker may drop each one at once
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = zmq.EVENT_DISCONNECTED
+_TOLD_AT = 3  #: connections in a row that ended before we were let in
 
 
 class Link:
@@ -42,13 +43,16 @@ class Link:
         poller: zmq.Poller,
         key: SigningKey,
         broker_key: str,
+        tell: Callable[[str], None],
     ) -> None:
         self._context = context
         self._key = key
         self._broker_key = broker_key
+        self._tell = tell
         self._address = address
         self._poller = poller
         self.dropped = 0
+        self._turned_away = 0
         self._connect()
 
     def _connect(self) -> None:
@@ -81,11 +85,19 @@ class Link:
         while self.monitor.poll(0):
             kind = int.from_bytes(self.monitor.recv_multipart()[0][:2], sys.byteorder)
             if kind == _UP:
-                self._is_up = True
-            elif self._is_up:  # else libzmq tries again, ever more slowly
+                self._is_up, self._turned_away = True, 0
+            elif self._is_up:
                 self.close(0)
                 time.sleep(_PAUSE_S)
                 self._connect()
+            else:  # libzmq tries again, ever more slowly
+                self._turned_away += 1
+                if self._turned_away == _TOLD_AT and self._broker_key:
+                    self._tell(
+                        f"the broker at {self._address} does not let this node in: it does not know"
+                        f" its key {self._key.verify_key.encode().hex()} (yet), or has another one"
+                        f" than --broker-key says; trying again"
+                    )
 
     def send(self, header: WorkerMessage, body: Sequence[Part] = ()) -> bool:
         """One message; False when there is no connection or no room for it."""

@@ -240,6 +240,26 @@ def test_a20_a_node_that_waits_for_approval_works_when_it_comes(keyed: Grid) -> 
     assert keyed.dead() == []
 
 
+def test_a20_a_node_that_comes_before_its_key_is_known_is_let_in_later(
+    keyed: Grid, tmp_path: pathlib.Path
+) -> None:
+    server = load_key(keyed.state / "broker" / BROKER_KEY).verify_key.encode().hex()
+    public = load_key(tmp_path / WORKER_KEY).verify_key.encode().hex()
+    command = [sys.executable, "-P", "-m", "gristmill.worker", "--state", str(tmp_path)]
+    command += ["--name", "early", "--broker", keyed.back, "--broker-key", server]
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        worker = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        until("it says why it waits", lambda: f"does not know its key {public}" in log.read_text())
+        principals.add_node(keyed.state / "broker", "early", public)
+        with Client(keyed.address, token=keyed.token(is_operator=True)) as client:
+            until("it is there", lambda: "early" in {row.name for row in client.workers()})
+    finally:
+        worker.kill()
+        worker.wait()
+
+
 def test_a20_a_broker_and_its_ledger_over_tcp_know_each_other(tmp_path: pathlib.Path) -> None:
     state, address = tmp_path / "ledger", f"tcp://127.0.0.1:{free_port()}"
     server = load_key(state / LEDGER_KEY).verify_key.encode().hex()

@@ -71,7 +71,7 @@ def play_worker(broker: Broker) -> int:
     """As the agent's loop does it."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     poller = zmq.Poller()
-    link = WorkerLink(context, broker.address, poller, SigningKey.generate(), "")
+    link = WorkerLink(context, broker.address, poller, SigningKey.generate(), "", print)
     read = 0
     while broker.left:
         ready = dict(poller.poll(5))
