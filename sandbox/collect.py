@@ -4,6 +4,8 @@ A path below the directory may be a link to the worker's secrets, a FIFO that bl
 device, a mount, or a file of a terabyte. So every step is an openat2 that stays beneath the
 directory and passes no symbolic link and no mount, what was opened must be a regular file, and
 counts and bytes are limited before and while reading. Refused entries are reported, not followed.
+Where openat2 is kept from us (``RestrictSUIDSGID=`` of systemd answers ENOSYS, as a filter cannot
+look into its argument) each component is opened by itself, with the same outcome.
 
     report = collect("/state/out", ["*.csv", "plots/**/*.png"], sink, files_max=100,
                      bytes_max=1 << 30)
@@ -17,8 +19,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
-
-from gristmill.sandbox.errors import SandboxError
 
 ENTRIES_MAX = 200_000  #: directory entries looked at
 DEPTH_MAX = 64
@@ -71,7 +71,6 @@ def collect(
         bytes_max: of all files together, likewise.
 
     Raises:
-        SandboxError: the kernel has no openat2 (Linux before 5.6).
         OSError: the directory itself cannot be opened.
     """
     wanted = [tuple(part for part in pattern.split("/") if part) for pattern in patterns]
@@ -132,16 +131,55 @@ def open_beneath(root: int, path: str, flags: int = os.O_RDONLY) -> int:
 
     Raises:
         OSError: ELOOP for a symbolic link, EXDEV for a mount or a way out, or what open says.
-        SandboxError: the kernel has no openat2.
     """
     how = _HOW.pack(flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE)
     fd: int = _libc.syscall(_OPENAT2, root, os.fsencode(path), how, len(how))
     if fd < 0:
         number = ctypes.get_errno()
         if number == errno.ENOSYS:
-            raise SandboxError("this kernel has no openat2", "use Linux 5.6 or later")
+            return _open_by_steps(root, path, flags)
         raise OSError(number, os.strerror(number), path)
     return fd
+
+
+def _open_by_steps(root: int, path: str, flags: int) -> int:
+    """What openat2 does, but that ``..`` is a way out wherever it stands.
+
+    No step follows a link, and what is open cannot be exchanged behind us.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or ".." in parts:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    step = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    last = flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    at = os.open(".", step, dir_fd=root)
+    try:
+        for part in parts[:-1]:
+            below = _open_step(part, step, at)
+            os.close(at)
+            at = below
+        fd = _open_step(parts[-1] if parts else ".", last, at)
+    finally:
+        os.close(at)
+    if _mount_of(fd) != _mount_of(root):
+        os.close(fd)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    return fd
+
+
+def _open_step(name: str, flags: int, at: int) -> int:
+    try:
+        return os.open(name, flags, dir_fd=at)
+    except NotADirectoryError:
+        if stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from None
+        raise
+
+
+def _mount_of(fd: int) -> str:
+    """The number of the mount that it was opened on: two of one file system differ in it."""
+    with open(f"/proc/self/fdinfo/{fd}") as lines:
+        return next(line for line in lines if line.startswith("mnt_id:"))
 
 
 def _take(root: int, path: str, left_bytes: int, sink: Sink) -> tuple[Collected | None, str]:

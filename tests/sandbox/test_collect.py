@@ -1,11 +1,23 @@
 """Collection: patterns, limits, and what hostile code may leave in the directory."""
 
+import errno
 import os
+import pathlib
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from gristmill.sandbox.collect import collect, measure, open_beneath
+
+
+@pytest.fixture(params=["openat2", "by steps"], autouse=True)
+def way(request, monkeypatch):
+    """As the kernel does it, and as where openat2 is refused with ENOSYS."""
+    if request.param == "by steps":
+        monkeypatch.setattr("gristmill.sandbox.collect._OPENAT2", 1 << 20)
+    return request.param
 
 
 @pytest.fixture
@@ -56,7 +68,7 @@ def test_patterns(out, patterns, expected):
     assert refused == {}
 
 
-def test_links_of_every_kind_are_refused(out, tmp_path):
+def test_links_of_every_kind_are_refused(out, tmp_path, way):
     (out / "link.csv").symlink_to(tmp_path / "secret.csv")
     (out / "up").symlink_to("..")
     (out / "loop").symlink_to("loop")
@@ -69,7 +81,18 @@ def test_links_of_every_kind_are_refused(out, tmp_path):
         for path in ("link.csv", "up/secret.csv", "../secret.csv", "/etc/passwd", "plots/../../x"):
             with pytest.raises(OSError, match=r".+"):
                 os.close(open_beneath(root, path))
-        os.close(open_beneath(root, "plots/../a.csv"))  # within is within
+        if way == "openat2":
+            os.close(open_beneath(root, "plots/../a.csv"))  # within is within
+        else:
+            with pytest.raises(OSError, match="cross-device"):
+                open_beneath(root, "plots/../a.csv")
+        for path in ("up/secret.csv", "link.csv", "inside.csv"):
+            with pytest.raises(OSError) as caught:
+                open_beneath(root, path)
+            assert caught.value.errno == errno.ELOOP
+        before = len(os.listdir("/proc/self/fd"))
+        os.close(open_beneath(root, "plots/deep/d.png"))
+        assert len(os.listdir("/proc/self/fd")) == before
     finally:
         os.close(root)
 
@@ -130,3 +153,29 @@ def test_measure_counts_what_is_there_and_follows_nothing(out, tmp_path):
     assert size_bytes < 1 << 20
     (out / "big").write_bytes(b"x" * (1 << 20))
     assert measure(str(out))[1] >= 1 << 20
+
+
+@pytest.mark.root
+def test_a_mount_is_a_way_out(out, tmp_path, way):
+    """Also a second mount of the very same file system, which has the same device number."""
+    (out / "plots" / "mnt").mkdir()
+    (out / "bound.csv").touch()
+    script = (
+        "import os, sys\n"
+        "from gristmill.sandbox import collect\n"
+        "if sys.argv[2] == 'by steps': collect._OPENAT2 = 1 << 20\n"
+        "found = {}\n"
+        "report = collect.collect(sys.argv[1], ['**'], lambda path, chunks: found.update(\n"
+        "    {path: b''.join(chunks)}), files_max=99, bytes_max=999)\n"
+        "print(sorted(found), dict(report.refused))\n"
+    )
+    mounts = "mount --bind $1/.. $1/plots/mnt && mount --bind $1/../secret.csv $1/bound.csv"
+    command = ["unshare", "-m", "sh", "-euc", f'{mounts} && exec "$2" -c "$4" "$1" "$3"', "sh"]
+    done = subprocess.run(
+        [*command, str(out), sys.executable, way, script],
+        capture_output=True, text=True, check=True, cwd=pathlib.Path.cwd(),
+    )  # fmt: skip
+    taken, _, refused = done.stdout.partition("] {")
+    assert "secret" not in taken and "bound" not in taken and "'a.csv'" in taken
+    assert "'plots/mnt': 'Invalid cross-device link'" in refused
+    assert "'bound.csv': 'Invalid cross-device link'" in refused
