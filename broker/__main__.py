@@ -69,8 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--registry", help="address of the registry on this host: ipc:///path")
     parser.add_argument(
-        "--store", help="address of the store: unix:///path or http://127.0.0.1:PORT"
+        "--store",
+        help="address of the store: unix:///path, http://127.0.0.1:PORT or https://IP:PORT",
     )
+    parser.add_argument("--store-key", help="public key of the store, where it is https://")
     parser.add_argument(
         "--tariff", action="append", metavar="CLASS=cpu:1,gib:0.05,subtask:0.00001",
         help="credits for a cpu second, a GiB-second of reserved memory and a subtask on nodes of"
@@ -117,7 +119,7 @@ def _serve(given: argparse.Namespace) -> int:
         die_with_parent()
         if os.getppid() != parent:
             return EXIT_OK
-    names = "state front back ledger ledger_key allow registry store tariff".split()
+    names = "state front back ledger ledger_key allow registry store store_key tariff".split()
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()
     keep_freed_memory()

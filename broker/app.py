@@ -140,7 +140,7 @@ class Broker:
             self._is_full,
         )  # fmt: skip
         self._desk = OrderDesk(self._back_box, self._frames, metrics)
-        grants = Grants(key, settings.store, metrics)
+        grants = Grants(key, settings.store_address, metrics)
         self.outbox = Outbox(
             self.journal,
             self.reader,

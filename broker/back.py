@@ -184,7 +184,7 @@ class Back:
         )  # fmt: skip
         welcome = say.Welcome(
             session.token, session.number, self._journal.broker, session.report_ms,
-            session.ttl_ms, settings.store, self._desk.take_stops(session),
+            session.ttl_ms, settings.store_address, self._desk.take_stops(session),
         )  # fmt: skip
         self._mailbox.send(session.peer, [encode(welcome)])
         if self._membership is not None:

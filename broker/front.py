@@ -236,7 +236,7 @@ class Front:
         settings = self._settings
         welcome = say.Welcome(
             session.token, self._broker, tenant, settings.client_ping_ms, settings.client_ttl_ms,
-            settings.store, self._principals is None, pythons,
+            settings.store_address, self._principals is None, pythons,
         )  # fmt: skip
         self._mailbox.send(session.peer, [encode(welcome)])
 

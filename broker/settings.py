@@ -36,6 +36,7 @@ class BrokerSettings(pydantic.BaseModel):
     allow: tuple[Principal, ...] = ()
     registry: str = ""  #: address of the registry on this host, ipc://; empty for none
     store: str = ""  #: address of the store, handed to clients and workers
+    store_key: str = ""  #: its public key, 64 hex characters; over https there must be one
     #: results and parcels kept in memory; the rest is read back from the journal
     parcel_cache_bytes: int = pydantic.Field(limits.PARCEL_CACHE_BYTES, ge=1 << 20)
     result_cache_bytes: int = pydantic.Field(limits.RESULT_CACHE_BYTES, ge=1 << 20)
@@ -80,9 +81,19 @@ class BrokerSettings(pydantic.BaseModel):
             raise ValueError(f"ledger_key is {self.ledger_key!r:.80}; 64 hex characters")
         if self.registry and not self.registry.startswith("ipc://"):
             raise ValueError(f"registry is {self.registry!r:.80}; it is on this host: ipc:///path")
+        if self.store_key and not is_digest(self.store_key):
+            raise ValueError(f"store_key is {self.store_key!r:.80}; 64 hex characters")
+        if self.store.startswith("https://") and not self.store_key and "#" not in self.store:
+            raise ValueError(f"store_key is missing: {self.store} must prove that it has it")
         if not self.ledger_key and not self.ledger.startswith("ipc://"):
             raise ValueError(f"ledger_key is missing: {self.ledger} must prove that it has it")
         return self
+
+    @property
+    def store_address(self) -> str:
+        """Of the store, with its key where that is needed to reach it."""
+        is_bare = self.store.startswith("https://") and "#" not in self.store
+        return f"{self.store}#{self.store_key}" if is_bare else self.store
 
     @pydantic.field_validator("allow", mode="before")
     @classmethod

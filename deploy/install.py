@@ -29,10 +29,10 @@ UNITS = "etc/systemd/system"
 CREDENTIALS = "etc/credstore"
 BROKER_KEY = f"{CREDENTIALS}/gristmill-broker.key"
 OPERATOR_TOKEN = f"{CREDENTIALS}/gristmill-operator.token"
-SERVICES = ("broker", "ledger", "operator")  #: with a key each; so has each worker
+SERVICES = ("broker", "ledger", "store", "operator")  #: with a key each; so has each worker
 KEYS_ENV = "keys.env"
 ALLOW = "etc/gristmill/allow"  #: who else the broker lets in, as its option --allow has it
-FRONT_PORT, BACK_PORT = 7031, 7032
+FRONT_PORT, BACK_PORT, STORE_PORT = 7031, 7032, 7034
 LOOPBACK = "127.0.0.1"
 _ALLOW_TEXT = "# Whom the broker lets in beside who has a key on this host: worker:NAME=KEY.\n"
 #: where our file goes, below the root
@@ -111,10 +111,11 @@ class Site:
     def settings(self) -> dict[str, str]:
         """What of the settings files depends on the site: placeholder to text."""
         here = _in_url(self.address)
-        near = {"0.0.0.0": LOOPBACK, "[::]": "[::1]"}.get(here, here)
+        scheme = "http" if here == LOOPBACK else "https"
         return {
             "@ADDRESS@": here,
-            "@BROKER@": self.broker or f"tcp://{near}:{BACK_PORT}",
+            "@BROKER@": self.broker or f"tcp://{here}:{BACK_PORT}",
+            "@STORE@": f"{scheme}://{here}:{STORE_PORT}",
         }
 
 
@@ -169,13 +170,15 @@ def check_site(root: Path, site: Site) -> None:
         RemoteError: ``INVALID_SPEC``, with what to type.
     """
     try:
-        ipaddress.ip_address(site.address.strip("[]"))
+        is_one = not ipaddress.ip_address(site.address.strip("[]")).is_unspecified
     except ValueError:
+        is_one = False
+    if not is_one:  # others are told it: it is not that of every network
         raise RemoteError(
             "INVALID_SPEC",
             f"--address is {site.address!r:.80}; it must be an IP address of this host",
             "ip -brief address",
-        ) from None
+        )
     if bool(site.broker) != bool(site.broker_key):
         missing, given = ("broker-key", "broker") if site.broker else ("broker", "broker-key")
         raise RemoteError(
@@ -251,9 +254,12 @@ def check_settings(root: Path, site: Site) -> None:
     if site.broker:
         wanted["worker.env", "GRISTMILL_WORKER_BROKER"] = site.broker
     elif site.address != LOOPBACK:
+        here = _in_url(site.address)
         for name, port in (("FRONT", FRONT_PORT), ("BACK", BACK_PORT)):
-            address = f"tcp://{_in_url(site.address)}:{port}"
-            wanted["broker.env", f"GRISTMILL_BROKER_{name}"] = address
+            wanted["broker.env", f"GRISTMILL_BROKER_{name}"] = f"tcp://{here}:{port}"
+        store = f"https://{here}:{STORE_PORT}"
+        wanted["broker.env", "GRISTMILL_BROKER_STORE"] = store
+        wanted["store.env", "GRISTMILL_STORE_LISTEN"] = store
     other = []
     for (file, name), value in wanted.items():
         path = root / TARGETS[file]
@@ -432,9 +438,8 @@ def elsewhere(root: Path, site: Site) -> str:
     here = _in_url(site.address)
     if here == LOOPBACK:
         return ""
-    at = site.host if here in ("0.0.0.0", "[::]") else here
     return (
-        f"gristmill deploy install --broker tcp://{at}:{BACK_PORT} "
+        f"gristmill deploy install --broker tcp://{here}:{BACK_PORT} "
         f"--broker-key {publics.get('broker', 'KEY')}"
     )
 

@@ -1,4 +1,8 @@
-"""Addresses of a store: ``unix:///path`` or ``http://127.0.0.1:PORT``; how one listens on them."""
+"""Addresses of a store, and how one listens on them.
+
+``unix:///path``, ``http://127.0.0.1:PORT``, or ``https://HOST:PORT#KEY`` for other hosts, which
+know the store by its public key; without ``#KEY`` where the store itself is told to listen.
+"""
 
 import os
 import pathlib
@@ -11,6 +15,7 @@ UNIX = "unix://"
 _SEND_BYTES = 1 << 20  #: on their way on a unix socket: who sends and who takes wake less often
 _PATH_BYTES_MAX = 107  #: sun_path
 _HTTP = re.compile(r"http://(\[[0-9a-f:]+\]|[^:/\[\]]+):([0-9]{1,5})/?")
+_HTTPS = re.compile(r"https://(\[[0-9a-f:]+\]|[^:/\[\]#]+):([0-9]{1,5})/?(?:#([0-9a-f]{64}))?")
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -29,13 +34,32 @@ def parse_address(address: str) -> tuple[str, int]:
                 "choose a shorter folder with --state or XDG_RUNTIME_DIR",
             )
         return path, -1
-    match = _HTTP.fullmatch(address)
+    match = _HTTP.fullmatch(address) or _HTTPS.fullmatch(address)
     if match is None or int(match[2]) > 65_535:
         raise RemoteError(
             "INVALID_SPEC",
-            f"{address!r} is no store's address; write unix:///path or http://127.0.0.1:7033",
+            f"{address!r} is no store's address; write unix:///path, http://127.0.0.1:7034 or"
+            " https://HOST:7034#KEY",
         )
     return match[1].strip("[]"), int(match[2])
+
+
+def key_of(address: str) -> str:
+    """The public key of a store on another host, hex; nothing for a store on this host.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC``: it is on another host, and has no key.
+    """
+    if not address.startswith("https://"):
+        return ""
+    match = _HTTPS.fullmatch(address)
+    if match is None or not match[3]:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"{address!r} has no key of the store; write https://HOST:7034#KEY",
+            "python -m gristmill.store --print-key",
+        )
+    return match[3]
 
 
 def listen(address: str) -> tuple[socket.socket, str]:
@@ -48,15 +72,21 @@ def listen(address: str) -> tuple[socket.socket, str]:
     host, port = parse_address(address)
     if port < 0:
         return _listen_unix(pathlib.Path(host)), address
-    if not (host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host)):
-        raise RemoteError("NOT_LOOPBACK", f"{address} is not on loopback", "use 127.0.0.1")
+    is_secured = address.startswith("https://")
+    if not is_secured and not (
+        host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host)
+    ):
+        raise RemoteError(
+            "NOT_LOOPBACK", f"{address} is not on loopback", "https://HOST:PORT, or 127.0.0.1"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
         raise _taken(address, error) from None
     shown = f"[{host}]" if ":" in host else host
-    return listener, f"http://{shown}:{listener.getsockname()[1]}"
+    scheme = "https" if is_secured else "http"
+    return listener, f"{scheme}://{shown}:{listener.getsockname()[1]}"
 
 
 def widen(connection: socket.socket) -> None:

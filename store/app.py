@@ -10,6 +10,7 @@ import time
 
 from nacl.signing import VerifyKey
 
+from gristmill.store import tls
 from gristmill.store.address import UNIX, listen
 from gristmill.store.client import StoreClient
 from gristmill.store.interface import BlobStore
@@ -17,6 +18,7 @@ from gristmill.store.local import LocalStore
 from gristmill.store.server import StoreServer
 from gristmill.store.settings import Settings
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
+from gristmill.wire.keys import STORE_KEY, load_key
 from gristmill.wire.process import (
     announce_ready,
     begin_logging,
@@ -108,6 +110,11 @@ def _serve(settings: Settings, ending: socket.socket, supervisor: Supervisor) ->
     store = open_store(settings)
     try:
         listener, address = listen(settings.listen)
+        secured = None
+        if address.startswith("https://"):
+            own = load_key(settings.state / STORE_KEY)
+            secured = tls.server_context(own)
+            address = f"{address}#{own.verify_key.encode().hex()}"
         server = StoreServer(
             listener,
             store,
@@ -115,6 +122,7 @@ def _serve(settings: Settings, ending: socket.socket, supervisor: Supervisor) ->
             _now_ms,
             settings.idle_s,
             settings.connections_max,
+            secured,
         )
         threads = [threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)]
         if settings.collect_every_ms:
@@ -145,6 +153,9 @@ def serve(settings: Settings) -> int:
     if settings.is_dying_with_parent:
         die_with_parent()
     try:
+        if settings.is_printing_key:
+            print(load_key(settings.state / STORE_KEY).verify_key.encode().hex())
+            return EXIT_OK
         if settings.is_collecting:
             return collect_once(settings)
         _serve(settings, stopping_socket(), supervisor_of(os.environ))

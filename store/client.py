@@ -14,12 +14,14 @@ import pathlib
 import secrets
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
-from gristmill.store.address import parse_address, widen
+from gristmill.store import tls
+from gristmill.store.address import key_of, parse_address, widen
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.ids import digest_of
 from gristmill.wire.values import BlobRef
@@ -29,21 +31,28 @@ PIECE_BYTES = 256 << 10  #: it is hashed and written while the processor's cache
 LOOK_FIRST_BYTES = 3 << 19  #: a larger blob is asked for before it is sent
 CONNECTIONS_KEPT = 4
 _JSON_BYTES_MAX = 64 << 10
-_STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
+_BROKEN = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_STALE = (http.client.RemoteDisconnected, *_BROKEN)
 
 Answer = TypeVar("Answer")
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over TCP or, with port -1, over the unix socket whose path is the host."""
+    """HTTP over TCP or, with port -1, over the unix socket whose path is the host.
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+    With a ``public`` key over TLS to the store that has it.
+    """
+
+    def __init__(self, host: str, port: int, timeout_s: float, public: str) -> None:
         self._path = host if port < 0 else ""
+        self._public = public
         super().__init__("store" if self._path else host, None if self._path else port, timeout_s)
 
     def connect(self) -> None:
         if not self._path:
             super().connect()
+            if self._public:
+                self.sock = tls.connect(self.sock, self._public)
             return
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         widen(self.sock)
@@ -55,7 +64,8 @@ class StoreClient:
     """Blobs of one store; safe to use from many threads.
 
     Args:
-        address: ``unix:///path`` or ``http://host:port``, as the broker tells it.
+        address: ``unix:///path``, ``http://host:port`` or ``https://host:port#key``, as the broker
+            tells it.
         timeout_s: of one read or write on the connection.
 
     Every method raises ``RemoteError``: what the store said, or ``STORE_DOWN`` when it does not
@@ -65,6 +75,7 @@ class StoreClient:
     def __init__(self, address: str, timeout_s: float = TIMEOUT_S) -> None:
         self.address = address
         self._host, self._port = parse_address(address)
+        self._public = key_of(address)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
@@ -229,7 +240,7 @@ class StoreClient:
                 self._idle, self._process = [], os.getpid()
             if self._idle:
                 return self._idle.pop(), True
-        return _Connection(self._host, self._port, self._timeout_s), False
+        return _Connection(self._host, self._port, self._timeout_s, self._public), False
 
     def _give_back(self, connection: _Connection) -> None:
         with self._lock:
@@ -296,7 +307,7 @@ def _request(
     has_sent_all = True
     if make_pieces is not None:
         # A refusal comes before the body is read: stop sending when the answer is there.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(*_BROKEN):
             for piece in make_pieces():
                 if len(piece) == PIECE_BYTES and _has_answered(connection):
                     has_sent_all = False

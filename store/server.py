@@ -11,6 +11,7 @@ import logging
 import secrets
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ CONNECTIONS_MAX = 256
 JSON_BYTES_MAX = 16 << 10
 PIN_MS_MAX = 10 * 366 * 86_400_000
 _LINGER_S = 2.0
+HANDSHAKE_S = 5.0  #: of TLS, with somebody who has shown nothing yet
 _LINGER_BYTES = 64 << 20
 
 
@@ -349,6 +351,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         listener: bound and listening; unix or TCP.
         key: the broker's; grants signed by it are rights.
         now_ms: the clock, in ms since the epoch.
+        secured: TLS, for a store that is reached from other hosts.
     """
 
     daemon_threads = True
@@ -362,12 +365,14 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         now_ms: Callable[[], int],
         idle_s: float = IDLE_S,
         connections_max: int = CONNECTIONS_MAX,
+        secured: ssl.SSLContext | None = None,
     ) -> None:
         socketserver.BaseServer.__init__(self, listener.getsockname(), Connection)
         self.socket = listener
         self.store, self.key, self.now_ms, self.idle_s = store, key, now_ms, idle_s
         self.counts: Counter[str] = Counter()
         self.is_ending = False  #: the store is closed under requests that are still on their way
+        self._secured = secured
         self._room = threading.BoundedSemaphore(connections_max)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -392,13 +397,21 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
             f"Content-Length: {len(body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
         )
         with contextlib.suppress(OSError):
-            cast(socket.socket, request).send((head + body).encode(), socket.MSG_DONTWAIT)
+            if self._secured is None:  # else a handshake would have to come first
+                cast(socket.socket, request).send((head + body).encode(), socket.MSG_DONTWAIT)
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """The thread of one connection."""
         try:
+            if self._secured is not None:
+                request.settimeout(HANDSHAKE_S)
+                request = self._secured.wrap_socket(request, server_side=True)
             super().process_request_thread(request, client_address)
+        except OSError as error:  # of the handshake: requests have their own
+            self.counts["refused_handshakes"] += 1
+            log.debug("no handshake with %s: %s", client_address, error)
+            self.shutdown_request(request)
         finally:
             self._room.release()
 

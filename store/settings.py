@@ -22,7 +22,8 @@ Duration = Annotated[int, pydantic.BeforeValidator(parse_ms)]  #: ms; people wri
 class Settings(pydantic.BaseModel):
     """Settings of one store process.
 
-    ``state``: its folder. ``listen``: ``unix:///path`` or ``http://127.0.0.1:PORT``. ``key``: hex
+    ``state``: its folder. ``listen``: ``unix:///path``, ``http://127.0.0.1:PORT``, or ``https://IP:PORT``
+    for other hosts, with the key ``store.key``. ``key``: hex
     of the broker's Ed25519 verify key. ``size_max``: bytes of blobs, 0 for the disk's own limit.
     ``grace_ms``: blobs that nobody pins live this long after their last put. ``collect_every_ms``:
     how often such blobs are freed, 0 for never. ``ready_fd``: a descriptor to say READY on.
@@ -53,6 +54,7 @@ class Settings(pydantic.BaseModel):
     is_dying_with_parent: bool = False
     is_collecting: bool = False
     is_dry_run: bool = False
+    is_printing_key: bool = False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Each option can also be given as {_PREFIX}NAME, e.g. {_PREFIX}SIZE_MAX=50G.",
     )
     parser.add_argument("--state", metavar="DIR", help="folder of the blobs")
-    parser.add_argument("--listen", metavar="ADDRESS", help="unix:///path or http://127.0.0.1:PORT")
+    parser.add_argument(
+        "--listen", metavar="ADDRESS", help="unix:///path, http://127.0.0.1:PORT or https://IP:PORT"
+    )
     parser.add_argument("--key", metavar="HEX", help="the broker's verify key (its --print-key)")
     parser.add_argument("--size-max", metavar="SIZE", help="bytes of blobs, such as 50G")
     parser.add_argument(
@@ -93,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         dest="is_collecting",
         action="store_true",
         help="free what nobody pins, say what, and end; while no store runs on the folder",
+    )
+    parser.add_argument(
+        "--print-key",
+        dest="is_printing_key",
+        action="store_true",
+        help="print the store's own public key, for https, and end",
     )
     parser.add_argument("--dry-run", dest="is_dry_run", action="store_true", help="only say what")
     return parser
@@ -130,7 +140,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         )
         raise RemoteError("INVALID_SPEC", bad, parser.format_usage()) from None
     missing = [f"--{name}" for name in ("listen", "key") if not getattr(settings, name)]
-    if missing and not settings.is_collecting:
+    if missing and not settings.is_collecting and not settings.is_printing_key:
         raise RemoteError(
             "INVALID_SPEC", f"{' and '.join(missing)} must be given", parser.format_usage()
         )

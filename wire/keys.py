@@ -9,7 +9,7 @@ from nacl.signing import SigningKey
 from gristmill.wire.errors import RemoteError
 
 BROKER_KEY, WORKER_KEY = "broker.key", "worker.key"  #: files in the state folders
-LEDGER_KEY, REGISTRY_KEY = "ledger.key", "registry.key"
+LEDGER_KEY, REGISTRY_KEY, STORE_KEY = "ledger.key", "registry.key", "store.key"
 
 
 def load_key(path: pathlib.Path) -> SigningKey:

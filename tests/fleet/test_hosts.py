@@ -4,6 +4,8 @@ What one host prints is typed on the other (tests/rig/hosts_rig.py), and a perso
 and a token submits. ``test_hosts_release.py`` has what takes longer.
 """
 
+import os
+import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -39,6 +41,29 @@ def test_a_person_elsewhere_has_a_job_done_and_billed_once(
     bill = fleet.bill(job)
     assert bill.done == count and bill.nodes == len(fleet.millers)
     figures(hosts=len(fleet.hosts), subtasks=count, receipts=bill.receipts, ucredits=bill.ucredits)
+
+
+def test_what_is_large_goes_through_the_store_of_another_host(
+    fleet: Fleet, tmp_path: pathlib.Path, figures: Callable[..., None]
+) -> None:
+    """A person's file in, a worker's file and log out: over TLS, to the store that has the key."""
+    big, out = tmp_path / "big", tmp_path / "out"
+    big.write_bytes(os.urandom(1 << 20))
+    command = "seq 1 30000; cp big out.bin"
+    count = 2 * len(fleet.millers)
+    files = ("--file-in", f"{big}=big", "--file-out", "out.bin")
+    jobs = [fleet.submit(count, command, "--tier", tier, *files) for tier in ("job", "strict")]
+    for job in jobs:
+        assert fleet.finish(job) == Counter({str(line): count for line in range(1, 30_001)})
+        fleet.person("result", job, "--out", str(out / job))
+        found = list((out / job).rglob("out.bin"))
+        assert [path.read_bytes() == big.read_bytes() for path in found] == [True] * count
+        assert fleet.bill(job).done == count
+    kept = list((fleet.broker.root / "var/lib/gristmill/store/blobs").glob("*/*"))
+    assert sum(path.stat().st_size == 1 << 20 for path in kept) == 1, "equal bytes, once"
+    journal = fleet.broker.journal("-u", "gristmill-store", "-o", "cat")
+    assert f"ready store https://{fleet.broker.address}:7034#" in journal
+    figures(subtasks=count * len(jobs), blobs=len(kept))
 
 
 def test_a_drained_host_leaves_a_job_that_runs(fleet: Fleet, figures: Callable[..., None]) -> None:

@@ -30,7 +30,7 @@ from gristmill.wire.tokens import parse_token
 
 PYTHON = "/opt/gristmill/bin/python"
 SITE = Site(PYTHON, "alpha")
-MADE = 5  #: keys of broker, ledger, operator and worker 1, and the operator's token
+MADE = 6  #: keys of broker, ledger, store, operator and worker 1, and the operator's token
 
 
 def acts(root: pathlib.Path, **options: str) -> dict[str, str]:
@@ -68,7 +68,7 @@ def test_everything_is_written_with_the_right_interpreter_and_key(tmp_path: path
     public = load_key(key).verify_key.encode().hex()
     settings = (tmp_path / TARGETS["keys.env"]).read_text()
     assert f"GRISTMILL_STORE_KEY={public}\n" in settings
-    for name in ("broker", "ledger", "operator", "worker-1"):
+    for name in ("broker", "ledger", "store", "operator", "worker-1"):
         key = tmp_path / f"etc/credstore/gristmill-{name}.key"
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
         assert load_key(key).verify_key.encode().hex() in settings
@@ -97,6 +97,7 @@ def test_hosts_of_workers_have_no_secret_of_another_host(tmp_path: pathlib.Path)
     settings = (broker / TARGETS["broker.env"]).read_text()
     assert "GRISTMILL_BROKER_FRONT=tcp://10.0.0.1:7031\n" in settings
     assert "GRISTMILL_BROKER_LEDGER=tcp://127.0.0.1:7033\n" in settings
+    assert "GRISTMILL_BROKER_STORE=https://10.0.0.1:7034\n" in settings
     assert not list((broker / "etc/credstore").glob("*worker*"))
     assert "worker@" not in near.next_command()
     public = load_key(broker / BROKER_KEY).verify_key.encode().hex()
@@ -143,6 +144,7 @@ def test_hosts_of_workers_have_no_secret_of_another_host(tmp_path: pathlib.Path)
         (Site(PYTHON, "beta", broker="tcp://a:0", broker_key="a" * 64), "tcp://HOST:7032"),
         (Site(PYTHON, "beta", broker="tcp://a:7032", broker_key="abc"), "64 hex characters"),
         (Site(PYTHON, "beta", address="mill.lan"), "must be an IP address of this host"),
+        (Site(PYTHON, "beta", address="0.0.0.0"), "must be an IP address of this host"),
         (
             Site(PYTHON, "beta", address="10.0.0.2", broker="tcp://a:7032", broker_key="a" * 64),
             "of the broker's host",

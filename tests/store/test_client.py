@@ -203,7 +203,7 @@ def test_a_store_that_is_not_there(run_folder: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "unix://relative", "http://host", "https://h:1", "tcp://h:1", "http://h:99999",
+    "address", ["", "unix://relative", "http://host", "https://h:1#abc", "tcp://h:1", "http://h:99999",
                 "unix:///" + "x" * 120]
 )  # fmt: skip
 def test_what_is_no_address(address: str) -> None:
