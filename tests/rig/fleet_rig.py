@@ -330,7 +330,8 @@ class FleetGrid:
         said = host.gristmill("deploy", "install", *workers).stderr
         command, _, units = said.partition("next: ")[2].strip().partition(" && systemctl enable ")
         host.run("sh", "-ec", command)
-        self._enable = units.split()
+        self._enable = units.replace(" gristmill-worker@2 gristmill-worker@3", "").split()
+        assert units.split()[-3:] == [f"gristmill-worker@{name}" for name in WORKERS]
         self.drop_in("gristmill-worker@", f"WatchdogSec={self.watchdog_s}\nTimeoutAbortSec=2")
         self.set("worker", "SLOTS", "2")
 
