@@ -1,5 +1,8 @@
 """``submit`` with options, and what a client says of itself and of its work."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +12,8 @@ from gristmill.client.options import Options
 
 if TYPE_CHECKING:
     from gristmill.client.client import Client
+
+_INFO = ("gristmill-", ".dist-info")
 
 
 class Submitter:
@@ -37,8 +42,16 @@ def name_of(fn: Callable[..., Any]) -> str:
 
 
 def own_version() -> str:
-    """The release of this client."""
-    from importlib import metadata  # 20 ms that `import gristmill.client` need not pay
+    """The release of this client, from the name of its ``gristmill-VERSION.dist-info``.
+
+    ``importlib.metadata`` knows more places, and its import is a sixth of what a client imports.
+    """
+    for entry in sys.path:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(entry or "."):
+                if name.startswith(_INFO[0]) and name.endswith(_INFO[1]):
+                    return name.removeprefix(_INFO[0]).removesuffix(_INFO[1])
+    from importlib import metadata
 
     try:
         return metadata.version("gristmill")

@@ -10,7 +10,6 @@ Other packages add decomposers by the entry point group ``gristmill.decomposers`
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -96,6 +95,8 @@ def find_decomposer(name: str) -> Decomposer:
     shipped: dict[str, Decomposer] = {one.name: one for one in (Lines(), Glob(), Sweep(), Pytest())}
     if name in shipped:
         return shipped[name]
+    from importlib import metadata  # a command's start has no need of it
+
     found = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
     if name in found:
         return found[name].load()()  # type: ignore[no-any-return]

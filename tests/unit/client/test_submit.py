@@ -1,5 +1,8 @@
 import asyncio
 import concurrent.futures
+import importlib.metadata
+import pathlib
+import sys
 import threading
 from typing import Any
 
@@ -9,7 +12,17 @@ from client_test_peer import wait_until  # type: ignore[import-not-found]
 from gristmill.client import BrokerUnavailable, Client, GridError, UnpicklableError
 from gristmill.client.future import Future, fail, settle
 from gristmill.client.pickling import FunctionBytes
+from gristmill.client.submitter import own_version
 from gristmill.wire import client as wire
+
+
+def test_its_release_is_the_one_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    assert own_version() == importlib.metadata.version("gristmill")
+    (tmp_path / "gristmill_more-7.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "absent"), str(tmp_path)])
+    assert own_version() == "unknown"
 
 
 def test_a_call_is_a_future(client: Client, peer: Any) -> None:
