@@ -1,7 +1,8 @@
 """The line to the ledger: posts the outbox, brings verdicts back, relays people's questions.
 
 One DEALER. Batches go in order, a few ahead of their acks; after a silence everything that is not
-acked is sent again (the ledger applies each entry once). The ledger is *up* while it answers.
+acked is sent again (the ledger applies each entry once). The ledger is *up* while it takes what is
+posted. One that takes nothing (read-only books, a full disk) still answers questions, and says why.
 """
 
 import dataclasses
@@ -99,6 +100,8 @@ class LedgerLink:
         self.is_up = False
         self._is_full = False
         self._heard_ms = 0
+        self._refuses = ""  #: why it takes nothing, in its words; empty when it does, or is silent
+        self._refused_ms = 0
         self._said_ms = -(1 << 40)
         self._progress_ms = 0
         self._ahead = 0
@@ -128,8 +131,8 @@ class LedgerLink:
 
     def ask(self, make: Callable[[int], Question], now_ms: int, reply: Reply) -> None:
         """Relays a question, made with its number."""
-        is_starting = self._heard_ms == 0  # it is asked when it is there; tick gives up
-        if not self.is_up and not is_starting:
+        is_starting = not (self._heard_ms or self._refuses)  # it is asked when it is there
+        if not (self.is_up or self._refuses or is_starting):
             reply(None, "LEDGER_DOWN", f"the ledger at {self._settings.ledger} does not answer")
             return
         if len(self._questions) >= QUESTIONS_MAX:
@@ -144,13 +147,15 @@ class LedgerLink:
             self._early.append(question)
         elif not self._send(question, now_ms):
             del self._questions[request]
-            reply(None, "LEDGER_DOWN", f"the ledger at {self._settings.ledger} does not read")
+            reply(None, "LEDGER_DOWN", f"the ledger at {self._settings.ledger} is not there")
 
     def tick(self, now_ms: int) -> None:
         """Looks after silence: pings, sends again, and says when the ledger went down."""
         settings = self._settings
         if self.is_up and now_ms - self._heard_ms > settings.ledger_ttl_ms:
             self._set_up(False)
+        if self._refuses and now_ms - self._refused_ms > settings.ledger_ttl_ms:
+            self._refuses = ""  # it does not even say that any more
         resend_ms = settings.ledger_resend_ms
         if self._outbox.is_waiting and now_ms - self._progress_ms > resend_ms:
             self._outbox.rewind()
@@ -163,9 +168,9 @@ class LedgerLink:
         for request, question in list(self._questions.items()):
             if now_ms - question.asked_ms > settings.ledger_ttl_ms:
                 del self._questions[request]
-                text = f"the ledger at {settings.ledger} did not answer"
+                text = self._refuses or f"the ledger at {settings.ledger} did not answer"
                 question.reply(None, "LEDGER_DOWN", text)
-            elif self.is_up and now_ms - question.said_ms >= resend_ms:
+            elif (self.is_up or self._refuses) and now_ms - question.said_ms >= resend_ms:
                 question.said_ms = now_ms
                 self._send(question.message, now_ms)
         if self._is_full != self._outbox.is_full:
@@ -192,12 +197,16 @@ class LedgerLink:
             return
         if isinstance(message, LedgerRefused) and not message.request:
             # It answers but takes nothing: its books are not in order, or its disk is full.
-            if self.is_up:
+            if message.message != self._refuses:
                 log.error("ledger refuses: %s %s", message.code, message.message)
+            self._refuses, self._refused_ms = message.message, now_ms
+            if self.is_up:
                 self._set_up(False)
+            self._ask_early(now_ms)
             return
         self._heard_ms = now_ms
         if isinstance(message, Acked):
+            self._refuses = ""
             acked = self._outbox.acked
             self._on_acked(message)
             if self._outbox.acked > acked:
@@ -206,13 +215,17 @@ class LedgerLink:
             self._reply(message.request, message.body, "", "")
         elif isinstance(message, LedgerRefused):
             self._reply(message.request, None, message.code, message.message)
-        if not self.is_up:
+        if not self.is_up and not self._refuses:
             self._outbox.rewind()
             self._ahead = 0
             self._set_up(True)
-            while self._early:
-                self._send(self._early.pop(0), now_ms)
+        self._ask_early(now_ms)
         self.post(now_ms)
+
+    def _ask_early(self, now_ms: int) -> None:
+        """What was asked before it was heard."""
+        while self._early:
+            self._send(self._early.pop(0), now_ms)
 
     def _on_acked(self, message: Acked) -> None:
         if message.broker and message.broker != self._broker:

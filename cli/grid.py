@@ -185,6 +185,10 @@ class Grid:
         """The file that a process writes its stdout and stderr to."""
         return self.state / "logs" / f"{name}.log"
 
+    def alarms(self, name: str) -> list[str]:
+        """What a process has said since its start that needs somebody."""
+        return self._processes[name].alarms()
+
     def pidfds(self) -> dict[str, int]:
         """Of the processes that have not been seen to end: readable when they do."""
         return {name: each.pidfd for name, each in self._processes.items() if each.pidfd >= 0}

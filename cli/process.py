@@ -165,6 +165,15 @@ class Process:
             text = file.read().decode(errors="replace")
         return "\n".join(_COLOURS.sub("", text).splitlines()[-lines:])
 
+    def alarms(self) -> list[str]:
+        """Lines of its log since it started that need somebody."""
+        with open(self.log, "rb") as file:
+            file.seek(self._log_start)
+            text = file.read(LOG_BYTES_MAX).decode(errors="replace")
+        return [
+            line.partition("ALARM")[2].lstrip(": ") for line in text.splitlines() if "ALARM" in line
+        ]
+
     def ended(self, when: str) -> ProcessEndedError:
         """The error that says how it ended; only after its end."""
         code = self._child.poll()

@@ -130,6 +130,8 @@ def _live(
         )
     elif not terminal.is_json:
         _show(grid, workers, took_s, terminal, is_brief=command is not None)
+    for told in grid.alarms("ledger"):
+        terminal.say(f"the ledger: {clean_lines(told)}\n  next: gristmill ledger audit", "red")
     watch = Watch(grid, terminal)
     if command is not None:
         return _run_command(watch, command, signals)

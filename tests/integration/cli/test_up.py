@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+import apsw
 import pytest
 
 from gristmill.cli.places import start_ticks
@@ -225,3 +227,25 @@ def test_a_worker_beside_the_grid(up: Up) -> None:
         assert pipe.read() == "READY\n"
     done = up.run("submit", "--wait", "--", "true")
     assert done.returncode == 0, done.stderr
+
+
+def test_books_that_are_not_in_order_are_said_and_can_be_read(up: Up) -> None:
+    """The ledger takes nothing then, and says why; who asks what is in it is answered."""
+    assert up.run("up", "--slots", "1", "--", "true").returncode == 0
+    db = apsw.Connection(str(up.folder / "state" / "ledger" / "ledger.db"))
+    db.execute("UPDATE account SET credits = credits + 1 WHERE name = 'tenant:local'")
+    db.close()
+    command = shlex.join(COMMAND)
+    done = up.run(
+        "up", "--slots", "1", "--", "sh", "-c",
+        f"{command} balance; {command} statement; {command} submit -- true; {command} why j1",
+    )  # fmt: skip
+    assert "the ledger: this ledger is read-only: its audit failed: " in done.stderr
+    assert "next: gristmill ledger audit" in done.stderr
+    assert "tenant:local  1,000,000.000001" in done.stdout
+    assert "sum of all accounts: 0.000001" in done.stdout
+    assert "THIS STATEMENT DOES NOT ADD UP" in done.stderr
+    assert "LEDGER_DOWN" in done.stdout, "the job waits"
+    log = (up.folder / "state" / "logs" / "broker.log").read_text()
+    assert log.count("ledger refuses: LEDGER_DOWN the ledger is read-only: its audit") == 1
+    assert log.count("ledger up") == 1, "when its books were in order"
