@@ -30,7 +30,7 @@ from gristmill.wire.units import UCREDITS_PER_CREDIT, format_credits
 
 if TYPE_CHECKING:
     from gristmill.client.client import Client
-    from gristmill.wire.client import JobStatus, SubtaskRow
+    from gristmill.wire.client import JobStatus, SubtaskRow, UsageRow
 
 SAMPLE = 20  #: subtasks that are run when nothing like them was run before
 SAMPLE_MAX = 1_000
@@ -81,10 +81,14 @@ class Price:
         if self.basis == "sample":
             told = f"first {self.measured:,} of {self.subtasks:,} done: {span}, p90"
         elif self.basis == "history":
-            told = f"{self.subtasks:,} subtasks, by {self.measured:,} past ones: {span}, p90"
+            told = f"{_subtasks(self.subtasks)}, by {self.measured:,} past ones: {span}, p90"
         else:
-            told = f"{self.subtasks:,} subtasks, by their limits alone: {span}"
+            told = f"{_subtasks(self.subtasks)}, by their limits alone: {span}"
         return told + (" (its cap)" if self.is_capped else "")
+
+
+def _subtasks(number: int) -> str:
+    return f"{number:,} subtask{'' if number == 1 else 's'}"
 
 
 def _told(ucredits: int) -> str:
@@ -181,10 +185,33 @@ def _measured(client: Client, cards: Sequence[JobStatus]) -> tuple[list[SubtaskR
         found = client.subtasks(card.job, limit=min(_PAGE, MEASURED_MAX - len(rows)))
         measured = [row for row in found if row.node and row.state in ("done", "failed")]
         if measured:
-            rows += measured
+            rows += as_billed(measured, _bill(client, card))
             ended += card.done + card.failed
             attempts += card.done + card.failed + max(0, card.retried - card.lost)
     return rows, attempts / ended if ended else 1.0
+
+
+def _bill(client: Client, card: JobStatus) -> list[UsageRow]:
+    try:
+        return client.usage(job=card.job)
+    except RemoteError:  # without a ledger the readings alone must do
+        return []
+
+
+def as_billed(rows: list[SubtaskRow], bill: Sequence[UsageRow]) -> list[SubtaskRow]:
+    """The rows, each with its share of the cpu time that is billed and in no row.
+
+    A bill is what was read of the whole slot. What that spends between its subtasks (to fork, to
+    read an input) is a few milliseconds for each, and most of the bill where they are short.
+    """
+    subtasks = sum(line.subtasks for line in bill)
+    if not subtasks:
+        return rows
+    billed_us = sum(line.cpu_us for line in bill) / subtasks
+    share_us = round(billed_us - math.fsum(row.cpu_us for row in rows) / len(rows))
+    if share_us <= 0:
+        return rows
+    return [msgspec.structs.replace(row, cpu_us=row.cpu_us + share_us) for row in rows]
 
 
 def _predict(

@@ -54,6 +54,14 @@ def test_a_price_before_anything_ran_a_sample_and_the_past(run: Run) -> None:
     assert other["basis"] == "limits", "another command is other work"
 
 
+def test_a_sample_of_all_comes_to_what_it_was_billed(run: Run) -> None:
+    """Short commands: most of the bill is what the slot spends between them."""
+    asked = ("--sample", "40", "--array", "1-40", "--", "true", "short")
+    found = run("price", "--json", *asked).document
+    assert found["measured"] == found["subtasks"] == 40
+    assert abs(found["mid_ucredits"] / found["spent_ucredits"] - 1) < 0.02, found
+
+
 def test_a_price_is_at_most_the_cap(run: Run) -> None:
     found = run("price", "--json", "--cap", "0.0001", *WORK).document
     assert found["high_ucredits"] == 100 and found["is_capped"]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy
 import pytest
 
-from gristmill.client.pricing import Price, cost_of, interval, span_by_limits
-from gristmill.wire.client import SubtaskRow
+from gristmill.client.pricing import Price, as_billed, cost_of, interval, span_by_limits
+from gristmill.wire.client import SubtaskRow, UsageRow
 from gristmill.wire.spec import JobSpec, Limits, Tariff
 from gristmill.wire.tariffs import STANDARD_TARIFF
 
@@ -70,6 +70,28 @@ def test_a_subtask_costs_its_cpu_its_memory_and_its_fee() -> None:
     assert cost_of(STANDARD_TARIFF, row, 3 << 30) == 500_000 + 2 * 3 * 50_000 + 10
 
 
+def row_of(cpu_us: int) -> SubtaskRow:
+    return SubtaskRow(0, "done", "ok", 1, "n", 2_000, cpu_us, 9, False, "cgroup")
+
+
+def bill_of(subtasks: int, cpu_us: int) -> UsageRow:
+    return UsageRow("j1", subtasks, 0, cpu_us, 0, 0, 0)
+
+
+def test_what_a_slot_spends_between_subtasks_is_shared_by_them() -> None:
+    rows = [row_of(1_000), row_of(3_000)]
+    # two rows are known of ten subtasks that were billed, by two nodes
+    found = as_billed(rows, [bill_of(4, 20_000), bill_of(6, 30_000)])
+    assert [row.cpu_us for row in found] == [4_000, 6_000]
+    assert [row.wall_us for row in found] == [2_000, 2_000]
+
+
+@pytest.mark.parametrize("bill", [[], [bill_of(0, 0)], [bill_of(2, 3_000)]])
+def test_a_bill_that_says_nothing_more_changes_nothing(bill: list[UsageRow]) -> None:
+    rows = [row_of(1_000), row_of(3_000)]
+    assert as_billed(rows, bill) == rows
+
+
 def test_limits_bound_it() -> None:
     limits = Limits(cpus_milli=2_000, wall_ms=10_000, memory_bytes=1 << 30)
     spec = JobSpec("function", function="0" * 64, limits=limits, retries=1)
@@ -89,7 +111,7 @@ def test_limits_bound_it() -> None:
             Price(412, 99_999, 50_000, "history", 7, 7.0, 300, is_capped=True),
             "7 subtasks, by 300 past ones: 0.000412 to 0.1 credits, p90 (its cap)",
         ),
-        (Price(0, 10, 5, "limits", 1, 10.0), "1 subtasks, by their limits alone: 0 to 0.00001"),
+        (Price(0, 10, 5, "limits", 1, 10.0), "1 subtask, by their limits alone: 0 to 0.00001"),
         (Price(0, 0, 0, "free", 1, 0.0), "free"),
     ],
 )
