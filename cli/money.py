@@ -91,7 +91,8 @@ def _show_usage(by: str, rows: Sequence[UsageRow], terminal: Terminal) -> None:
     # (the sums, and what did not fit, have one key)
     cells = [line[:1] + [""] * (len(names) + 6 - len(line)) + line[1:] for line in cells]
     head = [*names, "SUBTASKS", "FAILED", "CPU", "WALL", "CREDITS", "OF IT TOLL"]
-    terminal.table(head, cells, right=head[len(names) :], styles={head[0]: "bold"})
+    figures, whole = head[len(names) :], ["JOB", "DAY"]
+    terminal.table(head, cells, right=figures, whole=whole, styles={head[0]: "bold"})
 
 
 def total_of(rows: Sequence[UsageRow]) -> UsageRow:

@@ -86,6 +86,7 @@ class Terminal:
         rows: Sequence[Sequence[str]],
         *,
         right: Sequence[str] = (),
+        whole: Sequence[str] = (),
         styles: Mapping[str, str] | None = None,
     ) -> None:
         """Rows under a head.
@@ -93,10 +94,13 @@ class Terminal:
         Args:
             head: names of the columns.
             rows: a text for each column.
-            right: names of the columns that are set flush right, with spaces between.
+            right: names of the columns that are set flush right, with spaces between: figures,
+                which are never cut, for half of a number is another number.
+            whole: names of the others that are never cut.
             styles: column name to the style of its cells, or to ``state`` for that of the word.
         """
-        for line in self.format_table(head, rows, right=right, styles=styles or {}):
+        lines = self.format_table(head, rows, right=right, whole=whole, styles=styles or {})
+        for line in lines:
             self.print(line)
 
     def format_table(
@@ -105,6 +109,7 @@ class Terminal:
         rows: Sequence[Sequence[str]],
         *,
         right: Sequence[str] = (),
+        whole: Sequence[str] = (),
         styles: Mapping[str, str],
     ) -> list[str]:
         """The lines of a table without its empty columns; on a terminal the widest are cut."""
@@ -116,7 +121,8 @@ class Terminal:
             for at in range(len(head))
         ]
         if self.width:
-            widths = _fit(widths, self.width - len(_GAP) * (len(head) - 1))
+            loose = [at for at, name in enumerate(head) if name not in right and name not in whole]
+            _fit(widths, loose, self.width - len(_GAP) * (len(head) - 1))
         lines = [self._line(head, head, widths, right, {name: "bold" for name in head})]
         lines += [self._line(row, head, widths, right, styles) for row in cells]
         return lines
@@ -224,16 +230,19 @@ def cut(text: str, width: int) -> str:
     return kept + "…"
 
 
-def _fit(widths: Sequence[int], room: int) -> list[int]:
-    """Widths that fit: the widest column gives way, again and again, down to a bearable rest."""
-    fitted = list(widths)
+def _fit(widths: list[int], loose: Sequence[int], room: int) -> None:
+    """The widest of the loose columns gives way, again and again, down to a bearable rest.
+
+    What does not fit even then is wrapped by the terminal.
+    """
     for floor in _FLOORS:
-        while sum(fitted) > room and max(fitted) > floor:
-            widest = fitted.index(max(fitted))
-            over = sum(fitted) - room
-            second = max((w for at, w in enumerate(fitted) if at != widest), default=0)
-            fitted[widest] = max(floor, min(fitted[widest] - 1, max(second, fitted[widest] - over)))
-    return fitted
+        while (over := sum(widths) - room) > 0:
+            widest = max(loose, key=widths.__getitem__, default=-1)
+            if widest < 0 or widths[widest] <= floor:
+                break
+            second = max((widths[at] for at in loose if at != widest), default=0)
+            least = max(second, widths[widest] - over)
+            widths[widest] = max(floor, min(widths[widest] - 1, least))
 
 
 def plural(number: int, noun: str) -> str:

@@ -126,7 +126,8 @@ def _show(statement: "Statement", last: int, terminal: Terminal) -> None:
         ]
         for entry in shown
     ]
-    terminal.table(head, rows, right=head[4:], styles={"WHAT": "bold"})
+    whole = [name for name in head if name != "FOR"]
+    terminal.table(head, rows, right=head[4:], whole=whole, styles={"WHAT": "bold"})
     _show_totals(statement, terminal)
 
 

@@ -52,6 +52,17 @@ def test_a_terminal_gets_what_fits() -> None:
 
 
 @pytest.mark.usefixtures("narrow")
+def test_a_figure_is_never_cut() -> None:
+    """Half of a number is another number: what is too wide is left to the terminal."""
+    screen = terminal(Screen, NO_COLOR="1")
+    head, figures = ["ACCOUNT", "DAY", "HELD", "AVAILABLE"], ["1,000,000.123456", "999,999.123456"]
+    row = ["node:" + "f" * 64, "2026-11-23", *figures]
+    screen.table(head, [row], right=head[2:], whole=["DAY"])
+    shown = text_of(screen.out).splitlines()[1]
+    assert shown == "…  2026-11-23  1,000,000.123456  999,999.123456"
+
+
+@pytest.mark.usefixtures("narrow")
 def test_no_column_disappears_on_a_very_narrow_terminal() -> None:
     screen = terminal(Screen, NO_COLOR="1")
     screen.table([f"COLUMN{n}" for n in range(8)], [[f"value-{n}" * 3 for n in range(8)]])
