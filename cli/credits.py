@@ -34,7 +34,20 @@ _UNCERTAIN = ("LEDGER_DOWN", "UNREACHABLE", "INTERNAL", "RECOVERING")
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     """One of the actions."""
     with connect(args.address) as client:
-        return _ACTIONS[args.action](client, args, terminal)
+        try:
+            return _ACTIONS[args.action](client, args, terminal)
+        except RemoteError as error:
+            if error.code != "LEDGER_CONFLICT":
+                raise
+            raise RemoteError(error.code, error.message, _next_of(args)) from None
+
+
+def _next_of(args: argparse.Namespace) -> str:
+    """The next command of who is told that the ledger holds something else."""
+    if args.action == "buy":
+        return "choose another --key for another purchase; 'gristmill credits list' has the first"
+    more = "; another payment has another --ref" if args.action == "confirm" else ""
+    return f"gristmill credits status {clean(args.intent)}{more}"
 
 
 # ---------------------------------------------------------------- buying
@@ -164,6 +177,8 @@ def _status(client: "Client", args: argparse.Namespace, terminal: Terminal) -> i
             terminal.way_back = f"the purchase goes on; see: gristmill credits status {args.intent}"
             patience_s = float("inf") if args.timeout is None else args.timeout / 1000
             view = _until(client, view, lambda one: False, patience_s)
+            if view.state not in FINAL_INTENT_STATES:
+                terminal.say(f"not paid within {format_ms(args.timeout)}; {terminal.way_back}")
     except RemoteError as error:
         if error.code not in _UNCERTAIN:
             raise
@@ -211,6 +226,11 @@ def _cancel(client: "Client", args: argparse.Namespace, terminal: Terminal) -> i
 def _confirm(client: "Client", args: argparse.Namespace, terminal: Terminal) -> int:
     view = client.change_purchase("confirm", args.intent, received=args.received, ref=args.ref)
     _show(view, terminal)
+    if view.state != "settled" and view.state in FINAL_INTENT_STATES:
+        terminal.say(
+            f"{view.intent} had ended: what comes for it now is a purchase of its own, settled late"
+            "\n  next: gristmill credits list --all"
+        )
     return EXIT_OK
 
 

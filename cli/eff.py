@@ -79,8 +79,11 @@ def compare(status: JobStatus, terms: JobTerms, rows: list[SubtaskRow]) -> Found
         suggested = suggest(peak)
         suggested = suggested if suggested < limits.memory_bytes else 0
     less = limits.memory_bytes - suggested if suggested else 0
+    cpu_us, wall_us = sum(row.cpu_us for row in rows), sum(row.wall_us for row in rows)
+    if not wall_us:
+        cpu_us, wall_us = status.cpu_us, status.wall_us
     return Found(
-        used_cpus_milli=1000 * status.cpu_us // status.wall_us,
+        used_cpus_milli=round(1000 * cpu_us / wall_us),
         used_memory_bytes=peak,
         used_wall_ms=-(-max((row.wall_us for row in rows), default=0) // 1000),
         used_cpu_ms=-(-max((row.cpu_us for row in rows), default=0) // 1000),

@@ -105,7 +105,8 @@ def _ask(address: str, message: Any, ledger_key: str) -> None:
             "UNREACHABLE",
             f"the ledger at {address} did not answer within {_ANSWER_MS // 1000} s: whether it was "
             "done is not known",
-            "say it again with the same --ref: what was done is not done twice",
+            "say it again with the same --ref: what was done is not done twice"
+            + "; over tcp:// a ledger hears only keys of its --allow" * address.startswith("tcp:"),
         ) from None
     except zmq.ZMQError as error:
         raise RemoteError(
@@ -189,7 +190,9 @@ def _open(args: argparse.Namespace) -> tuple[Any, str, Iterable[str]]:
     except RemoteError:
         raise
     except Exception as error:
-        raise RemoteError("INVALID_SPEC", f"the books cannot be read: {error}") from None
+        told = " ".join(str(error).split())  # psycopg's have lines and tabs
+        hint = "--books postgresql://USER@HOST/NAME" if args.books else "restore them from a backup"
+        raise RemoteError("INVALID_SPEC", f"the books cannot be read: {told}", hint) from None
     return db, str(path), itertools.chain(_losses(path.parent), check(db))
 
 

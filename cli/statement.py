@@ -15,11 +15,12 @@ from gristmill.cli.connection import connect
 from gristmill.cli.documents import Entry
 from gristmill.cli.files import write_file
 from gristmill.cli.output import Terminal, clean, plural
-from gristmill.wire.errors import EXIT_FAILED, EXIT_OK
+from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.ids import format_job, format_receipt
 from gristmill.wire.units import format_credits
 
 if TYPE_CHECKING:
+    from gristmill.client import Client
     from gristmill.client.statement import Statement
 
 COLUMNS = Entry.__struct_fields__
@@ -29,7 +30,7 @@ _FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  #: what begins one in a spreadsheet
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     """Read all of it, add it up, show its end."""
     with connect(args.address) as client:
-        statement = client.statement(args.account)
+        statement = _ask(client, args.account)
         if terminal.is_json:
             entries = list(_entries(statement))
             terminal.document(documents.encode(_document(statement, entries)))
@@ -54,6 +55,16 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         "red",
     )
     return EXIT_FAILED
+
+
+def _ask(client: "Client", account: str) -> "Statement":
+    try:
+        return client.statement(account)
+    except RemoteError as error:
+        if error.code != "INVALID_SPEC":
+            raise
+        hint = "gristmill balance --all, which lists the accounts"
+        raise RemoteError(error.code, error.message, hint) from None
 
 
 def _entries(statement: "Statement") -> Iterator[Entry]:

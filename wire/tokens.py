@@ -65,6 +65,6 @@ def parse_token(text: str) -> Token:
         raise RemoteError(
             "UNAUTHORISED",
             f"the token of {len(text)} characters does not read gm_NAME_SECRET_BROKER",
-            "paste it whole, as 'gristmill token create' printed it",
+            "paste it whole, as '--new-token' printed it",
         )
     return Token(match[1], SigningKey(bytes.fromhex(match[2])), match[3])

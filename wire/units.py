@@ -106,6 +106,8 @@ def format_ms(ms: float) -> str:
 
     >>> format_ms(0.25), format_ms(1500), format_ms(125_000), format_ms(3_725_000)
     ('0.25 ms', '1.5 s', '2 min 5 s', '1 h 2 min')
+    >>> format_ms(48 * 3_600_000), format_ms(7 * 86_400_000 - 1)
+    ('2 d 0 h', '6 d 23 h')
     """
     if ms < 1000:
         return f"{ms:.3g} ms"
@@ -114,4 +116,5 @@ def format_ms(ms: float) -> str:
     minutes, rest = divmod(int(ms / 1000), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

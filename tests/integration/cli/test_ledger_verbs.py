@@ -76,3 +76,12 @@ def test_the_audit_names_the_first_bad_row(run: Run, grid: Any, tmp_path: pathli
     shutil.rmtree(folder)
     missing = run("ledger", "audit", "--state", str(tmp_path))
     assert missing.code == 2 and "there are no books at" in missing.err
+
+
+def test_an_account_or_books_that_are_not_there_say_where_to_look(run: Run) -> None:
+    told = run("statement", "--account", "nonsense")
+    assert told.code == 2 and "there is no account 'nonsense'" in told.err
+    assert "next: gristmill balance --all" in told.err
+    told = run("ledger", "audit", "--books", "postgresql://127.0.0.1:1/none")
+    assert told.code == 2 and "\t" not in told.err and len(told.err.splitlines()) == 2, told.err
+    assert "next: --books postgresql://USER@HOST/NAME" in told.err

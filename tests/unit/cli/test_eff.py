@@ -43,6 +43,12 @@ def test_idle_memory_is_the_part_of_the_bill_that_nobody_used() -> None:
     assert (found.used_cpus_milli, found.used_wall_ms, found.used_cpu_ms) == (250, 6_000, 1_600)
 
 
+def test_cpus_are_those_of_the_subtasks_and_not_of_what_the_slot_does_between_them() -> None:
+    """A share of more than what was asked for would be no share."""
+    assert compare(job(512, cpu_us=11_000_000), terms(), ROWS).used_cpus_milli == 250
+    assert compare(job(512), terms(), []).used_cpus_milli == 250, "none has its own reading"
+
+
 def test_the_class_that_a_job_asked_for_sets_the_price() -> None:
     found = compare(job(512, spent_ucredits=10**8), terms(labels={"class": "big"}), ROWS)
     assert found.memory_ucredits == 10_000_000
