@@ -73,7 +73,7 @@ def _offers(client: "Client", args: argparse.Namespace, terminal: Terminal) -> i
             ]
             for offer in answer.offers
         ]
-        terminal.table(head, rows, right=head[1:], styles={"WITH": "bold"})
+        terminal.table(head, rows, right=head[1:], whole=head, styles={"WITH": "bold"})
     return EXIT_OK
 
 
@@ -213,7 +213,9 @@ def _list(client: "Client", args: argparse.Namespace, terminal: Terminal) -> int
             ]
             for view in views
         ]
-        terminal.table(head, rows, right=["CREDITS", "DUE", "RECEIVED"], styles={"INTENT": "bold"})
+        figures = ["CREDITS", "DUE", "RECEIVED"]
+        whole = ["INTENT", *figures]
+        terminal.table(head, rows, right=figures, whole=whole, styles={"INTENT": "bold"})
     return EXIT_OK
 
 

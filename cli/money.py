@@ -80,7 +80,7 @@ def _show_balance(accounts: Sequence[AccountRow], terminal: Terminal) -> None:
         for account in accounts
     ]
     head = ["ACCOUNT", "CREDITS", "HELD", "AVAILABLE"]
-    terminal.table(head, rows, right=head[1:], styles={"ACCOUNT": "bold"})
+    terminal.table(head, rows, right=head[1:], whole=head[1:], styles={"ACCOUNT": "bold"})
 
 
 def _show_usage(by: str, rows: Sequence[UsageRow], terminal: Terminal) -> None:
@@ -91,7 +91,8 @@ def _show_usage(by: str, rows: Sequence[UsageRow], terminal: Terminal) -> None:
     # (the sums, and what did not fit, have one key)
     cells = [line[:1] + [""] * (len(names) + 6 - len(line)) + line[1:] for line in cells]
     head = [*names, "SUBTASKS", "FAILED", "CPU", "WALL", "CREDITS", "OF IT TOLL"]
-    figures, whole = head[len(names) :], ["JOB", "DAY"]
+    figures = head[len(names) :]
+    whole = ["JOB", "DAY", *figures]
     terminal.table(head, cells, right=figures, whole=whole, styles={head[0]: "bold"})
 
 

@@ -94,9 +94,9 @@ class Terminal:
         Args:
             head: names of the columns.
             rows: a text for each column.
-            right: names of the columns that are set flush right, with spaces between: figures,
-                which are never cut, for half of a number is another number.
-            whole: names of the others that are never cut.
+            right: names of the columns that are set flush right, with spaces between.
+            whole: names of the columns that are never cut, such as credits: half of a number is
+                another number.
             styles: column name to the style of its cells, or to ``state`` for that of the word.
         """
         lines = self.format_table(head, rows, right=right, whole=whole, styles=styles or {})
@@ -121,7 +121,7 @@ class Terminal:
             for at in range(len(head))
         ]
         if self.width:
-            loose = [at for at, name in enumerate(head) if name not in right and name not in whole]
+            loose = [at for at, name in enumerate(head) if name not in whole]
             _fit(widths, loose, self.width - len(_GAP) * (len(head) - 1))
         lines = [self._line(head, head, widths, right, {name: "bold" for name in head})]
         lines += [self._line(row, head, widths, right, styles) for row in cells]

@@ -43,7 +43,7 @@ def show_tariffs(tariffs: dict[str, Tariff], terminal: Terminal) -> int:
         return EXIT_OK
     head = ["CLASS", "CPU SECOND", "GIB SECOND", "SUBTASK"]
     rows = [[name, *map(format_credits, each.values())] for name, each in rates.items()]
-    terminal.table(head, rows, right=head[1:], styles={"CLASS": "bold"})
+    terminal.table(head, rows, right=head[1:], whole=head[1:], styles={"CLASS": "bold"})
     return EXIT_OK
 
 

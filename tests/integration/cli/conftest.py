@@ -45,7 +45,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def grid() -> Iterator[Grid]:
-    with Grid.temporary(workers=1, slots=2, payments="") as running:
+    with Grid.temporary(workers=1, slots=2) as running:
         yield running
 
 

@@ -1,9 +1,20 @@
-"""``gristmill credits`` by ``manual``, which every grid of ``up`` has, as a person types it."""
+"""``gristmill credits`` by ``manual``, which every grid of ``up`` sells, as a person types it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
+from gristmill.cli.grid import Grid
+
 Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def grid() -> Iterator[Grid]:
+    """One that sells credits."""
+    with Grid.temporary(workers=1, slots=1, payments="") as running:
+        yield running
 
 
 def bought(run: Run, amount: str, key: str) -> str:

@@ -52,12 +52,12 @@ def test_a_terminal_gets_what_fits() -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-def test_a_figure_is_never_cut() -> None:
+def test_what_must_be_whole_is_never_cut() -> None:
     """Half of a number is another number: what is too wide is left to the terminal."""
     screen = terminal(Screen, NO_COLOR="1")
     head, figures = ["ACCOUNT", "DAY", "HELD", "AVAILABLE"], ["1,000,000.123456", "999,999.123456"]
     row = ["node:" + "f" * 64, "2026-11-23", *figures]
-    screen.table(head, [row], right=head[2:], whole=["DAY"])
+    screen.table(head, [row], right=head[2:], whole=head[1:])
     shown = text_of(screen.out).splitlines()[1]
     assert shown == "…  2026-11-23  1,000,000.123456  999,999.123456"
 
