@@ -8,6 +8,7 @@ follow when it has ended.
 
 import os
 import pathlib
+import re
 import select
 import signal
 import subprocess
@@ -68,6 +69,18 @@ def tell(said: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+def closing(ends: "list[bytes]") -> str:
+    """The closing lines of all lanes as one."""
+    counts: dict[str, int] = {}
+    for end in ends:
+        lines = [line for line in end.decode(errors="replace").splitlines() if " in " in line]
+        told = lines[-1].rpartition(" in ")[0] if lines else ""
+        for number, word in re.findall(r"(\d+) ([a-z]+)", told):
+            word = "errors" if word == "error" else word
+            counts[word] = counts.get(word, 0) + int(number)
+    return ", ".join(f"{counts[word]} {word}" for word in sorted(counts)) or "no test ran"
+
+
 def run(command: "list[str]", folder: str) -> int:
     """The worst exit code of the lanes."""
     (pathlib.Path(folder) / "lanes").write_text(str(LANES))
@@ -89,7 +102,11 @@ def run(command: "list[str]", folder: str) -> int:
                 left.remove(lane)
                 lane.close()
     codes = [lane.process.returncode for lane in lanes]
-    print(f"lanes: {(time.monotonic() - began) / 60:.1f} min, exit codes {codes}", flush=True)
+    spent_s = time.monotonic() - began
+    print(f"lanes: {spent_s / 60:.1f} min, exit codes {codes}")
+    print(
+        f" {closing([lane.end for lane in lanes])} in {spent_s:.2f}s ".center(80, "="), flush=True
+    )
     return max(code if code >= 0 else 128 - code for code in codes)
 
 

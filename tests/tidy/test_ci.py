@@ -136,6 +136,7 @@ def test_two_lanes_run_each_test_once_and_tell_of_all(tmp_path: pathlib.Path) ->
     assert told[4][3] == "3 passed"
     assert told[5][3] == "2 passed, 1 failed"
     assert done.stdout.count(": case ") == 27
+    assert "= 1 failed, 26 passed in " in done.stdout.splitlines()[-1]
 
 
 def test_a_module_that_does_not_import_fails_both_lanes(tmp_path: pathlib.Path) -> None:
@@ -144,3 +145,4 @@ def test_a_module_that_does_not_import_fails_both_lanes(tmp_path: pathlib.Path) 
     done = lanes(tmp_path)
     assert done.returncode == 2, done.stdout
     assert "exit codes [2, 2]" in done.stdout
+    assert "= 2 errors in " in done.stdout.splitlines()[-1]
