@@ -233,9 +233,10 @@ def cut(text: str, width: int) -> str:
 def _fit(widths: list[int], loose: Sequence[int], room: int) -> None:
     """The widest of the loose columns gives way, again and again, down to a bearable rest.
 
-    What does not fit even then is wrapped by the terminal.
+    Where some columns are whole that rest is longer, and what does not fit even then is wrapped by
+    the terminal: a name of one character beside an uncut figure tells nobody anything.
     """
-    for floor in _FLOORS:
+    for floor in _FLOORS if len(loose) == len(widths) else _FLOORS[:1]:
         while (over := sum(widths) - room) > 0:
             widest = max(loose, key=widths.__getitem__, default=-1)
             if widest < 0 or widths[widest] <= floor:

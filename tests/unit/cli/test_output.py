@@ -59,7 +59,7 @@ def test_what_must_be_whole_is_never_cut() -> None:
     row = ["node:" + "f" * 64, "2026-11-23", *figures]
     screen.table(head, [row], right=head[2:], whole=head[1:])
     shown = text_of(screen.out).splitlines()[1]
-    assert shown == "…  2026-11-23  1,000,000.123456  999,999.123456"
+    assert shown == "node:ff…  2026-11-23  1,000,000.123456  999,999.123456"
 
 
 @pytest.mark.usefixtures("narrow")
