@@ -55,7 +55,7 @@ def test_a_lost_worker_is_back_and_nothing_else_is_lost(
         grid.until_restarted(unit, before)
         assert Counter(grid.finish(job)) == lines_of(20)
     figures(**Counter(signals), lost=0)
-    assert grid.is_active(unit)
+    host.until("it is back", lambda: grid.is_active(unit))
 
 
 def test_a_broker_that_stands_still_starves_the_workers_watchdog(

@@ -416,8 +416,9 @@ def test_input_that_is_no_text_cancels_what_was_begun(run: Run, tmp_path: pathli
     assert done.code == 2
     assert "no UTF-8" in done.err
     assert done.out == ""
-    newest = run("status", "--json").document["jobs"][0]
-    assert newest["state"] == "cancelled"
+    newest = f"j{run('status', '--json').document['jobs'][0]['job']}"
+    run("wait", "--timeout", "30s", newest)  # what had begun comes to its end first
+    assert run("status", "--json").document["jobs"][0]["state"] == "cancelled"
 
 
 def test_no_grid_is_told_at_once(run_anywhere: Run, tmp_path: pathlib.Path) -> None:
