@@ -189,7 +189,9 @@ def drop_in(new: NewToken, is_rotation: bool) -> str:
         "[Service]\n"
         f"LoadCredential=enrol:{credential}\n"
         "TimeoutStartSec=infinity\n"
-        "ExecStartPre=gristmill node enrol --token-file ${CREDENTIALS_DIRECTORY}/enrol"
+        # the unit's own interpreter: systemd looks for commands in /usr and /usr/local alone
+        "ExecStartPre=/usr/bin/env ${GRISTMILL_PYTHON} -P -m gristmill.cli.main node enrol"
+        " --token-file ${CREDENTIALS_DIRECTORY}/enrol"
         f" --state ${{STATE_DIRECTORY}}{rotate}\n"
         "END\n"
         f"systemctl daemon-reload && systemctl restart --no-block {unit}\n"

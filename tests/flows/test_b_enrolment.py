@@ -16,6 +16,7 @@ from nacl.signing import SigningKey
 from registry_rig import RegistryProcess
 
 from gristmill.broker.principals import read
+from gristmill.deploy import install
 from gristmill.wire.enrolment import Enrolled, fingerprint, parse_token
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.keys import WORKER_KEY, load_key
@@ -148,6 +149,10 @@ def test_b04_a_drop_in_to_paste_and_a_fingerprint(
     unit = root / "etc/systemd/system/gristmill-worker@mill.service.d/enrol.conf"
     assert f"LoadCredential=enrol:{credential}" in unit.read_text()
     assert "node enrol --token-file ${CREDENTIALS_DIRECTORY}/enrol" in unit.read_text()
+    # systemd finds no command of a virtual environment: the worker's unit names its interpreter.
+    assert "ExecStartPre=/usr/bin/env ${GRISTMILL_PYTHON} -P -m gristmill" in unit.read_text()
+    worker = (pathlib.Path(install.__file__).parent / "gristmill-worker@.service").read_text()
+    assert "Environment=GRISTMILL_PYTHON=@PYTHON@\n" in worker
     settings = (root / "etc/gristmill/worker-mill.env").read_text().splitlines()
     assert settings == [
         "GRISTMILL_WORKER_NAME=mill",

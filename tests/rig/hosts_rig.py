@@ -166,16 +166,16 @@ class Fleet:
         said = broker.shell(f"gristmill deploy install --no-worker --address {broker.address}")
         settings = broker.root / "etc/gristmill/ledger.env"
         settings.write_text(f"{settings.read_text()}GRISTMILL_LEDGER_EPOCH_S=1\n")
-        broker.shell(_behind(said.stderr, "next: "))
-        for_workers = _behind(said.stderr, "on each host of workers for this broker: ")
+        broker.shell(behind(said.stderr, "next: "))
+        for_workers = behind(said.stderr, "on each host of workers for this broker: ")
         for host in self.millers:
             said = host.shell(for_workers)
             settings = host.root / "etc/gristmill/worker.env"
             settings.write_text(f"{settings.read_text()}GRISTMILL_WORKER_SLOTS={self.slots}\n")
             broker.shell(
-                _behind(said.stderr, "on the broker's host, which lets in who has these keys: ")
+                behind(said.stderr, "on the broker's host, which lets in who has these keys: ")
             )
-            host.shell(_behind(said.stderr, "next: "))
+            host.shell(behind(said.stderr, "next: "))
         self._admit()
 
     def _admit(self) -> None:
@@ -186,10 +186,14 @@ class Fleet:
             f"{PREFIX}/bin/python -m gristmill.broker {state} --new-token ann "
             "--broker-key $GRISTMILL_STORE_KEY"
         ).stdout.strip()
+        self.fund("ann")
+
+    def fund(self, tenant: str) -> None:
+        """A million credits."""
         self.broker.shell(
             ". /etc/gristmill/keys.env;"
             " GRISTMILL_TOKEN=$(cat /etc/credstore/gristmill-operator.token)"
-            " gristmill ledger fund ann 1000000 --ref first"
+            f" gristmill ledger fund {tenant} 1000000 --ref first"
             " --ledger tcp://127.0.0.1:7033 --ledger-key $GRISTMILL_BROKER_LEDGER_KEY"
         )
 
@@ -266,7 +270,7 @@ def lines_of(count: int) -> Counter[str]:
     return Counter(str(index) for index in range(count))
 
 
-def _behind(text: str, words: str) -> str:
+def behind(text: str, words: str) -> str:
     """The rest of the line that begins so."""
     (line,) = [line for line in text.splitlines() if line.startswith(words)]
     return line.removeprefix(words)
