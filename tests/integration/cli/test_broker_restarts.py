@@ -30,7 +30,8 @@ def test_a_subtask_that_runs_while_the_broker_is_killed_runs_once(figures) -> No
         grid.restart("broker")
         ready_s = time.monotonic() - began
         (started,) = list(slow)
-        assert started < began, "it was started anew"
+        # A busy host may begin it late; anew it is handed out only by a broker that is back.
+        assert started < began + ready_s, "it was started anew"
         assert len(list(quick)) == 200
         card = client.status(slow.job)
         assert (card.done, card.lost, card.retried, card.superseded) == (1, 0, 0, 0)
