@@ -8,10 +8,11 @@ import secrets
 import signal
 import sys
 
+import msgspec
 import zmq
 
 from gristmill.broker.memory import default_limit, limit_private_bytes, resident_bytes
-from gristmill.broker.principals import make_token
+from gristmill.broker.principals import make_token, parse_limits, set_limits
 from gristmill.broker.settings import ENVIRONMENT_PREFIX, own_environment, read_settings
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
@@ -40,6 +41,8 @@ def main(arguments: list[str]) -> int:
             return _print_key(given.state)
         if given.new_token:
             return _new_token(given.state, given.new_token, given.operator, given.broker_key)
+        if given.limit:
+            return _limit(given.state, *given.limit)
         return _serve(given)
     except RemoteError as error:
         print(told_once(str(error)), file=sys.stderr)
@@ -86,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         help="for the new token, where the broker has its key as a credential: its public half",
     )  # fmt: skip
     parser.add_argument(
+        "--limit", nargs=2, metavar=("NAME", "LIMITS"),
+        help="change what a key may ask for, within a second, and end:"
+        " requests_per_s=100,bytes_per_s=8M; what is not named, or 0, is the broker's setting",
+    )  # fmt: skip
+    parser.add_argument(
         "--ready-fd", type=int, help="write READY to this descriptor when it serves"
     )
     parser.add_argument("--die-with-parent", action="store_true", help="end when the parent ends")
@@ -99,6 +107,15 @@ def _print_key(state: str | None) -> int:
 
 def _new_token(state: str | None, tenant: str, is_operator: bool, broker: str) -> int:
     print(make_token(_folder(state), tenant, is_operator, broker))
+    return EXIT_OK
+
+
+def _limit(state: str | None, name: str, text: str) -> int:
+    changed = set_limits(_folder(state), name, parse_limits(text))
+    own = msgspec.to_builtins(changed.limits)
+    told = zip(type(changed.limits).__struct_fields__, own, strict=True)
+    words = ", ".join(f"{field}={value}" for field, value in told if value)
+    print(f"{changed.name} of tenant {changed.tenant}: {words or 'as the broker is set'}")
     return EXIT_OK
 
 

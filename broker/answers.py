@@ -16,8 +16,9 @@ from gristmill.broker.bills import Bills, Relay
 from gristmill.broker.core.cards import current_leases, find_status, subtask_rows, worker_row
 from gristmill.broker.core.on_clients import conflict_text, content_digest
 from gristmill.broker.core.state import State
-from gristmill.broker.core.why import ended_text, why
+from gristmill.broker.core.why import WAITING_FOR_INPUTS, ended_text, why
 from gristmill.broker.delivery import Delivery, Flow
+from gristmill.broker.gate import Gate
 from gristmill.broker.grants import Grants
 from gristmill.broker.ledger_link import LedgerLink
 from gristmill.broker.mailbox import Mailbox
@@ -32,6 +33,7 @@ from gristmill.wire.client import (
     Ask,
     JobStatus,
     JobTerms,
+    Reason,
     Refused,
     Submit,
     Subscribe,
@@ -98,6 +100,7 @@ class Answers:
         tariffs: Tariffs,
         metrics: Metrics,
     ) -> None:
+        self.gate: Gate | None = None  #: of the clients' port, from whoever reads that
         self._state = state
         self._reader = reader
         self._delivery = delivery
@@ -132,6 +135,7 @@ class Answers:
             "history": self._history,
             "offers": self.purchases.offers,
             "intents": self.purchases.intents,
+            "limits": self._limits,
         }
 
     def answer(self, session: ClientSession, message: Ask) -> None:
@@ -347,6 +351,7 @@ class Answers:
         if self._live(session, message.job) is not None:
             answer = why(self._state, message.job, self._clock()[0])
             if answer is not None:
+                answer = self._add_rate(session, answer)
                 self._say(session, message.request, answer)
                 return
 
@@ -357,6 +362,29 @@ class Answers:
             self._say(session, message.request, answer)
 
         self._past(session, message, then)
+
+    def _add_rate(self, session: ClientSession, answer: WhyAnswer) -> WhyAnswer:
+        """A job whose inputs wait because a key of its tenant is over its rate."""
+        job = self._state.jobs.get(answer.job)
+        held = None
+        if self.gate is not None and job is not None and not job.is_closed:
+            held = self.gate.held(session.tenant, self._clock()[0])
+        if held is None:
+            return answer
+        name, rate = held
+        change = "wait, it goes on by itself; or ask the operator for more (gristmill limits)"
+        reason = Reason("rate", f"more of the key {name!r}", f"at its rate of {rate}", 0, 0, change)
+        summary = answer.summary
+        if summary == WAITING_FOR_INPUTS:
+            summary = f"RATE_LIMITED: {summary}; the key {name!r} is at its rate of {rate}"
+        return msgspec.structs.replace(answer, summary=summary, reasons=[reason, *answer.reasons])
+
+    def _limits(self, session: ClientSession, message: Ask) -> None:
+        public = "" if session.is_operator else session.public
+        state, rows = self._state, []
+        if self.gate is not None:
+            rows = self.gate.rows(public, self._clock()[0], state.tenants, state.config)
+        self._say(session, message.request, rows)
 
     def _subtasks(self, session: ClientSession, message: Ask) -> None:
         job, first, limit, wanted = message.job, message.first, message.limit, message.text

@@ -97,7 +97,6 @@ class Broker:
         self.settings, self._supervisor, self._knock = settings, supervisor, None
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = load_key(settings.state / BROKER_KEY)
-        own_version()  # read while there are descriptors
         self.metrics = metrics = Metrics()
         self._memory = MemoryWatch(settings.memory_bytes or default_limit(), metrics)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -113,6 +112,7 @@ class Broker:
             adopt_ms=settings.adopt_ms,
             jobs_per_tenant_max=settings.jobs_per_tenant_max,
             queued_subtasks_max=settings.queued_subtasks_max,
+            subtasks_per_tenant_max=settings.subtasks_per_tenant_max,
             tenant_disk_bytes=settings.tenant_disk_bytes,
         )
         self._quota = ResultQuota(settings.tenant_disk_bytes)
@@ -310,9 +310,9 @@ class Broker:
         self._next_tick_ms = now_ms + self.settings.tick_ms
         if now_ms >= self._next_principals_ms:
             self._next_principals_ms = now_ms + PRINCIPALS_MS
-            changed, utc_ms = self._ports.look(), self.execution.inbox.utc_ms
-            self._front.end_refused(changed, utc_ms)
-            self._back.end_refused(changed, utc_ms)
+            changed = self._ports.look()
+            self._front.end_refused(changed, now_ms)
+            self._back.end_refused(changed, now_ms)
             if self._membership is not None:
                 self._membership.look(changed, now_ms)
         self._apply(on.TimePassed())

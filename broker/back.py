@@ -15,6 +15,7 @@ from gristmill.broker import canary, schema
 from gristmill.broker.core import events as on
 from gristmill.broker.core.on_workers import OWNER_LABEL
 from gristmill.broker.execution import Execution
+from gristmill.broker.gate import Gate, RateError, worker_rates
 from gristmill.broker.journal import Journal
 from gristmill.broker.lines import LineKeeper
 from gristmill.broker.mailbox import Mailbox
@@ -81,16 +82,24 @@ class Back:
         self._nodes = nodes
         self._principals = principals
         self._membership = membership
+        self._gate = Gate("back", principals, worker_rates(settings), metrics)
         self._lines = lines
         self._apply = apply
         self._attempt_of = attempt_of
         self._metrics = metrics
         self._last_ref = 0
 
-    def receive(self, frames: list[bytes], now_ms: int, user: User = no_user) -> None:
-        """One message of the back socket; ``user``: of its connection, see ``mailbox``."""
+    def receive(
+        self, frames: list[bytes], now_ms: int, user: User = no_user, is_taken: bool = False
+    ) -> None:
+        """One message of the back socket; ``user``: of its connection, see ``mailbox``.
+
+        ``is_taken``: a HELLO that waited for the disk.
+        """
         self._metrics.back_messages += 1
-        routing, token = frames[0], b""
+        routing, token, known, wait_ms = frames[0], b"", "", 0
+        if self._gate.is_shut(routing, now_ms):
+            return
         try:
             if not 2 <= len(frames) <= limits.MESSAGE_FRAMES_MAX:
                 raise RemoteError(
@@ -100,18 +109,26 @@ class Back:
             message = say.decode_worker.decode(frames[1])
             if isinstance(message, say.Hello):
                 check_hello(message)
+                if not is_taken:
+                    self._gate.take_stranger(frames, limits.HELLO_REQUESTS, user, now_ms)
                 message = self._as_approved(message, user)
                 check_class(message.labels, self._settings.tariff)
                 if self._is_pinned(message):
                     self._on_hello(routing, message, now_ms)
                 else:  # the pin is on disk before the worker hears of it
                     self._pin(message.name, message.node)
-                    self._execution.when_durable(lambda: self.receive(frames, now_ms, user))
+                    self._execution.when_durable(
+                        lambda: self.receive(frames, now_ms, user, is_taken=True)
+                    )
                 return
             session = self._workers.find(message.session)
             if session is None or session.peer.routing != routing:
                 token = message.session
+                if session is not None and user() not in ("", session.hello.node):
+                    told = f"it said the session of {session.hello.name!r}, which has another key"
+                    self._gate.note(RemoteError("FORBIDDEN", told), "", user, now_ms)
                 raise RemoteError("REJOIN")
+            known = session.hello.node
             session.seen_ms = now_ms
             self._workers.touch(session, now_ms)
             session.seen_utc_ms = self._execution.inbox.utc_ms
@@ -122,17 +139,23 @@ class Back:
             else:
                 self.end_session(session, True, f"goodbye: {message.reason:.200}")
         except RemoteError as error:
+            try:
+                if error.code != "RATE_LIMITED":
+                    self._gate.take_stranger(frames, 1, user, now_ms)
+            except RateError as limited:
+                error = limited
+            self._gate.note(error, known, user, now_ms)
             if error.code == "MALFORMED":
                 self._metrics.malformed += 1
-                if self._metrics.malformed.bit_count() == 1:  # 1, 2, 4, ...: no flood
-                    log.warning(
-                        "malformed messages=%d, now: %.300s", self._metrics.malformed, error.message
-                    )
             elif error.code == "REJOIN":
                 self._metrics.rejoins += 1
+            elif isinstance(error, RateError):
+                wait_ms = error.retry_after_ms
+                if not error.is_answered:
+                    return
             else:
                 self._metrics.refused += 1
-            refused = say.Refused(error.code, error.message, error.hint, token)
+            refused = say.Refused(error.code, error.message, error.hint, token, wait_ms)
             self._mailbox.answer(routing, [encode(refused)])
 
     # ------------------------------------------------------------ sessions
@@ -225,10 +248,13 @@ class Back:
         slots = min(message.slots, found.slots_max or message.slots)
         return msgspec.structs.replace(message, slots=slots, labels=labels)
 
-    def end_refused(self, changed: set[str], utc_ms: int) -> None:
+    def end_refused(self, changed: set[str], now_ms: int) -> None:
         """Principals changed: workers that may not work any more end now."""
+        self._gate.look(now_ms)
         if self._principals is None:
             return
+        self._gate.change(changed, now_ms)
+        utc_ms = self._execution.inbox.utc_ms
         for session in self._workers:
             public = session.hello.node
             found = self._principals.find(public)
@@ -347,13 +373,12 @@ class Back:
         told = head
         if head.signature and not self._is_signed(session, head, body):
             self._metrics.signatures_bad += 1
-            if self._metrics.signatures_bad.bit_count() == 1:  # 1, 2, 4, ...: no flood
-                log.error(
-                    "worker=%d node=%.12s job=%d lease=%d result=%d: its signature is not good;"
-                    " there were %d like this",
-                    session.number, session.hello.node, head.job, head.lease_id, head.number,
-                    self._metrics.signatures_bad,
-                )  # fmt: skip
+            words = (
+                f"result {head.number} of job {head.job}, lease {head.lease_id}, of worker"
+                f" {session.hello.name!r}: its signature is not good"
+            )
+            bad = RemoteError("FORBIDDEN", words)
+            self._gate.note(bad, session.hello.node, no_user, session.seen_ms)
             told = msgspec.structs.replace(head, lease_id=0)
         digest, dice = b"", 0
         facts = self._execution.jobs.get(head.job)

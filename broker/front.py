@@ -19,6 +19,7 @@ from gristmill.broker.core import events as on
 from gristmill.broker.core.on_clients import content_digest
 from gristmill.broker.delivery import Delivery
 from gristmill.broker.execution import Execution
+from gristmill.broker.gate import Gate, RateError, client_rates
 from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.operators import Operators
@@ -125,6 +126,7 @@ class Front:
         self._nodes = nodes
         self._operators = operators
         self._on_drained = on_drained
+        self._gate = Gate("front", principals, client_rates(settings), metrics)
         self._settings = settings
         self._broker = broker
         self._mailbox = mailbox
@@ -133,6 +135,7 @@ class Front:
         self._execution = execution
         self._delivery = delivery
         self._answers = answers
+        answers.gate = self._gate
         self._apply = apply
         self._refusal = refusal
         self._metrics = metrics
@@ -144,39 +147,57 @@ class Front:
     def receive(self, frames: list[bytes], now_ms: int, user: User = no_user) -> None:
         """One message of the front socket; ``user``: of its connection, see ``mailbox``."""
         self._metrics.front_messages += 1
-        routing, request, job, token = frames[0], 0, 0, b""
+        routing, request, job, token, known, wait_ms = frames[0], 0, 0, b"", "", 0
+        if self._gate.is_shut(routing, now_ms):
+            return
         try:
             if len(frames) < 2:
                 raise RemoteError("MALFORMED", "a message without a header frame")
             message = say.decode_client.decode(frames[1])
             request, job = getattr(message, "request", 0), getattr(message, "job", 0)
-            self._handle(routing, message, frames[2:], now_ms, user)
+            if isinstance(message, say.Hello):
+                self._on_hello(frames, message, now_ms, user)
+                return
+            session = self._clients.find(message.session)
+            if session is None or session.peer.routing != routing:
+                # A token is good on its own connection: on another what was said may be lost.
+                if session is not None and user() != session.public:
+                    told = f"it said the session of client {session.number}, which has another key"
+                    self._gate.note(RemoteError("FORBIDDEN", told), "", user, now_ms)
+                raise RemoteError("REJOIN")
+            known = session.public
+            self._handle(session, message, frames, now_ms)
         except RemoteError as error:
+            try:
+                if not known and error.code != "RATE_LIMITED":
+                    self._gate.take_stranger(frames, 1, user, now_ms)
+            except RateError as limited:
+                error = limited
+            self._gate.note(error, known, user, now_ms)
             if error.code == "MALFORMED":
                 self._metrics.malformed += 1
-                if self._metrics.malformed.bit_count() == 1:  # 1, 2, 4, ...: no flood
-                    log.warning(
-                        "malformed messages=%d, now: %.300s", self._metrics.malformed, error.message
-                    )
             elif error.code == "REJOIN":
                 token = getattr(message, "session", b"")
                 self._metrics.rejoins += 1
+            elif isinstance(error, RateError):
+                wait_ms = error.retry_after_ms
+                if not error.is_answered:
+                    return
             else:
                 self._metrics.refused += 1
-            refused = say.Refused(request, error.code, error.message, error.hint, job, token)
+            refused = say.Refused(
+                request, error.code, error.message, error.hint, job, token, wait_ms
+            )
             self._mailbox.answer(routing, [encode(refused)])
 
     def _handle(
-        self, routing: bytes, message: Any, bodies: list[bytes], now_ms: int, user: User
+        self, session: ClientSession, message: Any, frames: list[bytes], now_ms: int
     ) -> None:
-        if isinstance(message, say.Hello):
-            self._on_hello(routing, message, now_ms, user)
-            return
-        session = self._clients.find(message.session)
-        if session is None or session.peer.routing != routing:
-            # A token is good on its own connection: what was on the way on another may be lost.
-            raise RemoteError("REJOIN")
+        session.seen_ms = now_ms
+        if session.meter is not None:
+            self._gate.take(session.public, session.meter, 1, frames, now_ms)
         handler, verb = self._verbs[type(message)]
+        bodies = frames[2:]
         if len(bodies) != verb.frames:
             raise RemoteError(
                 "MALFORMED",
@@ -188,12 +209,13 @@ class Front:
             if self._principals is not None and (who := self._principals.find(session.public)):
                 self._principals.note_refused(error.code, who, error.message)
             raise
-        session.seen_ms = now_ms
         handler(session, message, bodies)
 
     # ------------------------------------------------------------ sessions
 
-    def _on_hello(self, routing: bytes, message: say.Hello, now_ms: int, user: User) -> None:
+    def _on_hello(self, frames: list[bytes], message: say.Hello, now_ms: int, user: User) -> None:
+        routing = frames[0]
+        meter = self._gate.take_stranger(frames, limits.HELLO_REQUESTS, user, now_ms)
         if message.protocol != limits.PROTOCOL:
             raise RemoteError(
                 "PROTOCOL",
@@ -226,7 +248,9 @@ class Front:
         else:
             if known is not None:
                 self._mailbox.forget(known.peer)
-            session = self._clients.join(routing, message.client, who, now_ms)
+            else:
+                self._gate.check_session(who.public, meter)
+            session = self._clients.join(routing, message.client, who, now_ms, meter)
             self._delivery.drop_session(session)
             log.info(
                 "client=%d generation=%d tenant=%s key=%.12s version=%.40s joined",
@@ -253,10 +277,13 @@ class Front:
         tenant = message.tenant or found.tenant
         return msgspec.structs.replace(found, tenant=tenant)
 
-    def end_refused(self, changed: set[str], utc_ms: int) -> None:
+    def end_refused(self, changed: set[str], now_ms: int) -> None:
         """Principals changed, or their time is over: their sessions begin anew, or end."""
+        self._gate.look(now_ms)
         if self._principals is None:
             return
+        self._gate.change(changed, now_ms)
+        utc_ms = self._execution.inbox.utc_ms
         for session in self._clients:
             if not session.token:
                 continue
@@ -346,12 +373,14 @@ class Front:
             if refusal is not None:
                 self._answers.refuse(session, message.request, refusal, 0)
                 return
+        own = self._gate.limits_of(session.public)
         inbox.body = function
         inbox.tariffs = self._settings.tariff if spec.tariff == "standard" else ZERO_TARIFFS
         self._apply(
             on.JobSubmitted(
                 session.number, message.request, session.tenant, message.submission, spec,
                 inbox.tariffs, inbox.utc_ms, message.is_dry_run, _content_of(known),
+                jobs_max=own.jobs_max, subtasks_max=own.subtasks_max,
             )
         )  # fmt: skip
         inbox.body = b""
@@ -390,9 +419,10 @@ class Front:
         inbox.body = body
         self._apply(
             on.ParcelArrived(
-                session.number, session.tenant, message.job, message.first, count, codec, len(body)
+                session.number, session.tenant, message.job, message.first, count, codec, len(body),
+                self._gate.limits_of(session.public).subtasks_max,
             )
-        )
+        )  # fmt: skip
         inbox.body = b""
 
     def _on_close_upload(

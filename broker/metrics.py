@@ -13,6 +13,7 @@ class Metrics:
     back_messages: int = 0
     malformed: int = 0
     refused: int = 0
+    rate_limited: int = 0
     rejoins: int = 0
     requests_repeated: int = 0
     recovering: int = 0

@@ -85,7 +85,9 @@ class Ports:
             check_listen_address(address, has_keys=True)
         self.principals = Principals(settings.state, settings.allow)
         has_keys = any(not one.startswith("ipc://") for one in (settings.front, settings.back))
-        self._doorman = Doorman(context, self.principals.who) if has_keys else None
+        self._doorman: Doorman | None = None
+        if has_keys:
+            self._doorman = Doorman(context, self.principals.who, settings.connections_per_s)
         self.front = Port(context, settings.front, "front", key, self.principals)
         self.back = Port(context, settings.back, "back", key, self.principals)
         self.link: RegistryLink | None = None

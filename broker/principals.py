@@ -19,13 +19,15 @@ from gristmill.wire import limits
 from gristmill.wire.curve import curve_public
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
-from gristmill.wire.registry import SCOPES, Principal, Role
+from gristmill.wire.registry import LIMIT_MAX, SCOPES, Limits, Principal, Role
 from gristmill.wire.tokens import Token, new_token
+from gristmill.wire.units import parse_bytes
 
 log = logging.getLogger("gristmill.broker.principals")
 
 FILE_NAME = "principals"  #: of this host
 FOLLOWED_NAME = "followed"  #: as the registry told them, see registry_link
+_NAMES_TOLD = 10
 #: which roles may connect to a port at all; what they may say there is each port's verb table
 PORTS: dict[str, frozenset[Role]] = {
     "front": frozenset({"client", "operator", "portal"}),
@@ -95,12 +97,17 @@ class Principals:
         """The principal of this key."""
         return self._by_public.get(public)
 
-    def who(self, port: str, key: bytes) -> str:
+    def all(self) -> list[Principal]:
+        """Every principal, by tenant and name."""
+        return sorted(self._by_public.values(), key=lambda one: (one.tenant, one.name, one.public))
+
+    def who(self, port: str, key: bytes, may_read: bool = True) -> str:
         """For the doorman: the public key of a CURVE key that may connect here, else nothing.
 
-        Who is expired or revoked may connect, to be told so.
+        Who is expired or revoked may connect, to be told so. ``may_read``: look for a new key in
+        the file.
         """
-        if key not in self._by_curve:
+        if may_read and key not in self._by_curve:
             self._read()  # it may be new
         found = self._by_curve.get(key)
         return found.public if found is not None and found.role in PORTS.get(port, ()) else ""
@@ -231,6 +238,59 @@ def make_token(
     path = folder / FILE_NAME
     write(path, [*read(path), made])
     return token.text
+
+
+def set_limits(folder: pathlib.Path, name: str, own: Limits) -> Principal:
+    """Other limits for the key of this name, or public key; the broker follows within a second.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC``: there is none, or more than one.
+    """
+    path = folder / FILE_NAME
+    rows = read(path)
+    found = [one for one in rows if name in (one.name, one.public)]
+    if len(found) != 1:
+        there = ", ".join(sorted({one.name for one in rows})[:_NAMES_TOLD]) or "none"
+        many = f"{len(found)} keys are" if found else "no key is"
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"{many} named {name!r:.80}; there are: {there}",
+            "give the whole public key, as 'gristmill limits --json' shows it",
+        )
+    changed = msgspec.structs.replace(found[0], limits=own, version=found[0].version + 1)
+    write(path, [changed if one is found[0] else one for one in rows])
+    return changed
+
+
+def parse_limits(text: str) -> Limits:
+    """``requests_per_s=100,bytes_per_s=8M``; what is not named is the broker's.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC`` that names every bad part, and what there is.
+
+    >>> parse_limits("requests_per_s=100,bytes_per_s=8M").bytes_per_s
+    8388608
+    """
+    values: dict[str, int] = {}
+    bad = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        field, _, value = part.partition("=")
+        try:
+            if field not in Limits.__struct_fields__:
+                raise ValueError(field)
+            values[field] = parse_bytes(value) if field.startswith("bytes") else int(value)
+            if not 0 <= values[field] <= LIMIT_MAX:
+                raise ValueError(value)
+        except (ValueError, RemoteError):
+            bad.append(part[:80])
+    if bad:
+        raise RemoteError(
+            "INVALID_SPEC",
+            f"no limits: {', '.join(map(repr, bad))}; there are"
+            f" {', '.join(Limits.__struct_fields__)}, each a number from 0 (the broker's own)",
+            "for instance requests_per_s=100,bytes_per_s=8M",
+        )
+    return Limits(**values)
 
 
 def add_node(folder: pathlib.Path, name: str, public: str, owner: str = "local") -> None:

@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from gristmill.broker.core.meter import Meter
 from gristmill.broker.mailbox import Peer
 from gristmill.wire.client import Refused
 from gristmill.wire.registry import Principal
@@ -27,16 +28,17 @@ class ClientSession:
     ``number`` is the core's name for it and stays the same when the same client object says HELLO
     again before its time-to-live is over. ``done``: its newest requests whose repetition must
     change nothing more, in order. ``refused``: its newest refusals: a late copy of a submission is
-    not accepted when its client was told no.
+    not accepted when its client was told no. ``meter``: of its key, None where there are no keys.
     """
 
     __slots__ = (
-        "client", "done", "generation", "number", "peer", "public", "questions", "refused", "role",
-        "scopes", "seen_ms", "tenant", "token",
+        "client", "done", "generation", "meter", "number", "peer", "public", "questions", "refused",
+        "role", "scopes", "seen_ms", "tenant", "token",
     )  # fmt: skip
 
-    def __init__(self, number: int, client: bytes, who: Principal) -> None:
+    def __init__(self, number: int, client: bytes, who: Principal, meter: Meter | None) -> None:
         self.number = number
+        self.meter = meter
         self.client = client
         self.tenant = who.tenant
         self.public = who.public
@@ -132,12 +134,21 @@ class Clients:
     def __iter__(self) -> Iterator[ClientSession]:
         return iter(list(self._by_number.values()))
 
-    def join(self, routing: bytes, client: bytes, who: Principal, now_ms: int) -> ClientSession:
+    def join(
+        self,
+        routing: bytes,
+        client: bytes,
+        who: Principal,
+        now_ms: int,
+        meter: Meter | None = None,
+    ) -> ClientSession:
         """A session with a new token; the same client object keeps its number."""
         session = self.known(who, client)
         if session is None:
             self._last += 1
-            session = ClientSession(self._last, client, who)
+            session = ClientSession(self._last, client, who, meter)
+            if meter is not None:
+                meter.sessions += 1
             self._by_client[who.tenant, who.public, client] = session
             self._by_number[session.number] = session
         session.role, session.scopes = who.role, frozenset(who.scopes)
@@ -170,7 +181,8 @@ class Clients:
     def remove(self, session: ClientSession) -> None:
         """The session is over."""
         self.suspend(session)
-        self._by_number.pop(session.number, None)
+        if self._by_number.pop(session.number, None) is not None and session.meter is not None:
+            session.meter.sessions -= 1
         self._by_client.pop((session.tenant, session.public, session.client), None)
 
 

@@ -68,6 +68,18 @@ class BrokerSettings(pydantic.BaseModel):
     outbox_rows_max: int = pydantic.Field(limits.OUTBOX_ROWS_MAX, ge=1)
     jobs_per_tenant_max: int = pydantic.Field(limits.JOBS_PER_TENANT_MAX, ge=1)
     queued_subtasks_max: int = pydantic.Field(limits.QUEUED_SUBTASKS_MAX, ge=1)
+    subtasks_per_tenant_max: int = pydantic.Field(limits.SUBTASKS_PER_TENANT_MAX, ge=1)
+    #: what each client's key may ask for over TCP, unless its principal says else: messages a
+    #: second, how many at once, their bytes, open sessions; 0 for no limit
+    requests_per_s: int = pydantic.Field(limits.REQUESTS_PER_S, ge=0)
+    requests_burst: int = pydantic.Field(limits.REQUESTS_BURST, ge=1)
+    bytes_per_s: int = pydantic.Field(limits.BYTES_PER_S, ge=0)
+    bytes_burst: int = pydantic.Field(limits.BYTES_BURST, ge=1)
+    sessions_per_key_max: int = pydantic.Field(limits.SESSIONS_PER_KEY_MAX, ge=0)
+    #: HELLOs and refused messages of each worker's key; 0 for no limit
+    worker_requests_per_s: int = pydantic.Field(limits.WORKER_REQUESTS_PER_S, ge=0)
+    #: new connections a second of each known key, and of strangers from each address; 0: no limit
+    connections_per_s: int = pydantic.Field(limits.CONNECTIONS_PER_S, ge=0)
     tick_ms: int = pydantic.Field(20, ge=1, le=1_000)  #: the core hears of time this often
     #: messages taken from one socket before the next one has its turn
     drain_messages: int = pydantic.Field(64, ge=1, le=4_096)

@@ -20,7 +20,7 @@ from gristmill.wire.client import (
     WorkerRow,
 )
 from gristmill.wire.payments import IntentView, Offer
-from gristmill.wire.registry import Record
+from gristmill.wire.registry import LimitRow, Record
 from gristmill.wire.spec import JobSpec
 
 
@@ -89,6 +89,12 @@ class Workers(Document, frozen=True, tag="gristmill/workers/1"):
     """Workers of the grid."""
 
     workers: list[WorkerRow]
+
+
+class Limits(Document, frozen=True, tag="gristmill/limits/1"):
+    """What keys may ask for, and what they did; one's own, or of every key for an operator."""
+
+    keys: list[LimitRow]
 
 
 class Waited(Document, frozen=True, tag="gristmill/wait/1"):
@@ -541,6 +547,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Suite,
     Jobs,
     Subtasks,
+    Limits,
     Workers,
     Waited,
     SubtaskResult,

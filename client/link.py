@@ -423,6 +423,8 @@ class Link:
                 )
             case out.BrokerRecovering():
                 self._warn(f"{effect.message}; waiting for it")
+            case out.Held():
+                self._warn(f"{effect.message}; this client waits and goes on by itself")
             case out.BrokerBack():
                 self._warn(f"the broker at {self.address} is back")
 

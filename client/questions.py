@@ -21,6 +21,7 @@ from gristmill.client.progress import progress
 from gristmill.client.reading import Ended, ended, in_order, logs_of
 from gristmill.wire import client as wire
 from gristmill.wire import payments
+from gristmill.wire.registry import LimitRow
 from gristmill.wire.shared import Ref
 from gristmill.wire.spec import Tariff
 from gristmill.wire.values import BlobRef
@@ -289,6 +290,10 @@ class Questions(abc.ABC):
     def workers(self) -> list[wire.WorkerRow]:
         """The workers of the grid with their readings."""
         return self._question(list[wire.WorkerRow], "workers")  # type: ignore[no-any-return]
+
+    def limits(self) -> list[LimitRow]:
+        """What this client's key may ask for; of every key, for an operator."""
+        return self._question(list[LimitRow], "limits")  # type: ignore[no-any-return]
 
     def grid(self) -> dict[str, Any]:
         """Counters of the broker."""

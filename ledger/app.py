@@ -60,6 +60,7 @@ from gristmill.wire.process import (
     stopping_socket,
     told_once,
 )
+from gristmill.wire.refusals import SECOND_MS, Refusals
 from gristmill.wire.supervision import NOBODY, Supervisor, supervisor_of
 from gristmill.wire.units import format_credits
 
@@ -81,6 +82,7 @@ class Ledger:
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._floods = Floods()
+        self._refusals = Refusals()
         self.read_only = ""
         self.book = open_book(settings)
         key = load_key(settings.state / LEDGER_KEY)
@@ -207,11 +209,15 @@ class Ledger:
             waits = [self._watches.wait_ms(_now_ms()), rest_ms]
             if not self.read_only:
                 waits.append(self.epochs.wait_ms(_now_ms()))
+            if self._refusals.is_waiting:
+                waits.append(SECOND_MS)
             ready = dict(poller.poll(min(wait for wait in waits if wait is not None) + 1))
-            if self._door.socket in ready:
-                self._door.answer()
+            if self._door.socket in ready and (told := self._door.answer()):
+                self._note_refused(*told)
             if self._socket in ready:
                 self.turn()
+            for line in self._refusals.due(_monotonic_ms()):
+                log.error("ALARM refused: %s", line)
             self._watches.due(self.book.state, _now_ms(), self._answer)
             self.look(_now_ms())
             self._close_epoch(is_ending=stop.fileno() in ready)
@@ -272,6 +278,12 @@ class Ledger:
             if not is_watch or not self._watches.take(peer, question, self.book.state, _now_ms()):
                 self._answer(peer, question)
 
+    def _note_refused(self, public: str, error: RemoteError) -> None:
+        """One line for each key and second, with how many there were."""
+        name = public or "local"
+        if line := self._refusals.note(name, error.code, error.message, _monotonic_ms()):
+            log.error("ALARM refused: %s", line)
+
     def _decode(self, frames: list[bytes], public: str) -> Any:
         """The message, or None when it was refused here; ``public``: the key of who said it."""
         self.counts["messages"] += 1
@@ -283,18 +295,13 @@ class Ledger:
             message = decode_to_ledger.decode(frames[1])
         except RemoteError as error:
             self.counts["malformed"] += 1
-            if self.counts["malformed"].bit_count() == 1:  # 1, 2, 4, ...: no flood
-                log.warning(
-                    "malformed messages=%d, now from %s: %.300s",
-                    self.counts["malformed"], public or frames[0].hex(), error.message,
-                )  # fmt: skip
+            self._note_refused(public, error)
             self._send(frames[0], LedgerRefused(0, error.code, error.message))
             return None
         try:
             self._door.check(public, message, self.book.state)
         except RemoteError as error:
-            if count := self._floods.count("forbidden", _monotonic_ms()):
-                log.error("ALARM FORBIDDEN, %d now: %.500s", count, error.message)
+            self._note_refused(public, error)
             self._send(
                 frames[0], LedgerRefused(getattr(message, "request", 0), error.code, error.message)
             )

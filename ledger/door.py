@@ -80,11 +80,20 @@ class Door:
             self.socket.bind(ZAP_ADDRESS)
             be_server(router, key, DOMAIN)
 
-    def answer(self) -> None:
-        """Says whether a key may connect; to be called when ``socket`` is readable."""
+    def answer(self) -> tuple[str, RemoteError] | None:
+        """Says whether a key may connect; to be called when ``socket`` is readable.
+
+        Of who may not: the address, and why.
+        """
         assert self.socket is not None
         asked = self.socket.recv_multipart()
-        self.socket.send_multipart(zap_answer(asked, lambda _, key: self._by_curve.get(key, "")))
+        answer = zap_answer(asked, lambda _, key: self._by_curve.get(key, ""))
+        self.socket.send_multipart(answer)
+        if answer[2] == b"200":
+            return None
+        address, key = (asked[at] if at < len(asked) else b"" for at in (3, 6))
+        told = f"no CURVE key of this ledger: {key[:32].hex() or '-'}"
+        return address.decode("ascii", "replace"), RemoteError("UNAUTHORISED", told)
 
     def receive(self, router: "zmq.Socket[bytes]") -> tuple[list[bytes], str]:
         """A message and the public key of its connection; empty where everybody may.

@@ -135,7 +135,7 @@ class Ask(Message, frozen=True, tag=10):
     (request digest) · ``tariffs`` · ``terms`` (job: what was asked for, at which tariffs) ·
     ``history`` (text: 64 hex characters of the work; limit: ended jobs that ran it, newest first) ·
     ``offers`` · ``intents`` (text: one of them, or ""; digest "all": of every tenant, for
-    operators; limit).
+    operators; limit) · ``limits`` (of the caller's key; of every key, for operators).
     """
 
     session: bytes
@@ -160,6 +160,7 @@ class Ask(Message, frozen=True, tag=10):
         "history",
         "offers",
         "intents",
+        "limits",
     ]
     job: Integer = 0
     first: Integer = 0
@@ -574,7 +575,8 @@ class Refused(Message, frozen=True, tag=7):
     """A request was refused, or (request 0) a message made no sense.
 
     ``job`` when it is about one. ``session``: that of the message with ``REJOIN``; when it is not
-    the client's present one, there is nothing to join again.
+    the client's present one, there is nothing to join again. ``retry_after_ms`` of
+    ``RATE_LIMITED``: until then nothing of this key is taken, answered or not.
     """
 
     request: int
@@ -583,6 +585,7 @@ class Refused(Message, frozen=True, tag=7):
     hint: str
     job: int = 0
     session: bytes = b""
+    retry_after_ms: int = 0
 
 
 class Pong(Message, frozen=True, tag=8):

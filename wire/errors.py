@@ -275,6 +275,15 @@ CODES: dict[str, ErrorSpec] = _table(
         "wait: clients and workers go on by themselves when it is through",
     ),
     (
+        "RATE_LIMITED",
+        "this key asked for more than its rate allows; nothing of it is taken for the time that "
+        "is named",
+        True,
+        429,
+        EXIT_POLICY,
+        "wait: the client library does so by itself; ask the operator for more if it is too little",
+    ),
+    (
         "UNAUTHORISED",
         "the credential is missing, wrong or expired",
         False,

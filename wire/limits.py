@@ -31,6 +31,7 @@ SEGMENT_SUBTASKS = 65_536  #: subtasks in one segment of a job's columns
 DECOMPOSED_MAX = 100_000  #: subtasks that a decomposer may return
 JOBS_PER_TENANT_MAX = 10_000  #: unfinished jobs of one tenant
 QUEUED_SUBTASKS_MAX = 200_000_000  #: unfinished subtasks of the whole grid
+SUBTASKS_PER_TENANT_MAX = 100_000_000  #: unfinished subtasks of one tenant
 NAME_CHARS_MAX = 200  #: names of jobs, workers, tenants, labels
 ARGV_BYTES_MAX = 32 << 10  #: a command with its arguments and environment
 LABELS_MAX = 64
@@ -86,6 +87,24 @@ LINES_TAIL_BYTES = 512 << 10  #: the last bytes: all, unless the job asks for mo
 LINES_JOB_BYTES_MAX = 64 << 20  #: of all running and lost attempts of one job
 VALUE_BYTES_MAX = 2 << 30  #: one value, by way of the store
 BLOB_BYTES_MAX = 64 << 30
+
+# rates, of each key over TCP (operators and workers: only what their principals say)
+REQUESTS_PER_S = 2_000  #: messages of a client; a map sends a few for each 8,000 subtasks
+REQUESTS_BURST = 10_000
+BYTES_PER_S = 64 << 20  #: what clients send
+BYTES_BURST = 256 << 20
+HELLO_REQUESTS = 10  #: requests that a HELLO counts as
+SESSIONS_PER_KEY_MAX = 1_000
+#: of a worker's key: HELLOs and refused messages; reports are not counted
+WORKER_REQUESTS_PER_S = 20
+WORKER_REQUESTS_BURST = 1_000
+RATE_ANSWERS_MAX = 64  #: refusals that are answered until a rate lets something pass again
+RETRY_MS_MAX = 60_000  #: a client that was told to wait longer asks again after this
+#: connections of a key, and of strangers from one address, before new ones are told to come later
+CONNECTIONS_PER_S = 50
+CONNECTIONS_BURST_S = 20  #: what so many seconds bring may come at once
+#: lines of log about refusals: for each key (or address of strangers) and second one; of so many
+REFUSED_NAMES_MAX = 32
 
 # sessions and links
 SESSIONS_MAX = 20_000

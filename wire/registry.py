@@ -27,11 +27,59 @@ Decision = Literal[
 Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
 Words = Annotated[str, msgspec.Meta(max_length=4_000)]
 Public = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+LIMIT_MAX = 1 << 53
+Limit = Annotated[int, msgspec.Meta(ge=0, le=LIMIT_MAX)]
 SCOPES = ("submit", "read", "pay")  #: of a client: run work, look at it, buy and spend credits
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc=False):
     """Base of the dialogue's messages."""
+
+
+class Limits(msgspec.Struct, array_like=True, frozen=True):
+    """How much one key may ask for; 0 for what the broker's settings say.
+
+    ``requests_per_s`` and ``bytes_per_s``: messages of its connections and their bytes, with what
+    may come at once (``..._burst``). ``sessions_max``: open at a time. ``jobs_max`` and
+    ``subtasks_max``: unfinished ones of its tenant, with which this key may still submit another.
+    """
+
+    requests_per_s: Limit = 0
+    requests_burst: Limit = 0
+    bytes_per_s: Limit = 0
+    bytes_burst: Limit = 0
+    sessions_max: Limit = 0
+    jobs_max: Limit = 0
+    subtasks_max: Limit = 0
+
+
+NO_LIMITS = Limits()  #: of its own: those of the broker
+
+
+class LimitRow(msgspec.Struct, frozen=True):
+    """What one key may ask for, and what it did: as it holds now, 0 for no limit.
+
+    ``sessions``, ``passed``, ``refused``: of this broker since its start; ``wait_ms``: nothing of
+    it is taken for so long. ``jobs``, ``subtasks``: unfinished ones of its tenant.
+    """
+
+    name: str
+    public: str
+    tenant: str
+    role: str
+    requests_per_s: int
+    requests_burst: int
+    bytes_per_s: int
+    bytes_burst: int
+    sessions_max: int
+    jobs_max: int
+    subtasks_max: int
+    sessions: int
+    jobs: int
+    subtasks: int
+    passed: int
+    refused: int
+    wait_ms: int
 
 
 class Principal(msgspec.Struct, array_like=True, frozen=True):
@@ -54,6 +102,7 @@ class Principal(msgspec.Struct, array_like=True, frozen=True):
     slots_max: int = 0
     node_class: str = ""
     reason: str = ""
+    limits: Limits = NO_LIMITS
 
 
 class Follow(Message, frozen=True, tag=1):

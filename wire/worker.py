@@ -292,14 +292,16 @@ class Orders(Message, frozen=True, tag=2):
 class Refused(Message, frozen=True, tag=3):
     """The worker's message was not accepted.
 
-    ``REJOIN`` asks for a new HELLO, anything else ends the worker. ``session``: that of the message
-    with REJOIN; when it is not the worker's present one, there is nothing to join again.
+    ``REJOIN`` and ``RATE_LIMITED`` ask for a new HELLO, anything else ends the worker. ``session``:
+    that of the message with REJOIN; when it is not the worker's present one, there is nothing to
+    join again. ``retry_after_ms`` of ``RATE_LIMITED``: until then nothing of this key is taken.
     """
 
     code: str
     message: str
     hint: str
     session: bytes = b""
+    retry_after_ms: int = 0
 
 
 BrokerToWorker = Welcome | Orders | Refused

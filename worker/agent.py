@@ -181,8 +181,11 @@ class Agent:
                         self._on_open()
                 elif isinstance(message, Refused):
                     self._tell(
-                        on.WasRefused(message.code, message.message, message.hint, message.session)
-                    )
+                        on.WasRefused(
+                            message.code, message.message, message.hint, message.session,
+                            message.retry_after_ms,
+                        )
+                    )  # fmt: skip
             except RemoteError as error:
                 say(f"a message of the broker is left out: {error.message}")
 

@@ -121,7 +121,7 @@ def end_runs(
         _tell_end(state, job, start, length, outcome, attempt, message, effects, lease)
         if job.check is not None:
             abandon(job, start, length, effects)
-    state.queued -= total(runs)
+    state.add_queued(job, -total(runs))
     state.drain.finished += total(runs)
 
 
@@ -183,7 +183,7 @@ def end_rest(
     if waiting > 0:  # their inputs never came: they have no columns, only a count
         _tell_end(state, job, job.uploaded, waiting, outcome, 0, message, effects)
         job.waiting_ended = waiting
-        state.queued -= waiting
+        state.add_queued(job, -waiting)
         state.drain.finished += waiting
     if job.count < 0:
         job.count = job.uploaded

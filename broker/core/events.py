@@ -36,6 +36,7 @@ class JobSubmitted(Event, frozen=True):
     ``is_dry_run``: only say what would happen. ``known``: (job, digest of its content) that the
     journal has under this submission id, when the state may have forgotten it. ``canary``: by the
     broker itself, never from a client; the job is done if the node's value is right, else failed.
+    ``jobs_max``, ``subtasks_max``: of the client's key, 0 for the broker's.
     """
 
     client: int
@@ -48,10 +49,15 @@ class JobSubmitted(Event, frozen=True):
     is_dry_run: bool = False
     known: tuple[int, bytes] | None = None
     canary: Canary | None = None
+    jobs_max: int = 0
+    subtasks_max: int = 0
 
 
 class ParcelArrived(Event, frozen=True):
-    """Inputs ``first .. first + count`` of a job; the shell keeps the frame."""
+    """Inputs ``first .. first + count`` of a job; the shell keeps the frame.
+
+    ``subtasks_max``: of the client's key, 0 for the broker's.
+    """
 
     client: int
     tenant: str
@@ -60,6 +66,7 @@ class ParcelArrived(Event, frozen=True):
     count: int
     codec: str
     body_bytes: int
+    subtasks_max: int = 0
 
 
 class ParcelsCommitted(Event, frozen=True):

@@ -230,9 +230,13 @@ def _check_tenants(state: State) -> None:
         used = sum(1 for key in serving if key[0] == job.number)
         assert job.slots == used, f"j{job.number}: {job.slots} slots, uses {used}"
     unfinished = 0
+    queued: dict[str, int] = {}
     for job in state.jobs.values():
-        size = max(job.count, job.uploaded)
-        unfinished += max(0, size - job.final)
+        left = max(0, max(job.count, job.uploaded) - job.final)
+        queued[job.tenant.name] = queued.get(job.tenant.name, 0) + left
+        unfinished += left
+    for name, tenant in state.tenants.items():
+        assert tenant.queued == queued.get(name, 0), f"{name}: {tenant.queued} subtasks queued"
     assert unfinished == state.queued, f"{state.queued} queued, {unfinished} unfinished"
 
 

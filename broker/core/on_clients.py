@@ -157,9 +157,11 @@ def _refusal(state: State, event: JobSubmitted, requirement: Requirement) -> tup
             f" it is for jobs of at most one subtask and {_ZERO_WALL_MS_MAX} ms"
         )
     tenant = state.tenants.get(event.tenant)
-    most = state.config.jobs_per_tenant_max
+    most = event.jobs_max or state.config.jobs_per_tenant_max
     if tenant is not None and tenant.jobs >= most:
         return "QUOTA", f"tenant {event.tenant} has {tenant.jobs} unfinished jobs of at most {most}"
+    if over := _over_subtasks(state, event.tenant, max(spec.count, 0), event.subtasks_max):
+        return "QUOTA", over
     full = queue_full(state, max(spec.count, 0))
     if full:
         return "QUEUE_FULL", full
@@ -174,6 +176,19 @@ def _refusal(state: State, event: JobSubmitted, requirement: Requirement) -> tup
             f"the client runs Python {minor_of(spec.python)}, the workers have {', '.join(offered)}"
         )
     return None
+
+
+def _over_subtasks(state: State, name: str, more: int, key_max: int) -> str:
+    """Words for a tenant with too many unfinished subtasks; empty when ``more`` still fit."""
+    most = key_max or state.config.subtasks_per_tenant_max
+    tenant = state.tenants.get(name)
+    queued = tenant.queued if tenant is not None else 0
+    if queued + more <= most:
+        return ""
+    return (
+        f"tenant {name} has {queued} unfinished subtasks and asks for {more} more, of at most"
+        f" {most}"
+    )
 
 
 def queue_full(state: State, more: int) -> str:
@@ -237,7 +252,7 @@ def add_job(state: State, number: int, event: JobSubmitted, now_ms: int) -> Job:
         count=spec.count,
     )
     state.jobs[number] = job
-    state.queued += max(spec.count, 0)
+    state.add_queued(job, max(spec.count, 0))
     state.submissions[event.tenant, event.submission] = (number, content_digest(spec))
     return job
 
@@ -270,7 +285,7 @@ def on_parcel_arrived(
     job.tenant.parcel_bytes += event.body_bytes
     job.columns.grow(count)
     if job.count < 0:
-        state.queued += count
+        state.add_queued(job, count)
     effects.append(KeepParcel(job.number, first, count, event.codec))
     gone = intersect([(first, count)], job.cancelling)
     for start, length in subtract([(first, count)], gone):
@@ -308,7 +323,11 @@ def _parcel_fault(state: State, job: Job, event: ParcelArrived) -> tuple[str, st
             f"job j{job.number} sent {job.parcels.bytes_total + event.body_bytes} bytes of parcels;"
             f" its credit is {job.bytes_allowed}"
         )
-    full = queue_full(state, count) if job.count < 0 else ""
+    if job.count >= 0:
+        return None  # counted when it was submitted
+    if over := _over_subtasks(state, event.tenant, count, event.subtasks_max):
+        return "QUOTA", over
+    full = queue_full(state, count)
     return ("QUEUE_FULL", full) if full else None
 
 
@@ -376,7 +395,7 @@ def _confirm_closed(state: State, event: UploadClosed, effects: list[AnyEffect])
 
 def _close(state: State, job: Job, now_ms: int, effects: list[AnyEffect]) -> None:
     if job.count > job.uploaded:
-        state.queued -= job.count - job.uploaded
+        state.add_queued(job, -(job.count - job.uploaded))
     job.count = job.uploaded
     endings.close_upload(state, job)
     detail: dict[str, str | int | list[tuple[int, int]]] = {"count": job.count}

@@ -165,7 +165,7 @@ def _restore(state: State, fact: JobFact, now_ms: int, effects: list[AnyEffect])
         if parcel.is_freed:
             job.freed, job.bytes_freed = parcel.count, parcel.body_bytes
         if job.count < 0:
-            state.queued += parcel.count
+            state.add_queued(job, parcel.count)
     _restore_upload(state, job, fact)
     is_ended = fact.is_cancelled or fact.is_capped or fact.refusal is not None
     for result in fact.results:
@@ -193,7 +193,7 @@ def _restore_upload(state: State, job: Job, fact: JobFact) -> None:
     job.bytes_allowed = job.bytes_committed + state.config.input_credit_bytes
     if fact.closed_at >= 0 and job.count != fact.closed_at:
         if job.count > fact.closed_at:
-            state.queued -= job.count - fact.closed_at
+            state.add_queued(job, -(job.count - fact.closed_at))
         job.count = fact.closed_at
     if job.count == job.uploaded:
         endings.close_upload(state, job)
@@ -276,7 +276,7 @@ def _count_end(
     else:
         job.failed += count
         job.note_error(outcome, fact.message, first, count)
-    state.queued -= count
+    state.add_queued(job, -count)
 
 
 def _restore_losses(job: Job, losses: list[tuple[int, int]]) -> None:

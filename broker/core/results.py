@@ -201,7 +201,7 @@ def _accept(
         ruling = _compare(state, event, lease)
         ended = int(ruling in (quorum.TAKEN, quorum.DECIDED))
         not_final = [] if ended else [(first, count)]
-    state.queued -= ended
+    state.add_queued(job, -ended)
     state.drain.finished += ended
     job.sequence += 1
     effects.append(

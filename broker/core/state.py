@@ -37,6 +37,7 @@ class Config:
     slots_max: dict[str, int] = field(default_factory=dict)
     jobs_per_tenant_max: int = limits.JOBS_PER_TENANT_MAX
     queued_subtasks_max: int = limits.QUEUED_SUBTASKS_MAX
+    subtasks_per_tenant_max: int = limits.SUBTASKS_PER_TENANT_MAX
     input_credit_bytes: int = limits.INPUT_CREDIT_BYTES
     tenant_disk_bytes: int = limits.TENANT_DISK_BYTES
     recall_after_ms: int = 100  #: an unstarted lease this old is asked back for an idle slot
@@ -163,6 +164,11 @@ class State:
                 self.config.slots_max.get(name, 0),
             )
         return tenant
+
+    def add_queued(self, job: Job, count: int) -> None:
+        """So many more (negative: fewer) subtasks of this job are unfinished."""
+        self.queued += count
+        job.tenant.queued += count
 
     def requirement(self, key: RequirementKey) -> Requirement:
         """The requirement of this key, matched against all pools when it is new."""

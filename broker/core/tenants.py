@@ -32,7 +32,11 @@ RequirementKey = tuple[int, int, str, str, tuple[tuple[str, str], ...]]
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """Who pays. ``share``: weighted cpu-microseconds allocated; ``slots``: slots that serve it."""
+    """Who pays.
+
+    ``share``: weighted cpu-microseconds allocated; ``slots``: slots that serve it; ``queued``: its
+    unfinished subtasks.
+    """
 
     name: str
     order: int
@@ -40,6 +44,7 @@ class Tenant:
     slots_max: int
     share: float = 0.0
     jobs: int = 0
+    queued: int = 0
     ready_jobs: int = 0
     leases: int = 0
     slots: int = 0

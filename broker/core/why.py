@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gristmill.broker.core.state import State
     from gristmill.broker.core.workers import Profile
 
+WAITING_FOR_INPUTS = "waiting for inputs"
 ERROR_CHARACTERS_MAX = 200  #: of each error's first line
 
 
@@ -151,7 +152,7 @@ def reason_of(state: State, job: Job) -> str:
     if not job.ready.count and job.number in job.tenant.stalled:
         return _disk_text(state, job)
     if not job.ready.count:
-        return "waiting for inputs" if not job.is_closed else ""
+        return WAITING_FOR_INPUTS if not job.is_closed else ""
     if job.check is not None and (reason := _quorum_reason(state, job)) is not None:
         return f"QUORUM: {reason.asked}: {reason.nearest}; {reason.change}"
     tenant = job.tenant

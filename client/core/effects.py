@@ -44,6 +44,16 @@ class BrokerRecovering(Effect, frozen=True):
     message: str
 
 
+class Held(Effect, frozen=True):
+    """We are over the rate of our key: what is wanted goes on by itself after ``wait_ms``.
+
+    Told once a spell, in the broker's words.
+    """
+
+    wait_ms: int
+    message: str
+
+
 class Answered(Effect, frozen=True):
     """The answer to a request: ``Answer`` or ``Accepted``."""
 
@@ -130,6 +140,7 @@ AnyEffect = (
     | BrokerSilent
     | BrokerBack
     | BrokerRecovering
+    | Held
     | Answered
     | RequestFailed
     | JobAccepted

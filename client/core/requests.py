@@ -24,7 +24,9 @@ def ask(
     state.last_request += 1
     number = state.last_request
     state.requests[number] = Pending(kind, key, message, frames, now_ms, now_ms + RESEND_MS)
-    if state.phase == "open":
+    if state.held_until_ms:
+        state.requests[number].again_ms = state.held_until_ms
+    elif state.phase == "open":
         _say(state, number, now_ms, todo)
     return number
 

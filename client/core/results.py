@@ -52,6 +52,12 @@ def forget_credit(state: State) -> None:
         subscription.granted_bytes = 0
 
 
+def forget_told(state: State) -> None:
+    """What we told last may not have been taken: acknowledge and allow once more, when we may."""
+    for subscription in state.subscriptions.values():
+        subscription.told_acked = min(subscription.told_acked, subscription.acked - 1)
+
+
 def _is_gone(subscription: Subscription) -> bool:
     """Whether what is missing was asked for again and still did not come: freed, or damaged."""
     return subscription.is_fresh and subscription.retried_after == subscription.after
@@ -136,6 +142,9 @@ def _grant(
     is_late = subscription.acked > subscription.told_acked and now_ms >= late_ms
     if state.phase != "open":
         return
+    if state.held_until_ms:
+        state.next_ms = min(state.next_ms, state.held_until_ms)
+        return
     if not (is_worth_a_message or is_last or is_late):
         if subscription.acked > subscription.told_acked:
             state.next_ms = min(state.next_ms, late_ms)
@@ -182,10 +191,13 @@ def on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
     later would show it. Who waits for a long subtask asks ever more seldom.
     """
     due = NEVER
-    if state.phase != "open":
+    if state.phase != "open" or state.held_until_ms:
         return due
-    for subscription in state.subscriptions.values():
+    for subscription in list(state.subscriptions.values()):
         if subscription.is_final:
+            if subscription.acked > subscription.told_acked:  # while we were held
+                _grant(state, subscription, now_ms, todo)
+                _forget_if_over(state, subscription)
             continue
         if now_ms - subscription.moved_ms >= subscription.quiet_ms:
             subscription.moved_ms = now_ms
@@ -202,7 +214,8 @@ def on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
 
 def _forget_if_over(state: State, subscription: Subscription) -> None:
     """The job has ended and its consumer took everything: it may be read again from the start."""
-    if subscription.is_final and subscription.acked == subscription.after:
+    is_untold = bool(state.held_until_ms) and subscription.told_acked < subscription.acked
+    if subscription.is_final and subscription.acked == subscription.after and not is_untold:
         del state.subscriptions[subscription.job]
 
 

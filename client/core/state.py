@@ -16,6 +16,8 @@ ACK_MS = 1_000  #: at the latest then the broker hears which results were taken
 STALL_MS = 3_000  #: parcels without an acknowledgement for this long are said again
 TELL_SHARE = 3  #: after this part of the patience a silence is told, after all of it given up
 LATE_MS = 500  #: a turn later than this was not ours to take: we were stopped, or starved
+HOLD_MS_MIN = 50  #: who is over its rate waits at least this long
+HOLD_TELL_MS = 10_000  #: a wait within so long of the last one is of the same spell, told once
 SILENCES = 3  #: pings without any word from the broker: greet again
 NEVER = 1 << 62
 
@@ -130,6 +132,9 @@ class State:
     greeted_ms: int = -GREET_MS
     is_silence_told: bool = False
     is_recovery_told: bool = False
+    held_until_ms: int = 0  #: over our rate: we say nothing but pings until then
+    held_ms: int = -HOLD_TELL_MS  #: when that was last so
+    holds: int = 0
     last_request: int = 0
     requests: dict[int, Pending] = dataclasses.field(default_factory=dict)
     uploads: dict[int, Upload] = dataclasses.field(default_factory=dict)

@@ -18,6 +18,8 @@ credit    STALL_MS..     Accepted: a SUBMIT asks for it when nothing is on  bein
           by a SUBMIT    its way that would bring it
 ========= ============== ================================================== ==================
 
+``RATE_LIMITED`` holds all of it back for a while, see ``pace``.
+
 A new Welcome says everything again at once: requests in the order they were made, then
 subscriptions after the last sequence that was got, then parcels not yet acknowledged.
 
@@ -35,7 +37,7 @@ import msgspec
 
 from gristmill.client.core import effects as out
 from gristmill.client.core import events as on
-from gristmill.client.core import results, uploads
+from gristmill.client.core import pace, results, uploads
 from gristmill.client.core.requests import ask, say_again
 from gristmill.client.core.state import (
     GREET_MS,
@@ -138,6 +140,7 @@ def _on_welcome(
     if state.phase == "open" and welcome.session == state.session:
         return  # the answer to a HELLO that was said twice
     state.phase, state.is_recovery_told = "open", False
+    state.held_until_ms = 0  # it took our HELLO
     state.session = welcome.session
     state.ping_ms = max(welcome.ping_ms, 1)
     state.said_ms = now_ms
@@ -195,6 +198,9 @@ def _on_refused(
             state.is_recovery_told = True
             todo.append(out.BrokerRecovering(refused.message))
         return
+    if refused.code == "RATE_LIMITED":
+        pace.on_rate_limited(state, refused, now_ms, todo)
+        return
     if refused.request == 0 and state.phase == "greeting" and refused.code in _FINAL_REFUSALS:
         state.phase = "refused"
         state.refusal = (refused.code, refused.message, refused.hint)
@@ -237,6 +243,11 @@ def _on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
         state.next_ms = NEVER
         return
     due = [NEVER]
+    if state.held_until_ms:
+        if now_ms >= state.held_until_ms:
+            pace.release(state, now_ms, todo)
+        else:
+            due.append(state.held_until_ms)
     if state.phase == "open":
         if now_ms - state.heard_ms >= SILENCES * state.ping_ms:
             _greet(state, now_ms, todo)
@@ -245,10 +256,11 @@ def _on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> None:
             todo.append(out.Send(wire.Ping(state.session)))
         due.append(state.said_ms + state.ping_ms)
         due.append(state.heard_ms + SILENCES * state.ping_ms)
-    elif now_ms - state.greeted_ms >= GREET_MS and state.is_linked:
+    elif now_ms - state.greeted_ms >= GREET_MS and state.is_linked and not state.held_until_ms:
         _greet(state, now_ms, todo)
     if state.phase == "greeting":
-        due.append(state.greeted_ms + GREET_MS if state.is_linked else now_ms + GREET_MS)
+        greet_ms = state.greeted_ms if state.is_linked else now_ms
+        due.append(max(greet_ms + GREET_MS, state.held_until_ms))
     due.append(_resend(state, now_ms, todo))
     due.append(uploads.on_time(state, now_ms, todo))
     due.append(results.on_time(state, now_ms, todo))
@@ -271,10 +283,10 @@ def _resend(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
             else:
                 uploads.fail(state, pending.key, "UNREACHABLE", message, "", todo)
             continue
-        if state.phase == "open" and now_ms >= pending.again_ms:
+        if state.phase == "open" and now_ms >= max(pending.again_ms, state.held_until_ms):
             say_again(state, number, now_ms, todo)
         if state.phase == "open":
-            due = min(due, pending.again_ms)
+            due = min(due, max(pending.again_ms, state.held_until_ms))
         if pending.kind in ("app", "submit"):
             due = min(due, max(state.heard_ms, pending.made_ms) + state.timeout_ms)
     return due

@@ -206,7 +206,7 @@ def on_input_credit(
 
 def pump(state: State, upload: Upload, now_ms: int, todo: list[out.AnyEffect]) -> None:
     """Send what credit allows; one parcel may cross the limit, so a large one cannot stall."""
-    if state.phase != "open" or not upload.job or upload.have >= 0:
+    if state.phase != "open" or state.held_until_ms or not upload.job or upload.have >= 0:
         return
     is_allowed = upload.sent_bytes < upload.bytes_allowed
     if upload.parcels and upload.sent == 0 and is_allowed:
@@ -311,7 +311,7 @@ def on_time(state: State, now_ms: int, todo: list[out.AnyEffect]) -> int:
     saying its Submit again, ever more seldom.
     """
     due = NEVER
-    if state.phase != "open":
+    if state.phase != "open" or state.held_until_ms:
         return due
     for upload in state.uploads.values():
         if not upload.sent:

@@ -29,12 +29,16 @@ class OrdersArrived:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WasRefused:
-    """The broker did not accept a message of ours; ``session``: that of the message."""
+    """The broker did not accept a message of ours; ``session``: that of the message.
+
+    ``retry_after_ms``: until then it takes nothing of ours.
+    """
 
     code: str
     message: str
     hint: str
     session: bytes = b""
+    retry_after_ms: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ always the first to stop.
 import msgspec
 
 from gristmill.wire.errors import CODES
-from gristmill.wire.limits import OPEN_JOBS_TOLD_MAX, RESULTS_PER_REPORT_MAX
+from gristmill.wire.limits import OPEN_JOBS_TOLD_MAX, RESULTS_PER_REPORT_MAX, RETRY_MS_MAX
 from gristmill.wire.worker import LeaseGrant, Report, grants_mark
 from gristmill.worker.core import effects as do
 from gristmill.worker.core import events as on
@@ -76,7 +76,7 @@ def on_welcomed(state: State, event: on.Welcomed, now_ms: int) -> Effects:
 
 
 def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
-    """REJOIN: HELLO again; RECOVERING, NODE_PENDING: later; MALFORMED: go on, but not for ever.
+    """REJOIN: HELLO again; RECOVERING, RATE_LIMITED, NODE_PENDING: later; MALFORMED: not for ever.
 
     Anything else ends the worker. What was in a malformed report is said again like that of a lost
     one, and a HELLO is repeated anyway.
@@ -92,6 +92,10 @@ def on_was_refused(state: State, event: on.WasRefused, now_ms: int) -> Effects:
     if event.code == "RECOVERING":  # it reads its journal: what we hold, the next HELLO tells
         state.phase, state.hello_at_ms = "greeting", now_ms + HELLO_FIRST_MS
         return []
+    if event.code == "RATE_LIMITED":  # somebody says HELLO, or nonsense, with our key
+        wait_ms = min(max(event.retry_after_ms, HELLO_FIRST_MS), RETRY_MS_MAX)
+        state.phase, state.hello_at_ms = "greeting", now_ms + wait_ms
+        return [do.Tell(f"{event.message}; waiting")]
     if event.code == "MALFORMED":
         state.malformed += 1
         if state.malformed < MALFORMED_MAX:

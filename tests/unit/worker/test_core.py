@@ -60,6 +60,15 @@ def test_an_old_sessions_rejoin_does_not_end_the_new_one() -> None:
     assert not [effect for effect in rig.turn() if isinstance(effect, do.SendHello)]
 
 
+def test_who_is_over_the_rate_of_its_key_says_hello_later() -> None:
+    rig = Rig().running()
+    (told,) = rig.tell(on.WasRefused("RATE_LIMITED", "m", "h", b"", 900))
+    assert isinstance(told, do.Tell)
+    assert not [effect for effect in rig.turn(890) if isinstance(effect, do.SendHello)]
+    (effect,) = rig.turn(10)
+    assert isinstance(effect, do.SendHello), "and it has ended nothing"
+
+
 def test_another_refusal_ends_the_worker_with_the_codes_exit_code() -> None:
     rig = Rig().running()
     assert rig.tell(on.WasRefused("NAME_TAKEN", "m", "h")) == [
