@@ -289,9 +289,15 @@ class Front:
                 continue
             found = self._principals.find(session.public)
             if session.public in changed and not session.is_of(found):
-                self.suspend_session(session, "its principal changed")
+                cause = "its principal changed"
             elif found is None or 0 < found.expires_ms <= utc_ms:
-                self.suspend_session(session, "the time of its key is over")
+                cause = "the time of its key is over"
+            else:
+                continue
+            # Unasked: an answer that is on its way to it is dropped, and it would wait for that.
+            told = say.Refused(0, "REJOIN", cause, "", 0, session.token)
+            self._mailbox.send(session.peer, [encode(told)])
+            self.suspend_session(session, cause)
 
     def _on_ping(self, session: ClientSession, message: say.Ping, bodies: list[bytes]) -> None:
         self._mailbox.send(session.peer, [encode(say.Pong())])
