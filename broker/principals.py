@@ -19,7 +19,7 @@ from gristmill.wire import limits
 from gristmill.wire.curve import curve_public
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.keys import BROKER_KEY, load_key
-from gristmill.wire.registry import LIMIT_MAX, SCOPES, Limits, Principal, Role
+from gristmill.wire.registry import LIMIT_MAX, NO_LIMITS, SCOPES, Limits, Principal, Role
 from gristmill.wire.tokens import Token, new_token
 from gristmill.wire.units import parse_bytes
 
@@ -27,6 +27,7 @@ log = logging.getLogger("gristmill.broker.principals")
 
 FILE_NAME = "principals"  #: of this host
 FOLLOWED_NAME = "followed"  #: as the registry told them, see registry_link
+LIMITS_NAME = "limits"  #: what an operator of this host set for keys of either file
 _NAMES_TOLD = 10
 #: which roles may connect to a port at all; what they may say there is each port's verb table
 PORTS: dict[str, frozenset[Role]] = {
@@ -43,6 +44,7 @@ _REFUSED = {
     "revoked": ("KEY_REVOKED", "was revoked"),
 }
 _decode = msgspec.json.Decoder(Principal).decode
+_decode_limits = msgspec.json.Decoder(dict[str, Limits]).decode
 
 
 class Principals:
@@ -54,6 +56,7 @@ class Principals:
 
     def __init__(self, folder: pathlib.Path, fixed: Iterable[Principal] = ()) -> None:
         self._paths = [folder / FILE_NAME, folder / FOLLOWED_NAME]
+        self._limits = folder / LIMITS_NAME
         self._fixed = {one.public: one for one in fixed}
         self._lock = threading.Lock()
         self._seen: list[tuple[int, int, int] | None] = []  # of no file: read the first time
@@ -73,13 +76,16 @@ class Principals:
     def _read(self) -> None:
         """A file that makes no sense is logged, and what was known stays, until it is mended."""
         with self._lock:
-            seen = [_stamp(path) for path in self._paths]
+            seen = [_stamp(path) for path in (*self._paths, self._limits)]
             if seen == self._seen:
                 return
             self._seen = seen
             try:
                 told = [one for path in self._paths for one in read(path)]
                 found = {one.public: one for one in told} | self._fixed
+                for public, own in read_limits(self._limits).items():
+                    if public in found:
+                        found[public] = msgspec.structs.replace(found[public], limits=own)
             except (RemoteError, OSError) as error:
                 log.error("the principals cannot be read, those of before stay: %s", error)
                 return
@@ -192,12 +198,16 @@ def read(path: pathlib.Path) -> list[Principal]:
 
 def write(path: pathlib.Path, principals: Iterable[Principal]) -> None:
     """Replace the file whole, on the disk."""
+    _replace(path, [msgspec.json.encode(one) for one in principals])
+
+
+def _replace(path: pathlib.Path, lines: Iterable[bytes]) -> None:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
-            for one in principals:
-                file.write(msgspec.json.encode(one) + b"\n")
+            for line in lines:
+                file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -240,15 +250,29 @@ def make_token(
     return token.text
 
 
+def read_limits(path: pathlib.Path) -> dict[str, Limits]:
+    """Public key to what an operator of this host set for it; nothing if there is no file.
+
+    Raises:
+        RemoteError: ``INVALID_SPEC``: the file makes no sense.
+    """
+    try:
+        return _decode_limits(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:
+        told = f"{path}: {error}"
+        raise RemoteError("INVALID_SPEC", told, "restore the file, or remove it") from None
+
+
 def set_limits(folder: pathlib.Path, name: str, own: Limits) -> Principal:
     """Other limits for the key of this name, or public key; the broker follows within a second.
 
     Raises:
         RemoteError: ``INVALID_SPEC``: there is none, or more than one.
     """
-    path = folder / FILE_NAME
-    rows = read(path)
-    found = [one for one in rows if name in (one.name, one.public)]
+    rows = [one for file in (FILE_NAME, FOLLOWED_NAME) for one in read(folder / file)]
+    found = {one.public: one for one in rows if name in (one.name, one.public)}
     if len(found) != 1:
         there = ", ".join(sorted({one.name for one in rows})[:_NAMES_TOLD]) or "none"
         many = f"{len(found)} keys are" if found else "no key is"
@@ -257,9 +281,13 @@ def set_limits(folder: pathlib.Path, name: str, own: Limits) -> Principal:
             f"{many} named {name!r:.80}; there are: {there}",
             "give the whole public key, as 'gristmill limits --json' shows it",
         )
-    changed = msgspec.structs.replace(found[0], limits=own, version=found[0].version + 1)
-    write(path, [changed if one is found[0] else one for one in rows])
-    return changed
+    ((public, who),) = found.items()
+    kept = read_limits(folder / LIMITS_NAME)
+    kept.pop(public, None)
+    if own != NO_LIMITS:
+        kept[public] = own
+    _replace(folder / LIMITS_NAME, [msgspec.json.encode(kept)])
+    return msgspec.structs.replace(who, limits=own)
 
 
 def parse_limits(text: str) -> Limits:
