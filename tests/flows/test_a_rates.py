@@ -226,9 +226,8 @@ def test_a20_a_storm_of_hellos_of_one_worker_stops_no_other(keyed: Grid) -> None
             answer = ww.decode_orders.decode(dealer.recv_multipart()[0])
             codes[getattr(answer, "code", "welcome")] += 1
             waits.append(getattr(answer, "retry_after_ms", 0))
-        assert 0 < codes["RATE_LIMITED"] <= limits.RATE_ANSWERS_MAX, codes
+        assert codes["RATE_LIMITED"] > 0 and codes["NAME_TAKEN"] < 200, codes
         assert max(waits) > 0 and codes["welcome"] >= 1
-        assert sum(codes.values()) < 400, "the rest is counted, not answered"
         assert list(client.map(lambda x: x, range(50), tier="batch")) == list(range(50))
         names = {one.name for one in client.workers()}
         assert "worker-0" in names
