@@ -156,7 +156,7 @@ class Gate:
             self._shut[routing] = meter
         found = self._principals.find(public) if self._principals is not None else None
         name = f"{found.name!r} of tenant {found.tenant}" if found else f"{public:.12}..."
-        told = f"the key {name} is at its rate of {meter.narrowest(now_ms)}"
+        told = f"the key {name} is at its rate of {meter.cause}"
         return RateError(f"{told}; it may go on in {wait_ms} ms", wait_ms, is_answered)
 
     def check_session(self, public: str, meter: Meter | None) -> None:
@@ -241,7 +241,7 @@ class Gate:
             if meter.closings and now_ms - meter.closed_until_ms < HELD_MS:
                 found = self._principals.find(public)
                 if found is not None and found.tenant == tenant:
-                    return found.name, meter.narrowest(now_ms)
+                    return found.name, meter.cause
         return None
 
     # ------------------------------------------------------------ who was refused

@@ -68,13 +68,14 @@ class Bucket:
 class Meter:
     """What one principal takes: messages and their bytes; and what was refused of it.
 
+    ``cause``: the limit at which it was closed last, in words.
     ``closed_until_ms``: nothing passes before. ``refused``: messages that did not pass, and
     ``answered``: how many of them were, since it was closed last. ``sessions``: open ones.
     """
 
     __slots__ = (
-        "_bytes", "_requests", "answered", "closed_until_ms", "closings", "passed", "refused",
-        "sessions", "sessions_max",
+        "_bytes", "_requests", "answered", "cause", "closed_until_ms", "closings", "passed",
+        "refused", "sessions", "sessions_max",
     )  # fmt: skip
 
     def __init__(self, now_ms: int) -> None:
@@ -82,6 +83,7 @@ class Meter:
         self._bytes = Bucket(0, 0, now_ms)
         self.sessions_max = 0
         self.sessions = 0
+        self.cause = ""
         self.closed_until_ms = now_ms
         self.closings = self.passed = self.refused = self.answered = 0
 
@@ -100,7 +102,10 @@ class Meter:
             self.refused += 1
             return self.closed_until_ms - now_ms
         # asks the bytes first, takes nothing of them: the other bucket may say no
-        wait_ms = self._bytes.take(0, now_ms) or self._requests.take(cost, now_ms)
+        if wait_ms := self._bytes.take(0, now_ms):
+            self.cause = f"{self._bytes.per_s:,} bytes a second"
+        elif wait_ms := self._requests.take(cost, now_ms):
+            self.cause = f"{self._requests.per_s:,} requests a second"
         if wait_ms:
             self.closed_until_ms = now_ms + wait_ms
             self.closings += 1
@@ -110,9 +115,3 @@ class Meter:
         self._bytes.take(size_bytes, now_ms)
         self.passed += 1
         return 0
-
-    def narrowest(self, now_ms: int) -> str:
-        """Which limit it is at, in words."""
-        is_bytes = bool(self._bytes.per_s) and self._bytes.tokens(now_ms) < 1
-        per_s = self._bytes.per_s if is_bytes else self._requests.per_s
-        return f"{per_s:,} {'bytes' if is_bytes else 'requests'} a second"

@@ -79,12 +79,12 @@ def test_of_two_limits_the_narrower_holds_and_a_refused_message_costs_neither() 
     meter.limit((1_000, 1_000), (1_000, 1_000), 0, 0)
     assert meter.take(1, 5_000, 0) == 0, "larger than the burst: a debt"
     assert meter.take(1, 1, 0) == 4_250
-    assert meter.narrowest(0) == "1,000 bytes a second"
+    assert meter.cause == "1,000 bytes a second"
     assert meter.take(1, 1, 4_250) == 0
     assert meter.passed == 2
     meter.limit((1, 1), (0, 0), 0, 4_250)
     meter.take(1, 1, 4_250)
-    assert meter.take(1, 1, 4_250) and meter.narrowest(4_250) == "1 requests a second"
+    assert meter.take(1, 1, 4_250) and meter.cause == "1 requests a second"
 
 
 def test_a_wider_limit_opens_a_closed_meter_at_once() -> None:
