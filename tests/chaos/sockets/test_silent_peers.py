@@ -4,8 +4,10 @@ An honest client asks for one small job after the other all the while: none is l
 those who never prove a key are gone by HANDSHAKE_IVL.
 """
 
+import contextlib
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,55 @@ from gristmill.wire.keys import load_key
 CURVE = GREETING.replace(b"NULL\0", b"CURVE")
 WAIT_MAX_S = 5.0  #: no honest job takes longer; a busy machine alone takes a tenth of this
 GONE_S_MAX = 20.0  #: HANDSHAKE_IVL is 1 s
+
+
+#: of each window at least; a crowd is sent away and comes again once a second
+ROUND_TRIPS, WINDOW_S, TURNS = 400, 1.2, 2
+#: takes a crowd as a broker does and is none: what so many connections cost this machine
+SINK = """
+import collections, select, socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=4096)
+server.setblocking(False)
+held = collections.deque()
+while True:
+    select.select([server], [], [], 0.05)
+    try:
+        while True:
+            held.append((time.monotonic(), server.accept()[0]))
+    except BlockingIOError:
+        pass
+    while held and time.monotonic() - held[0][0] > 1.0:
+        held.popleft()[1].close()
+"""
+#: keeps so many silent connections open at each address: HANDSHAKE_IVL ends them, it comes again.
+#: It is a process of its own, or the honest client would share its interpreter.
+CROWD = """
+import select, socket, sys
+count, greeting = int(sys.argv[1]), bytes.fromhex(sys.argv[2])
+places = [address.removeprefix("tcp://").rsplit(":", 1) for address in sys.argv[3:]]
+poll, peers = select.poll(), {}
+def come(place):
+    peer = socket.create_connection((place[0], int(place[1])))
+    peer.sendall(greeting)
+    peers[peer.fileno()] = peer, place
+    poll.register(peer, select.POLLIN)
+for place in places:
+    for _ in range(count // len(places)):
+        come(place)
+print("here", flush=True)
+while True:
+    for number, _ in poll.poll():
+        peer, place = peers[number]
+        try:
+            is_gone = not peer.recv(4096)
+        except OSError:
+            is_gone = True
+        if is_gone:
+            poll.unregister(peer)
+            del peers[number]
+            peer.close()
+            come(place)
+"""
 
 
 def free_port() -> int:
@@ -66,7 +117,7 @@ def crowd(address: str, count: int) -> list[socket.socket]:
 
 def quantile(seconds: list[float], share: float) -> float:
     """In ms."""
-    return round(1_000 * sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))], 1)
+    return round(1_000 * sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))], 2)
 
 
 def added(number: int) -> int:
@@ -118,6 +169,66 @@ def test_silent_peers_at_every_socket_delay_nobody(
         during_ms_p50=quantile(during, 0.5), during_ms_p99=quantile(during, 0.99),
         ratio_p99=round(quantile(during, 0.99) / quantile(before, 0.99), 2),
     )  # fmt: skip
+
+
+def test_a_clients_p99_beside_silent_peers_is_the_machines_own(
+    grid: Grid, sized: Callable[[int, int], int], figures: Callable[..., None]
+) -> None:
+    """The same client, in turns, in the same minute: alone, a crowd elsewhere, a crowd here.
+
+    What a crowd costs the machine it costs elsewhere, too; the rest would be the broker's doing.
+    """
+    count, port = sized(500, 1_500), free_port()
+    elsewhere, here = [f"tcp://127.0.0.1:{port}"], [grid.address, grid.back]
+    places: dict[str, list[str]] = {"alone": [], "elsewhere": elsewhere, "here": here}
+    times: dict[str, list[float]] = {name: [] for name in places}
+    with (
+        Client(grid.address, token=grid.token("local")) as client,
+        subprocess.Popen([sys.executable, "-c", SINK, str(port)]) as sink,
+    ):
+
+        def window(times: list[float]) -> None:
+            until_s, enough = time.monotonic() + WINDOW_S, len(times) + ROUND_TRIPS
+            while time.monotonic() < until_s or len(times) < enough:
+                began = time.monotonic()
+                client.jobs(limit=1)
+                times.append(time.monotonic() - began)
+
+        try:
+            window([])
+            base = connections(grid, "broker") + 4
+            for _ in range(TURNS):
+                for name, addresses in places.items():
+                    with _crowd_of(count, addresses):
+                        window(times[name])
+                    until("they are gone", lambda: connections(grid, "broker") <= base, GONE_S_MAX)
+        finally:
+            sink.kill()
+    assert max(max(each) for each in times.values()) < WAIT_MAX_S
+    told: dict[str, float] = {}
+    for name, each in times.items():
+        told[f"{name}_ms_p50"], told[f"{name}_ms_p99"] = quantile(each, 0.5), quantile(each, 0.99)
+    figures(
+        peers=count, round_trips_min=min(map(len, times.values())), **told,
+        here_of_alone_p99=round(told["here_ms_p99"] / told["alone_ms_p99"], 2),
+        here_of_elsewhere_p99=round(told["here_ms_p99"] / told["elsewhere_ms_p99"], 2),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _crowd_of(count: int, addresses: list[str]) -> Iterator[None]:
+    """So many silent peers, parted among these addresses; nobody without an address."""
+    if not addresses:
+        yield
+        return
+    command = [sys.executable, "-c", CROWD, str(count), CURVE.hex(), *addresses]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peers:
+        try:
+            assert peers.stdout is not None and peers.stdout.readline() == "here\n"
+            yield
+            assert peers.poll() is None, "they were there to the end"
+        finally:
+            peers.kill()
 
 
 def _is_closed(stream: socket.socket) -> bool:
