@@ -171,12 +171,13 @@ def test_silent_peers_at_every_socket_delay_nobody(
     )  # fmt: skip
 
 
-def test_a_clients_p99_beside_silent_peers_is_the_machines_own(
+def test_a_clients_p99_alone_beside_a_crowd_elsewhere_and_here(
     grid: Grid, sized: Callable[[int, int], int], figures: Callable[..., None]
 ) -> None:
     """The same client, in turns, in the same minute: alone, a crowd elsewhere, a crowd here.
 
-    What a crowd costs the machine it costs elsewhere, too; the rest would be the broker's doing.
+    What a crowd costs the machine it costs elsewhere, too; the rest is the broker's: all of the
+    crowd is sent away within one second, and comes back, through the one I/O thread of libzmq.
     """
     count, port = sized(500, 1_500), free_port()
     elsewhere, here = [f"tcp://127.0.0.1:{port}"], [grid.address, grid.back]
