@@ -6,7 +6,7 @@ real jails, everything on beside the same with one part off. Off by a switch of 
 that do not wait for their commit (``durable=False``), no jail (tier ``trusted``). Off by other
 means: the grid's state in memory (``/dev/shm``: the disk's part of durability). What cannot be
 switched off is done alone: signing and checking a receipt for each result, reading the clock and
-packing the meter for each subtask. CURVE is not there yet.
+packing the meter for each subtask. CURVE is not measured here yet.
 """
 
 import pathlib
