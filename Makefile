@@ -85,14 +85,14 @@ chaos: .venv/.stamp ## real processes killed, stopped, starved and lied to
 fleet: .venv/.stamp ## a grid under a real systemd, at release size; as root, some minutes
 	GRISTMILL_SIZE=release .venv/bin/pytest tests/fleet tests/flows/test_b_fleet.py $(PYTEST)
 
-release-check: .venv/.stamp ## the simulator and the faults at release size, in two lanes; it takes long
+release-check: .venv/.stamp ## the simulator, the faults and the fleet at release size, in two lanes; it takes long
 	@mkdir -p out && rm -f out/release-* out/reliability.jsonl
 	@status=0; $(MAKE) --no-print-directory -kj2 release-disk release-rest || status=$$?; \
 	cat out/release-*.jsonl > out/reliability.jsonl; tail -n 30 out/release-*.log; \
 	GRISTMILL_SIZE=release .venv/bin/python bench/harness/reliability.py out/reliability.jsonl && exit $$status
 
 release-disk: LANE = tests/chaos/disk
-release-rest: LANE = tests/sim tests/chaos --ignore tests/chaos/disk
+release-rest: LANE = tests/sim tests/chaos tests/fleet tests/flows/test_b_fleet.py --ignore tests/chaos/disk
 release-disk release-rest:
 	@GRISTMILL_SIZE=release GRISTMILL_FIGURES="$(CURDIR)/out/$@.jsonl" \
 		.venv/bin/pytest $(LANE) -o faulthandler_timeout=3600 $(PYTEST) > out/$@.log 2>&1
