@@ -1,4 +1,4 @@
-"""A fleet of several hosts, each with an address of its own: deployed, at work, drained, cut off.
+"""A fleet of several hosts, each with an address of its own: deployed, at work, drained.
 
 What one host prints is typed on the other (tests/rig/hosts_rig.py), and a person who has an address
 and a token submits. ``test_hosts_release.py`` has what takes longer.
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from hosts_rig import Fleet, hosts_wanted, lines_of, why_not
+from hosts_rig import LONGER, Fleet, hosts_wanted, lines_of, why_not
 
 pytestmark = [
     pytest.mark.root,
@@ -19,9 +19,6 @@ pytestmark = [
 ]
 
 WORKER = "gristmill-worker@1"
-#: how much longer a job is made when it was over before what was to happen to it: commands take
-#: long on a machine with much else to do
-LONGER = (1, 4, 16)
 #: fails where it sees what the host has, as it would without a jail
 JAILED = "test ! -e /etc/gristmill && test ! -e /var/lib/gristmill && echo $GRISTMILL_INDEX"
 
@@ -93,36 +90,3 @@ def test_a_drained_host_leaves_a_job_that_runs(fleet: Fleet, figures: Callable[.
             break
     assert left < count, "the job was over before the worker had left"
     figures(subtasks=count, done_when_it_left=left)
-
-
-def test_a_host_that_is_cut_off_costs_time_and_no_credit(
-    fleet: Fleet, figures: Callable[..., None]
-) -> None:
-    """The broker says who is away and why, others do its work, and it is back by itself."""
-    host, broker = fleet.millers[0], fleet.broker
-    name, pid = f"{host.name}-1", host.property_of(WORKER, "MainPID")
-    for factor in LONGER:
-        count = factor * 12 * len(fleet.millers)
-        job = fleet.submit(count, "sleep 1; echo $GRISTMILL_INDEX", "--retries=0")
-        fleet.until_done(job, 2)
-        since = broker.now()
-        fleet.network.cut(host.name)
-        broker.until("away", lambda: lost_lines(fleet, since, name))  # noqa: B023
-        assert name not in fleet.nodes()
-        fleet.until_done(job, min(fleet.count_of(job, "done") + 4, count))
-        fleet.network.mend(host.name)
-        broker.until("it is back", lambda: name in fleet.nodes())
-        assert fleet.finish(job) == lines_of(count)
-        assert fleet.bill(job).done == count
-        assert host.property_of(WORKER, "MainPID") == pid, "nobody had to start it again"
-        if lost := fleet.count_of(job, "lost"):
-            break
-    assert lost, "nothing ran there when it was cut off"
-    figures(subtasks=count, lost=lost, late=fleet.count_of(job, "superseded"))
-
-
-def lost_lines(fleet: Fleet, since: str, name: str) -> list[str]:
-    """What the broker says of a worker that is silent."""
-    said = fleet.broker.journal(since, "-o", "cat", "GRISTMILL_ROOM=broker")
-    words = ("worker.lost", f"'name': '{name}'", "silent for", "ms; the limit is ")
-    return [line for line in said.splitlines() if all(word in line for word in words)]

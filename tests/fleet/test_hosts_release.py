@@ -1,4 +1,4 @@
-"""A fleet of several hosts upgraded, half deaf, killed, without power: a job runs through each.
+"""A fleet of several hosts upgraded, cut off, killed, without power: a job runs through each.
 
 What each test asserts of its job: every subtask has its line once, and was paid for once; receipts
 and charges agree, and the books are in order. `make fleet` runs this file, `make test` does not.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fleet_rig import FleetHost
-from hosts_rig import Fleet, hosts_wanted, lines_of, why_not
+from hosts_rig import LONGER, Fleet, hosts_wanted, lines_of, why_not
 
 pytestmark = [
     pytest.mark.root,
@@ -66,6 +66,39 @@ def test_a_rolling_restart_of_all_hosts(fleet: Fleet, figures: Callable[..., Non
     figures(subtasks=count, restarts=len(fleet.millers), lost=fleet.count_of(job, "lost"))
 
 
+def test_a_host_that_is_cut_off_costs_time_and_no_credit(
+    fleet: Fleet, figures: Callable[..., None]
+) -> None:
+    """The broker says who is away and why, others do its work, and it is back by itself."""
+    host, broker = fleet.millers[0], fleet.broker
+    name, pid = f"{host.name}-1", host.property_of(WORKER, "MainPID")
+    for factor in LONGER:
+        count = factor * 12 * len(fleet.millers)
+        job = fleet.submit(count, "sleep 1; echo $GRISTMILL_INDEX", "--retries=0")
+        fleet.until_done(job, 2)
+        since = broker.now()
+        fleet.network.cut(host.name)
+        broker.until("away", lambda: lost_lines(fleet, since, name))  # noqa: B023
+        assert name not in fleet.nodes()
+        fleet.until_done(job, min(fleet.count_of(job, "done") + 4, count))
+        fleet.network.mend(host.name)
+        broker.until("it is back", lambda: name in fleet.nodes())
+        assert fleet.finish(job) == lines_of(count)
+        assert fleet.bill(job).done == count
+        assert host.property_of(WORKER, "MainPID") == pid, "nobody had to start it again"
+        if lost := fleet.count_of(job, "lost"):
+            break
+    assert lost, "nothing ran there when it was cut off"
+    figures(subtasks=count, lost=lost, late=fleet.count_of(job, "superseded"))
+
+
+def lost_lines(fleet: Fleet, since: str, name: str) -> list[str]:
+    """What the broker says of a worker that is silent."""
+    said = fleet.broker.journal(since, "-o", "cat", "GRISTMILL_ROOM=broker")
+    words = ("worker.lost", f"'name': '{name}'", "silent for", "ms; the limit is ")
+    return [line for line in said.splitlines() if all(word in line for word in words)]
+
+
 @pytest.mark.parametrize("way", ["to the broker", "from the broker"])
 def test_a_network_that_loses_one_way(fleet: Fleet, figures: Callable[..., None], way: str) -> None:
     """Either way the worker's work goes elsewhere; it is back without a hand, with late results."""
@@ -87,7 +120,7 @@ def test_a_network_that_loses_one_way(fleet: Fleet, figures: Callable[..., None]
     lost = [line for line in said.splitlines() if "worker.lost" in line and name in line]
     told = check(fleet, job, count)
     assert pid_of(host, WORKER) == pid and restarts(host, WORKER) == 0
-    figures(cause=lost[0].partition("'cause': ")[2][:60], **told)
+    figures(cause=lost[0].partition("'cause': '")[2].partition("'")[0], **told)
 
 
 def test_every_process_is_killed(fleet: Fleet, figures: Callable[..., None]) -> None:

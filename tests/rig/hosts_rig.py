@@ -27,6 +27,9 @@ AUDIT = (
     "setpriv --reuid=gristmill-ledger --clear-groups gristmill ledger audit "
     "--state /var/lib/gristmill"
 )
+#: how much longer a job is made when it was over before what was to happen to it: commands take
+#: long on a machine with much else to do
+LONGER = (1, 4, 16)
 NOBODYS_MAC = "02:00:00:00:00:01"
 
 
