@@ -180,6 +180,8 @@ class Fleet:
             )
             host.shell(behind(said.stderr, "next: "))
         self._admit()
+        wanted = {f"{host.name}-1": "idle" for host in self.millers}
+        self.broker.until("all are in again", lambda: self.nodes() == wanted)
 
     def _admit(self) -> None:
         """A person gets a token and credits, by commands of the page."""
