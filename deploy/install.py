@@ -29,10 +29,16 @@ UNITS = "etc/systemd/system"
 CREDENTIALS = "etc/credstore"
 BROKER_KEY = f"{CREDENTIALS}/gristmill-broker.key"
 OPERATOR_TOKEN = f"{CREDENTIALS}/gristmill-operator.token"
-SERVICES = ("broker", "ledger", "store", "operator")  #: with a key each; so has each worker
+SERVICES = (
+    "broker",
+    "ledger",
+    "store",
+    "registry",
+    "operator",
+)  #: with a key each; so has each worker
 KEYS_ENV = "keys.env"
 ALLOW = "etc/gristmill/allow"  #: who else the broker lets in, as its option --allow has it
-FRONT_PORT, BACK_PORT, STORE_PORT = 7031, 7032, 7034
+FRONT_PORT, BACK_PORT, STORE_PORT, ENROLMENT_PORT = 7031, 7032, 7034, 7035
 LOOPBACK = "127.0.0.1"
 _ALLOW_TEXT = "# Whom the broker lets in beside who has a key on this host: worker:NAME=KEY.\n"
 #: where our file goes, below the root
@@ -41,6 +47,7 @@ TARGETS = {
     "gristmill-broker.service": f"{UNITS}/gristmill-broker.service",
     "gristmill-ledger.service": f"{UNITS}/gristmill-ledger.service",
     "gristmill-store.service": f"{UNITS}/gristmill-store.service",
+    "gristmill-registry.service": f"{UNITS}/gristmill-registry.service",
     "gristmill-worker@.service": f"{UNITS}/gristmill-worker@.service",
     "gristmill.sysusers.conf": "etc/sysusers.d/gristmill.conf",
     "gristmill.tmpfiles.conf": "etc/tmpfiles.d/gristmill.conf",
@@ -48,6 +55,7 @@ TARGETS = {
     "broker.env": "etc/gristmill/broker.env",
     "ledger.env": "etc/gristmill/ledger.env",
     "store.env": "etc/gristmill/store.env",
+    "registry.env": "etc/gristmill/registry.env",
     "worker.env": "etc/gristmill/worker.env",
 }
 #: of these, what a host of workers has
@@ -104,7 +112,7 @@ class Site:
 
     def next_command(self) -> str:
         """After the files are there."""
-        rooms = () if self.broker else ("ledger", "store", "broker")
+        rooms = () if self.broker else ("ledger", "store", "registry", "broker")
         units = [f"gristmill-{room}" for room in rooms]
         return " ".join([_PREPARE, *units, *(f"gristmill-worker@{one}" for one in self.workers)])
 
@@ -257,6 +265,8 @@ def check_settings(root: Path, site: Site) -> None:
         here = _in_url(site.address)
         for name, port in (("FRONT", FRONT_PORT), ("BACK", BACK_PORT)):
             wanted["broker.env", f"GRISTMILL_BROKER_{name}"] = f"tcp://{here}:{port}"
+        enrolment = f"tcp://{here}:{ENROLMENT_PORT}"
+        wanted["registry.env", "GRISTMILL_REGISTRY_ENROLMENT"] = enrolment
         store = f"https://{here}:{STORE_PORT}"
         wanted["broker.env", "GRISTMILL_BROKER_STORE"] = store
         wanted["store.env", "GRISTMILL_STORE_LISTEN"] = store

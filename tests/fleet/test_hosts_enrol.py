@@ -1,14 +1,13 @@
 """A fleet that enrols itself: what ``node token`` prints is pasted on another host, no more.
 
 ``make fleet`` runs this file, ``make test`` does not: tests/flows/test_b_enrolment.py has each step
-without systemd. The registry runs as the broker's user beside it.
+without systemd. The operator is elsewhere: what they decide goes through the broker.
 """
 
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from fleet_rig import PYTHON
 from hosts_rig import Fleet, behind, lines_of, why_not
 
 pytestmark = [
@@ -17,32 +16,20 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can"),
 ]
 
-CONTROL = "ipc:///run/gristmill-registry/control"
-
 
 def start_with_registry(fleet: Fleet) -> str:
     """Broker's host: deployed, with a registry; the broker's public key."""
     broker = fleet.broker
     said = broker.shell(f"gristmill deploy install --no-worker --address {broker.address}")
-    settings = broker.root / "etc/gristmill/broker.env"
-    settings.write_text(f"{settings.read_text()}GRISTMILL_BROKER_REGISTRY={CONTROL}\n")
     broker.shell("systemd-sysusers && systemd-tmpfiles --create gristmill.conf")
     key = broker.shell(". /etc/gristmill/keys.env; echo $GRISTMILL_STORE_KEY").stdout.strip()
-    broker.shell(
-        "install -d -m 700 -o gristmill-broker -g gristmill-broker /run/gristmill-registry"
-        " /var/lib/gristmill/registry && systemd-run --quiet --unit=gristmill-registry"
-        f" --uid=gristmill-broker {PYTHON} -P -m gristmill.broker.registry"
-        f" --state /var/lib/gristmill/registry --control {CONTROL}"
-        f" --enrolment tcp://{broker.address}:7035"
-        f" --broker tcp://{broker.address}:7032={key}"
-    )
     broker.shell(behind(said.stderr, "next: "))
     return key
 
 
 def state_of(fleet: Fleet, name: str) -> str:
     """Of a node, as the operator is told."""
-    listed = fleet.broker.shell(f"gristmill node list --enrolled --registry {CONTROL}").stdout
+    listed = fleet.broker.gristmill("node", "list", "--enrolled").stdout
     rows = [line.split() for line in listed.splitlines()]
     return next((row[1] for row in rows if row[0] == name), "")
 
@@ -59,7 +46,7 @@ def work(fleet: Fleet) -> None:
 
 def test_hosts_enrol_themselves_and_one_is_banned(figures: Callable[..., None]) -> None:
     with Fleet(3) as fleet:
-        broker, registry = fleet.broker, f"--registry {CONTROL}"
+        broker = fleet.broker
         key = start_with_registry(fleet)
         fleet.fund("local")
         names = [f"mill-{host.name}" for host in fleet.millers]
@@ -69,20 +56,20 @@ def test_hosts_enrol_themselves_and_one_is_banned(figures: Callable[..., None]) 
                 f"--broker-key {key} && systemd-sysusers && "
                 "systemd-tmpfiles --create gristmill.conf && systemctl daemon-reload"
             )
-            told = broker.shell(f"gristmill node token {name} {registry}").stderr
+            told = broker.gristmill("node", "token", name).stderr
             host.shell(told.partition("in one piece:\n\n")[2].partition("then: ")[0])
         for name, host in zip(names, fleet.millers, strict=True):
             unit = f"gristmill-worker@{name}"
             broker.until("pending", lambda: state_of(fleet, name) == "pending")  # noqa: B023
             assert host.property_of(unit, "ActiveState") == "activating"
             assert name not in fleet.nodes()
-            broker.shell(f"gristmill node approve {name} {registry}")
+            broker.gristmill("node", "approve", name)
             host.until(unit, lambda: fleet.is_active(host, unit))  # noqa: B023
             broker.until("its canary", lambda: state_of(fleet, name) == "active")  # noqa: B023
         work(fleet)
 
         unit, host = f"gristmill-worker@{names[0]}", fleet.millers[0]
-        broker.shell(f"gristmill node ban {names[0]} --reason 'it lies' {registry}")
+        broker.gristmill("node", "ban", names[0], "--reason", "it lies")
         host.until("its end", lambda: host.property_of(unit, "ActiveState") == "failed")
         assert names[0] not in fleet.nodes()
         said = host.journal("-u", unit, "-o", "cat", "-p", "err", "-t", "gristmill-worker")

@@ -316,7 +316,10 @@ WORKERS = ("1", "2", "3")
 class FleetGrid:
     """A grid that was deployed on a host as docs/deploy.md says, with short watchdogs."""
 
-    UNITS = ("gristmill-ledger", "gristmill-store", "gristmill-broker", "gristmill-worker@1")
+    UNITS = (
+        "gristmill-ledger", "gristmill-store", "gristmill-registry", "gristmill-broker",
+        "gristmill-worker@1",
+    )  # fmt: skip
 
     def __init__(self, host: FleetHost, watchdog_s: int = 4) -> None:
         self.host = host
