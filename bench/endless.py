@@ -79,8 +79,7 @@ def endless(
     for name in (*PROCESSES, "disk"):
         few = max(1, len(late) // 20)
         first, last = (
-            statistics.median(sample[name] for sample in part)
-            for part in (late[:few], late[-few:])
+            statistics.median(sample[name] for sample in part) for part in (late[:few], late[-few:])
         )
         told[f"{name}_mib"] = last
         told[f"{name}_grown_mib"] = last - first

@@ -116,7 +116,6 @@ class Turn:
                 figures |= {"others_s": last, "others_over_bound": last / others}
             runs.add(what, n=len(got), first_s=first, **more, **figures)
 
-
     def _in_order(self, slept: dict[int, float]) -> float:
         """Makespan when each free slot takes the next."""
         ends = [0.0] * self.slots

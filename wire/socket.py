@@ -12,13 +12,14 @@ from gristmill.wire.errors import RemoteError
 IPC_PATH_BYTES_MAX = 107  #: sun_path
 
 
-def check_listen_address(address: str, has_keys: bool = False) -> str:
-    """The address itself, if a process may listen on it; ``has_keys``: it knows who connects.
+def check_listen_address(address: str, has_keys: bool = False, for_group: bool = False) -> str:
+    """The address itself, if a process may listen on it.
+
+    ``has_keys``: it knows who connects. ``for_group``: the folder's group may, too.
 
     Raises:
-        RemoteError: ``NOT_LOOPBACK`` for TCP elsewhere than loopback or an ipc directory
-        open to others; ``INVALID_SPEC``
-            for anything that is no address.
+        RemoteError: ``NOT_LOOPBACK`` for TCP elsewhere than loopback or an ipc directory open to
+            others; ``INVALID_SPEC`` for anything that is no address.
     """
     if address.startswith("ipc://"):
         path = address.removeprefix("ipc://")
@@ -29,7 +30,8 @@ def check_listen_address(address: str, has_keys: bool = False) -> str:
                 "choose a shorter folder with --state or XDG_RUNTIME_DIR",
             )
         folder = os.path.dirname(path) or "."
-        if os.path.isdir(folder) and os.stat(folder).st_mode & 0o077:
+        others = 0o027 if for_group else 0o077
+        if os.path.isdir(folder) and os.stat(folder).st_mode & others:
             raise RemoteError(
                 "NOT_LOOPBACK", f"{folder} is open to other users", f"chmod 700 {folder}"
             )

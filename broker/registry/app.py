@@ -156,6 +156,8 @@ class Registry:
                 f"cannot listen on {address}: {error}",
                 "choose another address with --control",
             ) from None
+        if path.parent.stat().st_mode & 0o050:  # its group's, too: brokers with users of their own
+            path.chmod(0o660)
         return router
 
     @property

@@ -109,7 +109,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             f"--control is {settings.control!r}: who may decide is who may open that folder",
             "give --control ipc:///run/gristmill/registry",
         )
-    check_listen_address(settings.control)
+    check_listen_address(settings.control, for_group=True)  # of the brokers, see deploy/
     if settings.enrolment:
         if not settings.enrolment.startswith("tcp://"):
             raise RemoteError(

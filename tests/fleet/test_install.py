@@ -30,7 +30,9 @@ from gristmill.wire.tokens import parse_token
 
 PYTHON = "/opt/gristmill/bin/python"
 SITE = Site(PYTHON, "alpha")
-MADE = 6  #: keys of broker, ledger, store, operator and worker 1, and the operator's token
+MADE = (
+    7  #: keys of broker, ledger, store, registry, operator and worker 1, and the operator's token
+)
 
 
 def acts(root: pathlib.Path, **options: str) -> dict[str, str]:
@@ -59,19 +61,21 @@ def test_everything_is_written_with_the_right_interpreter_and_key(tmp_path: path
         path = tmp_path / target
         assert "@PYTHON@" not in path.read_text() and "_KEY@" not in path.read_text(), name
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    for room in ("broker", "ledger", "store", "worker@"):
+    for room in ("broker", "ledger", "store", "registry", "worker@"):
         unit = (tmp_path / UNITS / f"gristmill-{room}.service").read_text()
-        assert f"ExecStart={PYTHON} -P -m gristmill.{room.rstrip('@')}\n" in unit
+        module = "broker.registry" if room == "registry" else room.rstrip("@")
+        assert f"ExecStart={PYTHON} -P -m gristmill.{module}\n" in unit
     key = tmp_path / BROKER_KEY
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
     public = load_key(key).verify_key.encode().hex()
     settings = (tmp_path / TARGETS["keys.env"]).read_text()
     assert f"GRISTMILL_STORE_KEY={public}\n" in settings
-    for name in ("broker", "ledger", "store", "operator", "worker-1"):
+    for name in ("broker", "ledger", "store", "registry", "operator", "worker-1"):
         key = tmp_path / f"etc/credstore/gristmill-{name}.key"
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
-        assert load_key(key).verify_key.encode().hex() in settings
+        known = load_key(key).verify_key.encode().hex() in settings
+        assert known == (name != "registry"), "nodes know the registry by their tokens"
         assert key.read_text().strip() not in settings
     worker = load_key(tmp_path / "etc/credstore/gristmill-worker-1.key").verify_key.encode().hex()
     assert f"worker:alpha-1={worker}" in settings
