@@ -261,11 +261,11 @@ def test_the_journal_of_each_host_has_fields_and_reasons(fleet: Fleet) -> None:
     since = broker.now()
     key.write_bytes(bytes(reversed(known.strip())) + b"\n")
     host.systemctl("restart", "--no-block", WORKER)
-    refused = "refused keys="
+    refused = "not let in: key="
     broker.until("refused", lambda: refused in broker.journal(since, "-u", "gristmill-broker"))
     lines = broker.journal(since, "-o", "cat", "-t", "gristmill-broker", "-p", "warning")
     (line,) = [line for line in lines.splitlines() if refused in line][:1]
-    assert "at back" in line and f"from {host.address}" in line
+    assert f"key={host.address} " in line and "'back'" in line
     waits = f"waits for the broker at tcp://{broker.address}:7032"
     host.until(waits, lambda: host.property_of(WORKER, "StatusText") == waits)
     key.write_bytes(known)

@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 WORKER = "gristmill-worker@1"
-ROOMS = ("broker", "ledger", "store", "worker")
+ROOMS = ("broker", "ledger", "store", "registry", "worker")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_b05_active_means_ready_and_a_failed_self_test_is_one_line(grid: FleetGr
 
 def test_a18_each_process_is_a_user_that_reads_no_others_state(grid: FleetGrid) -> None:
     host = grid.host
-    units = {room: f"gristmill-{room}" for room in ROOMS[:3]} | {"worker": WORKER}
+    units = {room: f"gristmill-{room}" for room in ROOMS[:-1]} | {"worker": WORKER}
     host.systemctl("start", *units.values())
     users = {}
     for room, unit in units.items():
@@ -80,6 +80,7 @@ def test_a18_each_process_is_a_user_that_reads_no_others_state(grid: FleetGrid) 
         "broker": "/var/lib/gristmill/broker/journal.db",
         "ledger": "/var/lib/gristmill/ledger/ledger.db",
         "store": "/var/lib/gristmill/store/.",
+        "registry": "/var/lib/gristmill/registry/registry.db",
         "worker": "/var/lib/gristmill/worker-1/.",
     }
     for room, path in secrets.items():
@@ -104,4 +105,6 @@ def test_a18_each_process_is_a_user_that_reads_no_others_state(grid: FleetGrid) 
     command = ("env", f"GRISTMILL_TOKEN={stranger}", str(PYTHON), "-P", "-m", "gristmill.cli.main")
     refused = host.run(*command, "status", "--address", "tcp://127.0.0.1:7031", check=False)
     assert refused.returncode == 4 and "is not known" in refused.stderr
-    host.until("it is told", lambda: "refused keys=1" in host.journal("-u", "gristmill-broker"))
+    host.until(
+        "it is told", lambda: "not let in: key=127.0.0.1" in host.journal("-u", "gristmill-broker")
+    )
