@@ -1,4 +1,4 @@
-"""The runtime's own cost: zero-work workers, and what durability, receipts and telemetry add.
+"""The runtime's own cost: zero-work workers, and what durability, receipts, telemetry and keys add.
 
 First the study of Böhm and Beránek (*Runtime vs Scheduler*, 2020): workers that run nothing, so
 that time and CPU are the runtime's alone, for growing numbers of subtasks and workers. Then, with
@@ -6,11 +6,13 @@ real jails, everything on beside the same with one part off. Off by a switch of 
 that do not wait for their commit (``durable=False``), no jail (tier ``trusted``). Off by other
 means: the grid's state in memory (``/dev/shm``: the disk's part of durability). What cannot be
 switched off is done alone: signing and checking a receipt for each result, reading the clock and
-packing the meter for each subtask. CURVE is not measured here yet.
+packing the meter for each subtask. Keys are on in a grid of its own, whose client and worker come
+over TCP with CURVE; the others are reached by ipc, without.
 """
 
 import pathlib
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -61,34 +63,45 @@ def parts(options: Any, runs: Runs) -> float:
     values: list[Any] = [(index, "abc") for index in range(options.n)]
     tiers = ("batch", "trusted")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="gristmill-memory-", dir=MEMORY))
-    ways: tuple[tuple[str, bool, Options], ...] = (
-        ("everything on", False, {"tier": "batch"}),
-        ("results not durable", False, {"tier": "batch", "durable": False}),
-        ("state in memory", True, {"tier": "batch"}),
-        ("both", True, {"tier": "batch", "durable": False}),
-        ("no jail", False, {"tier": "trusted"}),
+    ways: tuple[tuple[str, str, Options], ...] = (
+        ("everything on", "disk", {"tier": "batch"}),
+        ("results not durable", "disk", {"tier": "batch", "durable": False}),
+        ("state in memory", "memory", {"tier": "batch"}),
+        ("both", "memory", {"tier": "batch", "durable": False}),
+        ("no jail", "disk", {"tier": "trusted"}),
+        ("keys, over TCP", "keys", {"tier": "batch"}),
     )
+    ports = [f"tcp://127.0.0.1:{_free_port()}" for _ in range(2)]
     try:
         with (
             Grid.temporary(workers=1, slots=SLOTS, tiers=tiers) as disk,
             Grid(folder / "state", folder / "run", workers=1, slots=SLOTS, tiers=tiers) as memory,
+            Grid.temporary(workers=1, slots=SLOTS, front=ports[0], back=ports[1]) as keyed,
             Client(disk.address) as disk_client,
             Client(memory.address) as memory_client,
+            Client(keyed.address, token=keyed.token("local"), trust="fleet") as keyed_client,
         ):
-            for _, is_memory, switches in ways:
-                client = memory_client if is_memory else disk_client
-                measured_map(client, floor.no_op, values[:1_000], **switches)
+            clients = {"disk": disk_client, "memory": memory_client, "keys": keyed_client}
+            for _, grid, switches in ways:
+                measured_map(clients[grid], floor.no_op, values[:1_000], **switches)
             results = disk_client.grid()["results_kept"]
             for _ in range(options.rounds):
-                for what, is_memory, switches in ways:
-                    client = memory_client if is_memory else disk_client
-                    figures = measured_map(client, floor.no_op, values, **switches)
+                for what, grid, switches in ways:
+                    figures = measured_map(clients[grid], floor.no_op, values, **switches)
                     runs.add(what, n=options.n, **figures)
             kept = disk_client.grid()["results_kept"] - results
             assert disk_client.balance().sum_ucredits == 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return float(kept / (options.n * options.rounds * sum(not way[1] for way in ways)))
+    on_disk = sum(grid == "disk" for _, grid, _ in ways)
+    return float(kept / (options.n * options.rounds * on_disk))
+
+
+def _free_port() -> int:
+    """A port of loopback that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def alone(runs: Runs, options: Any, results_each: float) -> None:
@@ -175,7 +188,10 @@ def main() -> None:
         summary[f"{part}_cpu_us"] = round(cpu_us, 3)
         summary[f"{part}_cpu_percent"] = round(100 * cpu_us / (on["cpu_us"] - cpu_us), 1)
         bare_cpu -= cpu_us
-    summary["together_cpu_percent"] = round(100 * (on["cpu_us"] / bare_cpu - 1), 1)
+    keys = {figure: runs.median("keys, over TCP", figure) for figure in ("rate", "cpu_us")}
+    summary["keys_wall_percent"] = round(100 * (on["rate"] / keys["rate"] - 1), 1)
+    summary["keys_cpu_percent"] = round(100 * (keys["cpu_us"] / on["cpu_us"] - 1), 1)
+    summary["together_cpu_percent"] = round(100 * (keys["cpu_us"] / bare_cpu - 1), 1)
     runs.finish(**summary)
 
 

@@ -511,7 +511,10 @@ def overhead(line: Line) -> Section:
         )  # fmt: skip
         text.append(picture("overhead", "runtime's cost of a subtask"))
     text.append("What each part of the product adds, batches of tuples, real jails:\n")
-    names = ("everything on", "results not durable", "state in memory", "both", "no jail")
+    names = (
+        "everything on", "results not durable", "state in memory", "both", "no jail",
+        "keys, over TCP",
+    )  # fmt: skip
     text += table(
         ("", "k/s, median (range)", "CPU us each"),
         [(what, middle(line, what, "rate", 1e-3), middle(line, what, "cpu_us")) for what in names],

@@ -173,11 +173,12 @@ def _overhead(lines: Lines) -> Row:
     told = line["summary"]
     together = told["together_cpu_percent"]
     words = (
-        f"{number(together)} % of CPU without CURVE: durability "
-        f"{number(told['both_cpu_percent'])} %, receipts {number(told['receipts_cpu_percent'])} %, "
-        f"telemetry {number(told['telemetry_cpu_percent'])} %"
+        f"{number(together)} % of CPU: durability {number(told['both_cpu_percent'])} %, receipts "
+        f"{number(told['receipts_cpu_percent'])} %, telemetry "
+        f"{number(told['telemetry_cpu_percent'])} %, TCP with CURVE "
+        f"{number(told['keys_cpu_percent'])} %"
     )
-    return words, False if together > 25 else None
+    return words, together <= 25
 
 
 ROWS: dict[str, tuple[str, str, Callable[[Lines], Row]]] = {

@@ -105,17 +105,17 @@ def test_a_page_that_is_watched_ends_with_ctrl_c(start: Start) -> None:
 
 
 def shell(environment: Mapping[str, str], line: str) -> "subprocess.CompletedProcess[str]":
-    """A line of a shell in which ``$G`` is the command."""
-    command = f"{sys.executable} -P -m gristmill.cli.main"
+    """A line of a shell in which ``G`` is the command."""
+    command = 'G() { "$PYTHON" -P -m gristmill.cli.main "$@"; }; '
     return subprocess.run(
-        ["sh", "-c", line], env={**environment, "G": command}, capture_output=True, text=True,
-        timeout=DEADLINE_S,
+        ["sh", "-c", command + line], env={**environment, "PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=DEADLINE_S,
     )  # fmt: skip
 
 
 def test_a_stdout_without_room_is_an_error_in_two_lines(environment: dict[str, str]) -> None:
     for verb in ("balance", "statement --csv -", "price --json"):
-        done = shell(environment, f"$G {verb} > /dev/full")
+        done = shell(environment, f"G {verb} > /dev/full")
         assert done.returncode == 2, done.stderr
         assert done.stderr == (
             "INVALID_SPEC cannot write to stdout: No space left on device\n"
@@ -124,11 +124,11 @@ def test_a_stdout_without_room_is_an_error_in_two_lines(environment: dict[str, s
 
 
 def test_a_command_without_stdout_stderr_or_stdin_works(environment: dict[str, str]) -> None:
-    done = shell(environment, "$G balance >&- && $G balance 2>&- <&- && $G nonsense 2>&- >&-")
+    done = shell(environment, "G balance >&- && G balance 2>&- <&- && G nonsense 2>&- >&-")
     assert done.returncode == 2 and done.stderr == ""
     assert "sum of all accounts: 0" in done.stdout
 
 
 def test_head_ends_a_statement_quietly(environment: dict[str, str]) -> None:
-    done = shell(environment, "$G statement --csv - | head -1")
+    done = shell(environment, "G statement --csv - | head -1")
     assert done.stdout.startswith("number,at_ms,what") and done.stderr == ""
