@@ -191,7 +191,8 @@ def main() -> None:
     keys = {figure: runs.median("keys, over TCP", figure) for figure in ("rate", "cpu_us")}
     summary["keys_wall_percent"] = round(100 * (on["rate"] / keys["rate"] - 1), 1)
     summary["keys_cpu_percent"] = round(100 * (keys["cpu_us"] / on["cpu_us"] - 1), 1)
-    summary["together_cpu_percent"] = round(100 * (keys["cpu_us"] / bare_cpu - 1), 1)
+    most = max(keys["cpu_us"], on["cpu_us"])  # keys cost nothing less than nothing: that is noise
+    summary["together_cpu_percent"] = round(100 * (most / bare_cpu - 1), 1)
     runs.finish(**summary)
 
 

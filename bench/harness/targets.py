@@ -176,7 +176,7 @@ def _overhead(lines: Lines) -> Row:
         f"{number(together)} % of CPU: durability {number(told['both_cpu_percent'])} %, receipts "
         f"{number(told['receipts_cpu_percent'])} %, telemetry "
         f"{number(told['telemetry_cpu_percent'])} %, TCP with CURVE "
-        f"{number(told['keys_cpu_percent'])} %"
+        f"{number(told['keys_cpu_percent'])} % (less than nothing is noise)"
     )
     return words, together <= 25
 
