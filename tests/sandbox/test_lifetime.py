@@ -88,7 +88,7 @@ def test_kill_is_certain_and_poll_tells(any_host, deep):
     jail.kill()
     jail.kill()  # as often as one likes
     ending = ending_of(jail)
-    assert select.select([jail.fileno()], [], [], 0)[0]
+    until(lambda: select.select([jail.fileno()], [], [], 0)[0], "nobody is woken")
     assert ending.reading.source == jail.source
     assert jail.judge(Deed.CANCELLED).outcome is Outcome.CANCELLED
     jail.close()
