@@ -33,11 +33,11 @@ demo: .venv/.stamp ## three real jobs on a grid of this machine; results in out/
 		sh -eu examples/demo.sh
 
 # Bytecode once, for the thousands of processes that the tests start: where PYTHONDONTWRITEBYTECODE
-# is set each would compile our modules again. Two runners are quicker, but
-# whatever races loses more often then: CI has one; so has a run with options, which -x can stop.
+# is set each would compile our modules again. With options there is one runner, which
+# -x can stop.
 test: lint $(LIGHTNING)/.stamp ## lint, then every suite with its minutes
 	@.venv/bin/python -m compileall -q $(notdir $(wildcard namespace/gristmill/*))
-	$(if $(PYTEST)$(CI),.venv/bin/pytest $(PYTEST),.venv/bin/python .ci/lanes.py .venv/bin/pytest)
+	$(if $(PYTEST),.venv/bin/pytest $(PYTEST),.venv/bin/python .ci/lanes.py .venv/bin/pytest)
 
 # The Lightning nodes of the tests; without npm they are skipped, and fail under CI=true.
 $(LIGHTNING)/.stamp: tests/rig/lightning/package-lock.json

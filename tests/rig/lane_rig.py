@@ -1,8 +1,8 @@
 """One suite in several runners at once: each takes the modules that no other has taken.
 
 ``.ci/lanes.py`` starts the runners. The first takes modules from the front of what was collected,
-the second from the back: processes under faults beside pure code, and both end together however
-many tests a suite gets. What a test sees is what it sees alone: a whole process of pytest.
+the second from the back, but no suite of ``RACING``: those see a busy machine only while the second
+has something left. What a test sees is what it sees alone: a whole process of pytest.
 """
 
 import itertools
@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+#: suites of processes that are raced against each other and against clocks
+RACING = ("chaos", "fleet", "flows", "integration", "sandbox")
 
 
 class Lane:
@@ -42,6 +45,8 @@ class Lane:
         modules = [(path, list(tests)) for path, tests in itertools.groupby(items, _module)]
         own: set[str] = set()  # a wide fixture with parameters brings a module more than once
         for path, tests in modules if self.number % 2 else reversed(modules):
+            if self.number > 1 and any(part in RACING for part in path.split("/")[:2]):
+                continue
             if path in own or self._take(path):
                 own.add(path)
                 yield from tests

@@ -139,6 +139,22 @@ def test_two_lanes_run_each_test_once_and_tell_of_all(tmp_path: pathlib.Path) ->
     assert "= 1 failed, 26 passed in " in done.stdout.splitlines()[-1]
 
 
+def test_suites_that_race_are_in_one_lane(tmp_path: pathlib.Path) -> None:
+    for suite in ("chaos", "flows", "zone"):
+        (tmp_path / suite).mkdir()
+        (tmp_path / suite / "test_it.py").write_text(
+            "import os, time\n"
+            "def test_one():\n"
+            f"    with open({str(tmp_path)!r} + '/ran', 'a') as file:\n"
+            f"        file.write(f'{suite} {{os.getpid()}}\\n')\n"
+            "    time.sleep(1)\n"
+        )
+    done = lanes(tmp_path)
+    assert done.returncode == 0 and "= 3 passed in " in done.stdout.splitlines()[-1], done.stdout
+    ran = dict(line.split() for line in (tmp_path / "ran").read_text().splitlines())
+    assert ran["chaos"] == ran["flows"] != ran["zone"]
+
+
 def test_a_module_that_does_not_import_fails_both_lanes(tmp_path: pathlib.Path) -> None:
     (tmp_path / "test_good.py").write_text("def test_good(): pass")
     (tmp_path / "test_bad.py").write_text("import nothing_of_this_name")
