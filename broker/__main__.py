@@ -20,10 +20,10 @@ from gristmill.wire.process import (
     announce_ready,
     begin_logging,
     die_with_parent,
+    ended_by,
     forbid_unpickling,
     keep_freed_memory,
     raise_descriptor_limit,
-    told_once,
 )
 from gristmill.wire.supervision import supervisor_of
 from gristmill.wire.units import format_bytes
@@ -45,8 +45,7 @@ def main(arguments: list[str]) -> int:
             return _limit(given.state, *given.limit)
         return _serve(given)
     except RemoteError as error:
-        print(told_once(str(error)), file=sys.stderr)
-        return error.spec.exit_code
+        return ended_by(error)
     except Exception:  # the edge of the process: say what happened once, with an id, and end
         log.critical("broker failed id=%s", secrets.token_hex(4), exc_info=True)
         return EXIT_FAILED
@@ -131,11 +130,8 @@ def _folder(state: str | None) -> pathlib.Path:
 def _serve(given: argparse.Namespace) -> int:
     from gristmill.broker.app import Broker  # heavy: not for --print-key
 
-    parent = os.getppid()
     if given.die_with_parent:
         die_with_parent()
-        if os.getppid() != parent:
-            return EXIT_OK
     names = "state front back ledger ledger_key allow registry store store_key tariff".split()
     settings = read_settings({name: getattr(given, name) for name in names}, own_environment())
     raise_descriptor_limit()

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         token=digest,
         node_class=told.node_class,
         slots_max=told.slots_max,
-        registry=_registry_of(token),
+        enrolment=_registry_of(token),
         brokers=told.brokers,
     )
     enrolment.keep(state, kept)

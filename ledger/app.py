@@ -56,9 +56,9 @@ from gristmill.wire.process import (
     announce_ready,
     begin_logging,
     die_with_parent,
+    ended_by,
     raise_descriptor_limit,
     stopping_socket,
-    told_once,
 )
 from gristmill.wire.refusals import SECOND_MS, Refusals
 from gristmill.wire.supervision import NOBODY, Supervisor, supervisor_of
@@ -504,8 +504,7 @@ def serve(settings: Settings) -> int:
     try:
         ledger = Ledger(settings)
     except RemoteError as error:
-        print(told_once(str(error)), file=sys.stderr)
-        return error.spec.exit_code
+        return ended_by(error)
     except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
         file = settings.state / "ledger.db"
         print(

@@ -23,8 +23,8 @@ from gristmill.wire.process import (
     announce_ready,
     begin_logging,
     die_with_parent,
+    ended_by,
     stopping_socket,
-    told_once,
 )
 from gristmill.wire.supervision import Supervisor, supervisor_of
 from gristmill.wire.units import format_bytes
@@ -160,8 +160,7 @@ def serve(settings: Settings) -> int:
             return collect_once(settings)
         _serve(settings, stopping_socket(), supervisor_of(os.environ))
     except RemoteError as error:
-        print(told_once(str(error)), file=sys.stderr)
-        return error.spec.exit_code
+        return ended_by(error)
     except OSError as error:
         print(f"the store cannot use {settings.state}: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -16,10 +16,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-from gristmill.wire.errors import EXIT_UNPICKLED, RemoteError
+from gristmill.wire.errors import EXIT_OK, EXIT_UNPICKLED, RemoteError
 from gristmill.wire.supervision import NOBODY, Supervisor
+
+Settings = TypeVar("Settings")
 
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -130,6 +133,24 @@ def told_once(text: str) -> str:
     return text
 
 
+def ended_by(error: RemoteError) -> int:
+    """Says what ends this process; its exit code."""
+    print(told_once(str(error)), file=sys.stderr)
+    return error.spec.exit_code
+
+
+def run_service(
+    who: str, read: Callable[[Sequence[str]], Settings], serve: Callable[[Settings], int]
+) -> int:
+    """A process that unpickles nothing, with the settings of its command line; its exit code."""
+    forbid_unpickling(who)
+    try:
+        settings = read(sys.argv[1:])
+    except RemoteError as error:
+        return ended_by(error)
+    return serve(settings)
+
+
 def stopping_socket() -> socket.socket:
     """Readable from SIGTERM or SIGINT on: for a loop that waits for other things, too.
 
@@ -186,10 +207,14 @@ def die_with_parent() -> None:
 
     Raises:
         OSError: the kernel refused.
+        SystemExit: the parent has ended already.
     """
+    parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        raise SystemExit(EXIT_OK)
 
 
 def keep_freed_memory() -> None:

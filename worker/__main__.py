@@ -1,14 +1,12 @@
 """``python -m gristmill.worker``: check what was asked and this host, then be an agent."""
 
 import argparse
-import ctypes
 import importlib.metadata
 import os
 import pathlib
 import platform
 import resource
 import secrets
-import signal
 import sys
 
 import psutil  # type: ignore[import-untyped]
@@ -19,14 +17,13 @@ from gristmill.sandbox.probe import probe_host
 from gristmill.wire.errors import EXIT_CANNOT_JAIL, RemoteError
 from gristmill.wire.keys import WORKER_KEY, load_key
 from gristmill.wire.limits import PROTOCOL
-from gristmill.wire.process import keep_freed_memory, told_once
+from gristmill.wire.process import die_with_parent, ended_by, keep_freed_memory
 from gristmill.wire.supervision import supervisor_of
 from gristmill.wire.worker import Hello
 from gristmill.worker.agent import Agent, say, tell_ready
 from gristmill.worker.self_test import check_clock, check_disk
 from gristmill.worker.settings import WorkerSettings, read_settings
 
-PR_SET_PDEATHSIG = 1
 STARTING_S = 90.0  #: under a service manager a broker that is not there may come within this
 
 
@@ -34,10 +31,7 @@ def main() -> int:
     """Run the worker; its exit code."""
     args = _parser().parse_args()
     if args.die_with_parent:
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            return 1
+        die_with_parent()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a slot has six descriptors
     keep_freed_memory()
@@ -50,8 +44,7 @@ def main() -> int:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = load_key(settings.state / WORKER_KEY)
     except RemoteError as error:
-        say(told_once(str(error)))
-        return error.spec.exit_code
+        return ended_by(error)
     supervisor.status("tries this host: its disk, its clock, real jails")
     try:
         check_clock()

@@ -57,7 +57,7 @@ class Kept(msgspec.Struct, frozen=True):
     token: str
     node_class: str
     slots_max: int
-    registry: BrokerAt
+    enrolment: BrokerAt
     brokers: list[BrokerAt]
 
 

@@ -12,7 +12,6 @@ import os
 import pathlib
 import secrets
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -68,6 +67,7 @@ from gristmill.wire.process import (
     announce_ready,
     begin_logging,
     die_with_parent,
+    ended_by,
     raise_descriptor_limit,
     stopping_socket,
 )
@@ -515,25 +515,21 @@ def serve(settings: Settings) -> int:
     stop = stopping_socket()
     supervisor = supervisor_of(os.environ)
     if settings.is_dying_with_parent:
-        parent = os.getppid()
         die_with_parent()
-        if os.getppid() != parent:
-            return EXIT_OK
     try:
-        registry = Registry(settings)
+        desk = Registry(settings)
     except RemoteError as error:
-        print(error, file=sys.stderr)
-        return error.spec.exit_code
+        return ended_by(error)
     except (OSError, apsw.Error) as error:
         log.critical("cannot open the registry in %s: %s", settings.state, error)
         return EXIT_FAILED
-    where = registry.enrolment_address
-    log.info("key %s, enrolment at %s", registry.public, where or "none")
+    where = desk.enrolment_address
+    log.info("key %s, enrolment at %s", desk.public, where or "none")
     told = f"{settings.control} {where}".strip()
     announce_ready("registry", told, settings.ready_fd, supervisor)
     try:
-        registry.run(stop, supervisor)
-        log.info("ends: %s", dict(registry.counts))
+        desk.run(stop, supervisor)
+        log.info("ends: %s", dict(desk.counts))
     except apsw.Error as error:
         log.critical(
             "the disk of %s failed: %s. What was answered is on it; start again to read what is"
@@ -541,5 +537,5 @@ def serve(settings: Settings) -> int:
         )  # fmt: skip
         return EXIT_FAILED
     finally:
-        registry.close()
+        desk.close()
     return EXIT_OK

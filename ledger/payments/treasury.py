@@ -21,13 +21,14 @@ from gristmill.ledger.payments.line import Line
 from gristmill.ledger.payments.lnd import LndBackend
 from gristmill.ledger.payments.manual import Confirmations, ManualBackend
 from gristmill.ledger.payments.settings import Settings, Sold
-from gristmill.wire.errors import EXIT_OK, RemoteError
+from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import load_key
 from gristmill.wire.payments import AskIntents, IntentView, Offer, OffersAnswer, Paid, Sell
 from gristmill.wire.process import (
     announce_ready,
     begin_logging,
     die_with_parent,
+    ended_by,
     own_folder,
     stopping_socket,
 )
@@ -180,14 +181,15 @@ def serve(settings: Settings) -> int:
         die_with_parent()
     try:
         treasury = Treasury(settings)
-    except (RemoteError, OSError) as error:
-        print(error, file=sys.stderr)
-        return error.spec.exit_code if isinstance(error, RemoteError) else 1
+    except RemoteError as error:
+        return ended_by(error)
+    except OSError as error:
+        print(f"the treasury cannot use {settings.state}: {error}", file=sys.stderr)
+        return EXIT_FAILED
     try:
         treasury.run(stop, settings.ready_fd)
     except RemoteError as error:
-        print(error, file=sys.stderr)
-        return error.spec.exit_code
+        return ended_by(error)
     finally:
         treasury.close()
     return EXIT_OK

@@ -175,7 +175,7 @@ def test_b11_a_wrong_canary_is_quarantine_with_the_difference(grid: Enrolled) ->
         asked = client.map(lambda x: x, range(3), tier="batch")
         peer.answer(grant, b"42\n")
         until("it is shut out", lambda: grid.state_of("liar") == "quarantined")
-        reason = grid.registry.node("liar").principal.reason
+        reason = grid.desk.node("liar").principal.reason
         assert reason.startswith("the canary '") and reason.endswith("it said '42'")
         assert reason in grid.say("node", "list", "--enrolled")
         until("it is gone", lambda: client.workers() == [])
@@ -215,7 +215,7 @@ def test_b02_nobody_becomes_active_while_the_registry_is_away(grid: Enrolled) ->
     grid.start("old")
     until("old is active", lambda: grid.state_of("old") == "active")
     grid.let_in("new")
-    grid.registry.kill()
+    grid.desk.kill()
     log = grid.grid.log("broker")
     ended = log.read_text().count("canary.ended")
     grid.start("new")
@@ -224,7 +224,7 @@ def test_b02_nobody_becomes_active_while_the_registry_is_away(grid: Enrolled) ->
     assert squares(grid) == [x * x for x in range(20)]
     refused = gristmill(grid.grid, "node", "list", "--enrolled", token=grid.operator)
     assert refused.returncode == 3 and "REGISTRY_DOWN" in refused.stderr
-    grid.registry.start()
+    grid.desk.start()
     until("new is active", lambda: grid.state_of("new") == "active")
     until("new works", lambda: grid.states() == {"old": "idle", "new": "idle"})
     grid.grid.kill("broker")

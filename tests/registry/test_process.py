@@ -317,12 +317,12 @@ def test_a_registry_without_an_enrolment_port_issues_no_tokens(tmp_path: pathlib
 
     run = pathlib.Path(os.path.relpath(tmp_path))
     settings = read_settings(["--state", str(tmp_path / "s"), "--control", f"ipc://{run}/c"], {})
-    registry = Registry(settings)
+    made = Registry(settings)
     with pytest.raises(RemoteError, match="no enrolment port"):
-        registry._issue(b"", IssueToken(1, "ann", "mill", "local", ""))
+        made._issue(b"", IssueToken(1, "ann", "mill", "local", ""))
     with pytest.raises(RemoteError, match="ALREADY_RUNNING"):
         Registry(settings)
-    registry.close()
+    made.close()
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from gristmill.wire.keys import BROKER_KEY, load_key
 class Enrolled:
     """See the module's text. ``operator``: a token; its acts go through the broker."""
 
-    def __init__(self, grid: Grid, registry: RegistryProcess) -> None:
-        self.grid, self.registry = grid, registry
+    def __init__(self, grid: Grid, desk: RegistryProcess) -> None:
+        self.grid = grid
+        self.desk = desk
         self.operator = make_token(grid.state / "broker", "local", True)
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -73,7 +74,7 @@ class Enrolled:
 
     def state_of(self, name: str) -> str:
         """In the registry."""
-        return self.registry.node(name).principal.state
+        return self.desk.node(name).principal.state
 
     def close(self) -> None:
         for process in self.workers.values():
@@ -86,22 +87,22 @@ def enrolled_grid(folder: pathlib.Path) -> Iterator[Enrolled]:
     """No worker is there at the beginning."""
     ports = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
     with tempfile.TemporaryDirectory(prefix="gm-") as run:
-        registry = RegistryProcess(folder / "registry", pathlib.Path(run))
-        options = {"broker": ["--registry", registry.address]}
+        desk = RegistryProcess(folder / "registry", pathlib.Path(run))
+        options = {"broker": ["--registry", desk.address]}
         grid = Grid(
             folder / "grid", pathlib.Path(run) / "grid", workers=0, options=options,
             front=ports[0], back=ports[1],
         )  # fmt: skip
         public = load_key(grid.state / "broker" / BROKER_KEY).verify_key.encode().hex()
-        registry.start("--broker", f"{ports[1]}={public}", "--vanished", "10m")
+        desk.start("--broker", f"{ports[1]}={public}", "--vanished", "10m")
         with grid:
-            made = Enrolled(grid, registry)
+            made = Enrolled(grid, desk)
             try:
-                until("the broker follows", lambda: "follows" in registry.log.read_text())
+                until("the broker follows", lambda: "follows" in desk.log.read_text())
                 yield made
             finally:
                 made.close()
                 for name in sorted(one.name for one in grid.state.glob("node-*.log")):
                     print(f"--- {name}\n{(grid.state / name).read_text()[-2_000:]}")
                 print(f"--- broker\n{grid.log('broker').read_text()[-6_000:]}")
-                registry.close()
+                desk.close()
