@@ -268,10 +268,11 @@ def test_a_null_peer_is_not_heard(registry: RegistryProcess) -> None:
     context = zmq.Context()
     plain = context.socket(zmq.DEALER)
     plain.setsockopt(zmq.RCVTIMEO, 500)
-    plain.connect(registry.enrolment)
+    plain.setsockopt(zmq.SNDTIMEO, 500)  # who is dropped by now has nobody to send to
     token = registry.token().token
-    plain.send(encode(Enrol(token, "ab" * 32, "mill", REPORT)))
+    plain.connect(registry.enrolment)
     with pytest.raises(zmq.Again):
+        plain.send(encode(Enrol(token, "ab" * 32, "mill", REPORT)))
         plain.recv()
     context.destroy(0)
     assert registry.nodes() == []
