@@ -25,8 +25,8 @@ _WALL_MS = 60_000
 _TOLD_CHARS = 200
 
 
-def question_for(hello: Hello) -> tuple[JobSpec, int]:
-    """(job of one subtask without input, the number that it begins with) for a node."""
+def question_for(hello: Hello) -> JobSpec:
+    """A job of one subtask without input, for a node."""
     number = int.from_bytes(os.urandom(4)) % _MODULUS
     asked = Limits(
         cpus_milli=min(1_000, hello.cpus_milli),
@@ -35,18 +35,15 @@ def question_for(hello: Hello) -> tuple[JobSpec, int]:
         scratch_bytes=1 << 20,
     )
     tier = "job" if "job" in hello.tiers else next(one for one in TIERS if one in hello.tiers)
-    return (
-        JobSpec(
-            kind="command",
-            name=f"canary of {hello.name:.60}",
-            command=Command(["/bin/sh", "-c", _SCRIPT, "canary", str(number)]),
-            count=1,
-            tier=tier,
-            limits=asked,
-            tariff="zero",
-            retention_s=86_400,
-        ),
-        number,
+    return JobSpec(
+        kind="command",
+        name=f"canary of {hello.name:.60}",
+        command=Command(["/bin/sh", "-c", _SCRIPT, "canary", str(number)]),
+        count=1,
+        tier=tier,
+        limits=asked,
+        tariff="zero",
+        retention_s=86_400,
     )
 
 
@@ -63,9 +60,10 @@ def said(codec: str, payload: bytes) -> bytes:
     """The output of whatever a node sent as the value; what cannot be read, as it came."""
     try:
         (value,) = unpack(codec, payload, 1)
-        return bytes(value["stdout"])
-    except (RemoteError, TypeError, ValueError, KeyError):
+        answer = value["stdout"]
+    except (RemoteError, TypeError, ValueError, KeyError, IndexError):
         return payload
+    return answer if isinstance(answer, bytes) else payload
 
 
 def digest_of(answer: bytes) -> bytes:
