@@ -11,6 +11,8 @@ import pytest
 
 from gristmill.client import Client
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for client_core
+
 # Test files are imported by path: this one makes the peer's module importable by its own name.
 _path = pathlib.Path(__file__).with_name("peer.py")
 _spec = importlib.util.spec_from_file_location("client_test_peer", _path)
