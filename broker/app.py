@@ -237,6 +237,8 @@ class Broker:
         poller = zmq.Poller()
         for socket in (self._front_socket, self._back_socket, self.ledger.socket, self._wake_fd):
             poller.register(socket, zmq.POLLIN)
+        if (link := self._ports.link) is not None:
+            poller.register(link.socket, zmq.POLLIN)
         if self._supervisor.watchdog_s:
             self._knock = Knock(
                 self._context, self._front_socket, self._supervisor, self._front.receive
@@ -269,6 +271,8 @@ class Broker:
         if self.ledger.socket in ready:
             while (frames := receive(self.ledger.socket)) is not None:
                 self.ledger.receive(frames[0], self._now_ms())
+        if (link := self._ports.link) is not None and link.socket in ready:
+            link.receive()
         self._tick()
         while self._lost:
             self._end_lost(*self._lost.pop(0))

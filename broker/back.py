@@ -386,7 +386,7 @@ class Back:
             answer = canary.said(head.codec, payload)
             digest = canary.digest_of(answer)
             if self._membership is not None:
-                self._membership.hear(head.job, answer)
+                self._membership.hear(head.job, session.hello.node, answer)
         elif facts is not None and facts.spec.quorum:
             digest, dice = values_digest(head.codec, payload), roll()
         return on.ResultArrived(

@@ -90,6 +90,7 @@ class Membership:
             return
         self._on_trial.pop(public, None)
         for job in self._canaries_of(public):
+            self._answers.pop(job, None)
             self._apply(on.CancelAsked(NOBODY, 0, canary.TENANT, job, []))
         if node.state == "quarantined" and not cause:
             reason = node.reason or "an operator decided so"
@@ -124,8 +125,9 @@ class Membership:
         return session if session is not None and session.hello.node == node.public else None
 
     def _decide(self, node: Principal, act: Decision, reason: str, by: str = "") -> None:
-        decision = Decide(0, by or self._by, act, node.public, node.version, reason[:4_000])
-        self._link.decide(decision)
+        if self._link.knows(node.public):  # others are let in by this host alone
+            decision = Decide(0, by or self._by, act, node.public, node.version, reason[:4_000])
+            self._link.decide(decision)
 
     # ------------------------------------------------------------ canaries
 
@@ -144,7 +146,7 @@ class Membership:
         if node is None or session is None or self._canaries_of(public):
             return
         self._on_trial[public] = now_ms + AGAIN_MS
-        spec, _ = canary.question_for(session.hello)
+        spec = canary.question_for(session.hello)
         packed = pack_plain([""])
         assert packed is not None
         codec, frame = packed
@@ -165,9 +167,10 @@ class Membership:
         self._apply(on.ParcelArrived(NOBODY, canary.TENANT, number, 0, 1, codec, len(frame)))
         inbox.body = b""
 
-    def hear(self, job: int, answer: bytes) -> None:
-        """What a node said to a canary; kept until the core has decided."""
-        self._answers[job] = answer
+    def hear(self, job: int, node: str, answer: bytes) -> None:
+        """What a node said to its canary; kept until the core has decided."""
+        if job in self._canaries_of(node):  # anybody may send a result of any job
+            self._answers[job] = answer
 
     def _on_canary_ended(self, job: int, node: str, is_right: bool) -> None:
         answer = self._answers.pop(job, b"")

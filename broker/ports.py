@@ -99,7 +99,6 @@ class Ports:
         """Public keys of principals that changed since the last look."""
         if self.link is not None:
             self.link.look()
-            self.link.receive()
         return self.principals.look()
 
     def close(self) -> None:

@@ -306,7 +306,7 @@ def parse_limits(text: str) -> Limits:
         try:
             if field not in Limits.__struct_fields__:
                 raise ValueError(field)
-            values[field] = parse_bytes(value) if field.startswith("bytes") else int(value)
+            values[field] = parse_bytes(value) if field.startswith("bytes") else _whole(value)
             if not 0 <= values[field] <= LIMIT_MAX:
                 raise ValueError(value)
         except (ValueError, RemoteError):
@@ -319,6 +319,13 @@ def parse_limits(text: str) -> Limits:
             "for instance requests_per_s=100,bytes_per_s=8M",
         )
     return Limits(**values)
+
+
+def _whole(text: str) -> int:
+    """Of digits 0 to 9 only."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(text)
+    return int(text)
 
 
 def add_node(folder: pathlib.Path, name: str, public: str, owner: str = "local") -> None:

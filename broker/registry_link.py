@@ -68,12 +68,12 @@ class RegistryLink:
         broker: str,
         state: pathlib.Path,
     ) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
-        self._socket.setsockopt(zmq.SNDHWM, 1_000)
-        self._socket.connect(address)
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+        self.socket.setsockopt(zmq.SNDHWM, 1_000)
+        self.socket.connect(address)
         self._address = address
         self._broker = broker
         self._path = state / FOLLOWED_NAME
@@ -119,10 +119,10 @@ class RegistryLink:
         self._ask_for_changes(now)
 
     def receive(self) -> None:
-        """Take what there is; to be called often."""
+        """Take what there is; to be called when ``socket`` is readable."""
         while True:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
@@ -161,6 +161,10 @@ class RegistryLink:
         self._decisions[decision.name] = decision, time.monotonic()
         self._send(decision)
 
+    def knows(self, public: str) -> bool:
+        """Whether the registry told of this key."""
+        return public in self._kept
+
     def is_deciding(self, public: str) -> bool:
         """Whether something about this node was said, and is not answered."""
         return public in self._decisions
@@ -178,7 +182,7 @@ class RegistryLink:
 
     def _send(self, message: msgspec.Struct) -> bool:
         try:
-            self._socket.send(encode(message), zmq.NOBLOCK)
+            self.socket.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -235,4 +239,4 @@ class RegistryLink:
 
     def close(self) -> None:
         """Close the socket."""
-        self._socket.close(0)
+        self.socket.close(0)

@@ -31,7 +31,13 @@ T = TypeVar("T")
 
 
 class Desk(abc.ABC):
-    """Where acts are said, and answered."""
+    """Where acts are said, and answered.
+
+    Attributes:
+        is_relayed: by the grid's broker, which is ``client``.
+    """
+
+    is_relayed = False
 
     @property
     def client(self) -> "Client":
@@ -133,6 +139,8 @@ class Relayed(Desk):
     Raises:
         RemoteError: ``UNREACHABLE``.
     """
+
+    is_relayed = True
 
     def __init__(self, address: str | None) -> None:
         self._client = connect(address)

@@ -95,6 +95,8 @@ def _decide(desk: Desk, args: argparse.Namespace, terminal: Terminal) -> int:
     try:
         row, is_repeat = desk.ask(message, NodeRow)
     except RemoteError as error:
+        if args.action == "release" and error.code == "UNKNOWN_NODE" and desk.is_relayed:
+            return _release(desk, args, terminal)  # this host let it in, the registry did not
         if error.code != "WRONG_STATE" or args.version is not None or seen < 2:
             raise
         try:  # we may have said it before, about the version before
@@ -114,7 +116,7 @@ def _decide(desk: Desk, args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _release(desk: Desk, args: argparse.Namespace, terminal: Terminal) -> int:
-    """In a grid without a registry quarantine is the broker's own."""
+    """Quarantine of a node that the registry does not know is the broker's own."""
     desk.client.release(args.name)
     if terminal.is_json:
         terminal.document(documents.encode(documents.Released(args.name)))

@@ -309,11 +309,11 @@ CODES: dict[str, ErrorSpec] = _table(
     ),
     (
         "NODE_PENDING",
-        "this node is enrolled and not active yet",
+        "this node is enrolled and not active now",
         True,
         403,
         EXIT_AUTH,
-        "wait: it is taken when an operator approves it",
+        "wait: it is taken when an operator approves or releases it",
     ),
     (
         "NODE_REFUSED",

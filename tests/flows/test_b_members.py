@@ -203,6 +203,18 @@ def test_b01_who_is_no_operator_is_refused_and_the_log_has_it(grid: Enrolled) ->
     assert "FORBIDDEN: Operate is for operators" in grid.say("audit", "log", "ann")
     grid.say("token", "revoke", "ann", "--reason", "lost")
     until("it is out", lambda: gristmill(grid.grid, "status", token=ann).returncode == 4)
+    until("A08: that, too", lambda: "KEY_REVOKED" in grid.say("audit", "log", "ann"))
+
+
+def test_b11_who_is_let_in_by_this_host_alone_is_the_brokers(grid: Enrolled) -> None:
+    """The registry does not know it: it is drained and released all the same."""
+    grid.grid.add_worker("own")
+    until("it is here", lambda: grid.states().get("own") == "idle")
+    assert "is not in quarantine" in grid.say("node", "release", "own")
+    assert "no worker was ever named" in grid.say("node", "release", "nobody", code=2)
+    grid.say("node", "drain", "--wait", "own")
+    assert "UNKNOWN_NODE" in grid.say("node", "ban", "own", "--reason", "x", code=2)
+    assert "registry refused" not in grid.grid.log("broker").read_text()
 
 
 def broker_key(grid: Enrolled) -> str:
