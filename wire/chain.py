@@ -1,0 +1,194 @@
+"""The chain in the ledger's dialogue (docs/rfc/0003, section 15): rentals, payouts, claims.
+
+The settlement tells what it sees on the chain, confirmed; the ledger moves the difference to what
+its books say. So every message can be said again, and what was missed is made good by the next.
+Amounts are micro-credits, which are base units of the token: it has six decimals.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gristmill.wire.frames import Integer
+
+if TYPE_CHECKING:  # brings a library that few clients need
+    from nacl.signing import SigningKey
+
+ADDRESS_BYTES = 20
+HASH_BYTES = 32
+_AGREEMENT_CONTEXT = b"gristmill-rental-1\0"
+_PAYEE_CONTEXT = b"gristmill-payee-1\0"
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc=False):
+    """Base of the messages about the chain in the ledger's dialogue."""
+
+
+class Agreement(msgspec.Struct, array_like=True, frozen=True):
+    """What is rented, by whom, of whom: its digest is the escrow's ``spec``.
+
+    ``grid``: the ledger's public key (hex). ``contract``, ``provider``: addresses, 20 bytes.
+    ``number``: makes two rentals of one tenant two.
+    """
+
+    grid: str
+    tenant: str
+    chain_id: int
+    contract: bytes
+    provider: bytes
+    number: int
+
+
+def spec_of(agreement: Agreement) -> bytes:
+    """32 bytes that an escrow has for this agreement: sha-256 of a context and its MessagePack."""
+    return hashlib.sha256(_AGREEMENT_CONTEXT + _encode(agreement)).digest()
+
+
+class Payee(msgspec.Struct, array_like=True, frozen=True):
+    """The address that a node is paid at, in the node's own words.
+
+    ``node``: its public key (hex), which signs. A later ``from_ms`` takes the place of an earlier.
+    """
+
+    node: str
+    chain_id: int
+    pool: bytes
+    address: bytes
+    from_ms: int
+
+
+def payee_bytes(payee: Payee) -> bytes:
+    """What the node signs."""
+    return _PAYEE_CONTEXT + _encode(payee)
+
+
+def sign_payee(payee: Payee, key: "SigningKey") -> bytes:
+    """64 bytes of Ed25519 signature by the node's key."""
+    return key.sign(payee_bytes(payee)).signature
+
+
+class Agree(Message, frozen=True, tag=30):
+    """A tenant is going to lock credits for this agreement. Answered with its spec."""
+
+    request: Integer
+    agreement: Agreement
+
+
+class StatePayee(Message, frozen=True, tag=31):
+    """Whoever brings it: a node says where it is paid."""
+
+    request: Integer
+    payee: Payee
+    signature: bytes
+
+
+class StateRental(Message, frozen=True, tag=32):
+    """What a rental is on the chain, K blocks deep; ``locked``, ``paid``, ``returned`` only grow.
+
+    ``paid``: gross, the toll included. ``spec``: whose agreement it is; one that nobody agreed to
+    is ``UNKNOWN_RENTAL``, and its money leaves by the contract's refund.
+    """
+
+    request: Integer
+    id: bytes
+    spec: bytes
+    locked: Integer
+    paid: Integer
+    returned: Integer
+    is_closed: bool
+    block: Integer
+
+
+class CommitPayouts(Message, frozen=True, tag=33):
+    """Make the leaves of payout ``number`` (1, 2, ...): answered with ``Payout``, always the same.
+
+    ``funds``: what all leaves together may be, the pool's balance and what was claimed from it.
+    """
+
+    request: Integer
+    number: Integer
+    funds: Integer
+
+
+class StateRoot(Message, frozen=True, tag=34):
+    """A payout's root stands on the chain, K blocks deep; ``list_digest``: of its list, a blob."""
+
+    request: Integer
+    number: Integer
+    root: bytes
+    list_digest: bytes
+    transaction: bytes
+    block: Integer
+
+
+class StateClaims(Message, frozen=True, tag=35):
+    """So much has left the pool for payees, K blocks deep; it only grows."""
+
+    request: Integer
+    claimed: Integer
+    block: Integer
+
+
+class AskPayouts(Message, frozen=True, tag=36):
+    """The last payout of a node (hex; empty: of all): ``Payout`` with its leaves."""
+
+    request: Integer
+    node: str = ""
+
+
+class AskChainBooks(Message, frozen=True, tag=37):
+    """What the books have of the chain: ``ChainBooks``."""
+
+    request: Integer
+
+
+Asked = (
+    Agree
+    | StatePayee
+    | StateRental
+    | CommitPayouts
+    | StateRoot
+    | StateClaims
+    | AskPayouts
+    | AskChainBooks
+)
+
+
+class Leaf(msgspec.Struct, array_like=True, frozen=True):
+    """Everything that an address ever earned, claimed or not: a leaf of the pool's tree."""
+
+    address: bytes
+    cumulative: int
+
+
+class Payout(msgspec.Struct, frozen=True):
+    """Leaves by address, each once, in the order of their bytes; ``total`` is their sum.
+
+    ``root``, ``list_digest``, ``transaction`` and ``block`` are empty until the root stands.
+    """
+
+    number: int
+    total: int
+    leaves: list[Leaf]
+    root: bytes = b""
+    list_digest: bytes = b""
+    transaction: bytes = b""
+    block: int = 0
+
+
+class ChainBooks(msgspec.Struct, frozen=True):
+    """Sums of the books, to be held against the chain.
+
+    ``locked``, ``returned``: of all rentals. ``rentals``: what their accounts have now.
+    ``committed``: in the last payout; ``claimed`` of it. ``payouts``: how many there were.
+    """
+
+    locked: int
+    paid: int
+    returned: int
+    rentals: int
+    committed: int
+    claimed: int
+    payouts: int
