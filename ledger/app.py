@@ -20,9 +20,10 @@ import msgspec
 import zmq
 from nacl.signing import SigningKey
 
-from gristmill.ledger import bills
+from gristmill.ledger import bills, chain_rows
 from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
+from gristmill.ledger.core.chain_records import AnswerChain, PayoutRow
 from gristmill.ledger.core.intent_records import AnswerIntent, WakeTreasury
 from gristmill.ledger.door import Door
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError
@@ -33,7 +34,7 @@ from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.ledger.statements import Statements
 from gristmill.ledger.watches import Watches
-from gristmill.wire import limits, payments
+from gristmill.wire import chain, limits, payments
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.keys import LEDGER_KEY, load_key
@@ -66,6 +67,7 @@ from gristmill.wire.units import format_credits
 
 log = logging.getLogger("gristmill.ledger")
 _YES = msgspec.Raw(b"\xc0")
+_CHECKED = payments.Message | chain.Message  #: whose texts go to the database as they are
 LOOK_MS = 60_000  #: how often it is asked whether a broker was lost for good
 REFUSED_CHARS_MAX = 4_000  #: of one refusal: what a peer asked may be much longer
 ACKED_CHARS_MAX = 12 << 10  #: of verdicts in one message: at 4 bytes a character, 48 KiB of 64
@@ -86,6 +88,7 @@ class Ledger:
         self.read_only = ""
         self.book = open_book(settings)
         key = load_key(settings.state / LEDGER_KEY)
+        self.book.public = key.verify_key.encode().hex()
         self.epochs = Epochs(self.book, key, settings.epoch_s * 1000)
         self._began_ms = self._looked_ms = _now_ms()
         self._context = zmq.Context()
@@ -262,10 +265,10 @@ class Ledger:
                 size += len(message.entries)
             elif isinstance(message, Fund | Transfer):
                 posts.append((frames[0], message))
-            elif isinstance(message, payments.Message) and (told := wrong_text(message)):
-                request: int = message.request  # type: ignore[attr-defined]
+            elif isinstance(message, _CHECKED) and (told := wrong_text(message)):
+                request: int = message.request  # type: ignore[union-attr]
                 self._send(frames[0], LedgerRefused(request, "MALFORMED", told))
-            elif isinstance(message, payments.Asked):
+            elif isinstance(message, payments.Asked | chain.Said):
                 purchases.append((frames[0], message))
             elif message is not None:
                 questions.append((frames[0], message))
@@ -354,6 +357,9 @@ class Ledger:
         elif isinstance(effect, AnswerIntent | WakeTreasury):
             assert not isinstance(message, Post)
             self._purchases.report(peer, message.request, effect)
+        elif isinstance(effect, AnswerChain):
+            assert isinstance(message, chain.Said)
+            self._answer_chain(peer, message.request, effect)
         elif isinstance(effect, fx.AnswerOperator):
             assert isinstance(message, Fund | Transfer)
             if effect.code:
@@ -361,6 +367,15 @@ class Ledger:
                 return
             log.info("%s%s", _told(message), ", done before" if effect.is_repeat else "")
             self._send(peer, LedgerAnswer(message.request, _YES))
+
+    def _answer_chain(self, peer: bytes, request: int, effect: AnswerChain) -> None:
+        if effect.code:
+            self._send(peer, LedgerRefused(request, effect.code, effect.message))
+            return
+        body: Any = effect.body
+        if isinstance(body, PayoutRow):
+            body = chain_rows.payout_view(body)
+        self._send(peer, LedgerAnswer(request, msgspec.Raw(msgspec.msgpack.encode(body))))
 
     def _refuse(self, posts: list[tuple[bytes, Asked]], message: str) -> None:
         for peer, post in posts:
@@ -370,7 +385,13 @@ class Ledger:
     def _answer(
         self,
         peer: bytes,
-        question: Ping | AskUsage | AskBalance | AskStatement | AskReceipts | Question,
+        question: Ping
+        | AskUsage
+        | AskBalance
+        | AskStatement
+        | AskReceipts
+        | Question
+        | chain.Question,
     ) -> None:
         if isinstance(question, Ping):
             if self.read_only:
@@ -388,7 +409,9 @@ class Ledger:
             return
         try:
             body: Any
-            if isinstance(question, payments.Message):
+            if isinstance(question, chain.Question):
+                body = chain_rows.answer(self.book.db, question)
+            elif isinstance(question, payments.Message):
                 body = self._purchases.answer(peer, question)
             elif isinstance(question, AskUsage):
                 body = bills.usage(self.book.db, question)
