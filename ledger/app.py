@@ -20,16 +20,17 @@ import msgspec
 import zmq
 from nacl.signing import SigningKey
 
-from gristmill.ledger import bills, chain_rows
+from gristmill.ledger import bills
 from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
-from gristmill.ledger.core.chain_records import AnswerChain, PayoutRow
+from gristmill.ledger.core.chain_records import AnswerChain
 from gristmill.ledger.core.intent_records import AnswerIntent, WakeTreasury
 from gristmill.ledger.door import Door
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError
 from gristmill.ledger.epochs import Epochs
 from gristmill.ledger.floods import Floods
 from gristmill.ledger.purchases import Purchases, Question, wrong_text
+from gristmill.ledger.rentals import OfChain, Rentals
 from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.ledger.statements import Statements
@@ -94,6 +95,7 @@ class Ledger:
         self._context = zmq.Context()
         self._socket = self._listen(key)
         self._purchases = Purchases(self.book, key, self._send)
+        self._rentals = Rentals(self.book, self._send)
         self._statements = Statements(self.book, self._open_incident)
         self._watches = Watches()
 
@@ -260,6 +262,8 @@ class Ledger:
                 break
             size += 1
             message = self._decode(frames, public)
+            if isinstance(message, chain.Message):
+                self._rentals.hear(frames[0], message)
             if isinstance(message, Post):
                 posts.append((frames[0], message))
                 size += len(message.entries)
@@ -359,7 +363,7 @@ class Ledger:
             self._purchases.report(peer, message.request, effect)
         elif isinstance(effect, AnswerChain):
             assert isinstance(message, chain.Said)
-            self._answer_chain(peer, message.request, effect)
+            self._rentals.report(peer, message.request, effect)
         elif isinstance(effect, fx.AnswerOperator):
             assert isinstance(message, Fund | Transfer)
             if effect.code:
@@ -367,15 +371,6 @@ class Ledger:
                 return
             log.info("%s%s", _told(message), ", done before" if effect.is_repeat else "")
             self._send(peer, LedgerAnswer(message.request, _YES))
-
-    def _answer_chain(self, peer: bytes, request: int, effect: AnswerChain) -> None:
-        if effect.code:
-            self._send(peer, LedgerRefused(request, effect.code, effect.message))
-            return
-        body: Any = effect.body
-        if isinstance(body, PayoutRow):
-            body = chain_rows.payout_view(body)
-        self._send(peer, LedgerAnswer(request, msgspec.Raw(msgspec.msgpack.encode(body))))
 
     def _refuse(self, posts: list[tuple[bytes, Asked]], message: str) -> None:
         for peer, post in posts:
@@ -385,13 +380,7 @@ class Ledger:
     def _answer(
         self,
         peer: bytes,
-        question: Ping
-        | AskUsage
-        | AskBalance
-        | AskStatement
-        | AskReceipts
-        | Question
-        | chain.Question,
+        question: Ping | AskUsage | AskBalance | AskStatement | AskReceipts | Question | OfChain,
     ) -> None:
         if isinstance(question, Ping):
             if self.read_only:
@@ -409,8 +398,10 @@ class Ledger:
             return
         try:
             body: Any
-            if isinstance(question, chain.Question):
-                body = chain_rows.answer(self.book.db, question)
+            if isinstance(question, chain.Message):
+                body = self._rentals.answer(peer, question)
+                if body is None:
+                    return
             elif isinstance(question, payments.Message):
                 body = self._purchases.answer(peer, question)
             elif isinstance(question, AskUsage):

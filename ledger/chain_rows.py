@@ -172,10 +172,10 @@ def event_of(db: Database, asked: wire.Said, public: str) -> cr.ChainEvent:
     """
     match asked:
         case wire.Agree():
-            spec = wire.spec_of(asked.agreement)
+            agreed = msgspec.structs.replace(asked.agreement, grid=asked.agreement.grid or public)
+            spec = wire.spec_of(agreed)
             known = _row(db, "SELECT 1 FROM agreement WHERE spec = ?", (spec,))
-            is_ours = asked.agreement.grid == public
-            return cr.RentalAgreed(asked.agreement, spec, is_ours, known is not None)
+            return cr.RentalAgreed(agreed, spec, agreed.grid == public, known is not None)
         case wire.StatePayee():
             one = asked.payee
             is_signed = is_by(one.node, wire.payee_bytes(one), asked.signature)

@@ -44,6 +44,8 @@ VERBS: dict[type, frozenset[Role]] = {
     chain.CommitPayouts: frozenset({"settlement"}),
     chain.StateRoot: frozenset({"settlement"}),
     chain.StateClaims: frozenset({"settlement"}),
+    chain.ShowVoucher: frozenset({"broker"}),
+    chain.VoucherRuling: frozenset({"settlement"}),
     chain.AskPayout: frozenset({"broker", "operator", "settlement"}),
     chain.AskLeaves: frozenset({"broker", "operator", "settlement"}),
     chain.AskChainBooks: frozenset({"broker", "operator", "settlement"}),

@@ -6,11 +6,11 @@ Amounts are micro-credits, which are base units of the token: it has six decimal
 """
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gristmill.wire.frames import Integer
+from gristmill.wire.frames import HeaderDecoder, Integer
 
 if TYPE_CHECKING:  # brings a library that few clients need
     from nacl.signing import SigningKey
@@ -78,7 +78,10 @@ def sign_payee(payee: Payee, key: "SigningKey") -> bytes:
 
 
 class Agree(Message, frozen=True, tag=30):
-    """A tenant is going to lock credits for this agreement. Answered with its spec."""
+    """A tenant is going to lock credits for this agreement.
+
+    Answered with the ``Agreement`` as it is kept: an empty ``grid`` becomes this ledger's key.
+    """
 
     request: Integer
     agreement: Agreement
@@ -170,8 +173,42 @@ class AskChainBooks(Message, frozen=True, tag=38):
     pool: str
 
 
+class ShowVoucher(Message, frozen=True, tag=39):
+    """A tenant pays so much of its rental, all vouchers before included.
+
+    ``signature``: of the contract's EIP-712 ``Voucher``, by the escrow's client. Brought to the
+    settlement, which answers with ``Shown`` when it has it on its disk.
+    """
+
+    request: Integer
+    tenant: str
+    rental: bytes
+    cumulative: Integer
+    receipts_root: bytes
+    signature: bytes
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A voucher is kept. ``cumulative``: of the largest that is; ``redeemed``: on the chain."""
+
+    cumulative: int
+    redeemed: int
+
+
+class VoucherRuling(Message, frozen=True, tag=40):
+    """The settlement's answer to the ledger's ``ShowVoucher`` of this request; no code is a yes."""
+
+    request: Integer
+    code: str
+    message: str
+    shown: Shown
+
+
 Said = Agree | StatePayee | StateRental | CommitPayouts | StateRoot | StateClaims
 Question = AskPayout | AskLeaves | AskChainBooks
+#: what clients say and ask, through their broker, which fills in who they are
+ByClients = Agree | StatePayee | ShowVoucher | AskPayout | AskLeaves
+decode_by_clients: HeaderDecoder[Any] = HeaderDecoder(ByClients)
 LEAVES_MAX = 1_000  #: of one answer
 
 

@@ -226,6 +226,14 @@ CODES: dict[str, ErrorSpec] = _table(
         "wait until its lock is confirmed; agree to a rental before you lock for it",
     ),
     (
+        "SETTLEMENT_DOWN",
+        "the settlement is not there: nothing reaches the chain now",
+        True,
+        503,
+        EXIT_UNREACHABLE,
+        "wait, or look at the settlement process; jobs go on without it",
+    ),
+    (
         "PAYMENTS_DOWN",
         "nobody sells credits this way now: the treasury is not there, or not set up for it",
         True,

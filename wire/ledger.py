@@ -233,6 +233,8 @@ ToLedger = (
     | payments.AskOffers
     | chain.Said
     | chain.Question
+    | chain.ShowVoucher
+    | chain.VoucherRuling
 )
 decode_to_ledger: HeaderDecoder[Any] = HeaderDecoder(ToLedger)
 
@@ -278,5 +280,5 @@ class LedgerRefused(Message, frozen=True, tag=3):
     message: str
 
 
-FromLedger = Acked | LedgerAnswer | LedgerRefused | payments.IntentChanged
+FromLedger = Acked | LedgerAnswer | LedgerRefused | payments.IntentChanged | chain.ShowVoucher
 decode_from_ledger: HeaderDecoder[Any] = HeaderDecoder(FromLedger)

@@ -122,7 +122,7 @@ def _on_agreed(event: RentalAgreed, now_ms: int, effects: list[AnyEffect]) -> No
         return
     if not event.is_known:
         effects.append(AddAgreement(event.spec, one, now_ms))
-    effects.append(AnswerChain("", "", event.spec))
+    effects.append(AnswerChain("", "", one))
 
 
 def _on_rental(

@@ -189,7 +189,7 @@ class AnswerChain(msgspec.Struct, frozen=True):
 
     code: str
     message: str
-    body: bytes | int | PayoutRow | None = None
+    body: Agreement | int | PayoutRow | None = None
 
 
 ChainEffect = (

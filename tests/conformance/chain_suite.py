@@ -97,7 +97,8 @@ def rented(book: Book, locked: int = 1_000_000) -> None:
 def what_a_rental_locks_is_credits_of_its_own(bench: suite.Bench) -> None:
     book = bench.book
     (agreed,) = says(book, chain.Agree(1, agreement()))
-    assert agreed.body == chain.spec_of(agreement())
+    assert agreed.body == agreement()
+    assert says(book, chain.Agree(3, agreement(grid=""))) == [agreed]
     assert says(book, chain.Agree(2, agreement())) == [agreed]  # said again
     (answer,) = says(book, rental(500))
     assert answer.body == 500 == posted(book, f"rental:{RENTAL.hex()}")
