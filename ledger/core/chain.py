@@ -178,8 +178,12 @@ def _wrong_rental(state: LedgerState, before: Rental, event: RentalStated) -> st
     """What of a statement contradicts the books or itself; empty for nothing."""
     if event.spec != before.spec:
         return f"its spec was {before.spec.hex():.16}..., now it is {event.spec.hex():.16}..."
-    for field in ("locked", "paid", "returned", "block"):
-        was, now = getattr(before, field), getattr(event, field)
+    for field, was, now in (
+        ("locked", before.locked, event.locked),
+        ("paid", before.paid, event.paid),
+        ("returned", before.returned, event.returned),
+        ("block", before.block, event.block),
+    ):
         if now < was:
             return f"{field} was {was}; now it is stated to be {now}"
     if before.is_closed and not event.is_closed:
