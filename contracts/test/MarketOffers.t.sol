@@ -216,4 +216,13 @@ contract MarketOffersTest is MarketCase {
         same("the wallet's", market.owed(address(wallet)), 9_700);
         same("owner", market.ownerOf(ID), BUYER);
     }
+
+    /// @dev With EIP-7702 an account with a key has code as well: its key still signs.
+    function test_a_key_signs_whatever_code_its_account_has() public {
+        PromptMarketplace.Offer memory offer = offered(100);
+        bytes memory signature = signed(offer);
+        vm.etch(creator, address(new Wallet()).code);
+        take(offer, signature, 100);
+        same("owner", market.ownerOf(ID), BUYER);
+    }
 }

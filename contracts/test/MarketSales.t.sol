@@ -8,12 +8,13 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
 import {FeeWallet} from "../src/FeeWallet.sol";
 import {PromptMarketplace} from "../src/PromptMarketplace.sol";
+import {Coarse} from "./PoolCase.t.sol";
 import {MarketCase} from "./MarketCase.t.sol";
 import {Vm} from "./Vm.sol";
 
 /// @dev Registration, listings, sales and withdrawals.
 contract MarketSalesTest is MarketCase {
-    // ---- the constructor and what can be asked
+    // The constructor and what can be asked.
 
     function test_the_constructor() public {
         same("token", address(market.token()), address(token));
@@ -24,6 +25,15 @@ contract MarketSalesTest is MarketCase {
         new PromptMarketplace(token, address(0));
         vm.expectRevert(FeeWallet.ZeroAddress.selector);
         new PromptMarketplace(IERC20(address(0)), FEES);
+        vm.expectRevert(FeeWallet.OwnAddress.selector);
+        market.proposeFeeWallet(address(market));
+    }
+
+    function test_only_a_token_of_six_decimals_is_paid_with() public {
+        IERC20 coarse = IERC20(address(new Coarse()));
+        bytes4 why = PromptMarketplace.WrongDecimals.selector;
+        vm.expectRevert(abi.encodeWithSelector(why, 18, 6));
+        new PromptMarketplace(coarse, FEES);
     }
 
     function test_what_it_is_and_is_not() public view {
@@ -33,7 +43,7 @@ contract MarketSalesTest is MarketCase {
         check("nothing else", !market.supportsInterface(0xffffffff));
     }
 
-    // ---- register
+    // Register.
 
     function test_the_first_who_registers_a_content_has_its_token() public {
         vm.expectEmit();
@@ -79,7 +89,7 @@ contract MarketSalesTest is MarketCase {
         same("nobody's", market.creatorOf(1), address(0));
     }
 
-    // ---- list, unlist
+    // List, unlist.
 
     function test_an_owner_lists_at_a_price_and_at_another() public {
         register(0);
@@ -155,7 +165,7 @@ contract MarketSalesTest is MarketCase {
         buyRefused(BUYER, 100, why);
     }
 
-    // ---- buy
+    // Buy.
 
     function test_a_creators_sale() public {
         register(1_000);
@@ -275,7 +285,7 @@ contract MarketSalesTest is MarketCase {
         owedAre(600, 500 + 9_700, 9_200);
     }
 
-    // ---- withdrawTo
+    // WithdrawTo.
 
     function test_anybody_sends_an_account_what_it_is_owed() public {
         resale(500, 10_000);
@@ -304,7 +314,7 @@ contract MarketSalesTest is MarketCase {
         market.withdrawTo(SELLER);
     }
 
-    // ---- the fee wallet
+    // The fee wallet.
 
     function test_the_fee_is_owed_to_the_wallet_at_the_sale() public {
         resale(500, 10_000);

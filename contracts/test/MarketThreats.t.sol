@@ -19,7 +19,7 @@ import {MarketCase, Wallet} from "./MarketCase.t.sol";
 
 /// @dev Hostile tokens, hostile receivers: docs/contracts/market.md names these tests.
 contract MarketThreatsTest is MarketCase {
-    // ---- receivers
+    // Receivers.
 
     /// @dev A contract that would revert in onERC721Received: it is never called.
     function test_a_contract_registers_and_buys_without_a_callback() public {
@@ -65,13 +65,13 @@ contract MarketThreatsTest is MarketCase {
         same("owner", market.ownerOf(ID), SELLER);
     }
 
-    // ---- tokens
+    // Tokens.
 
     function test_a_token_that_takes_a_part_is_not_paid_with() public {
         useToken(address(new FeeOnTransferToken()));
         resale(500, 10_000);
-        bytes4 why = PromptMarketplace.ReceivedLess.selector;
-        buyRefused(BUYER, 10_000, abi.encodeWithSelector(why, 9_900, 10_000));
+        bytes4 why = PromptMarketplace.NotReceived.selector;
+        buyRefused(BUYER, 10_000, abi.encodeWithSelector(why, 10_000, 9_900));
         owedAre(0, 0, 0);
         same("owner", market.ownerOf(ID), SELLER);
     }
@@ -100,7 +100,7 @@ contract MarketThreatsTest is MarketCase {
         same("creator", token.balanceOf(creator), 500);
     }
 
-    // ---- a token that calls back
+    // A token that calls back.
 
     function reentrant() private returns (ReentrantToken hostile) {
         hostile = new ReentrantToken();
@@ -165,7 +165,7 @@ contract MarketThreatsTest is MarketCase {
         same("owner", abi.decode(hostile.answer(), (address)), BUYER);
     }
 
-    // ---- what is left, shown so that nobody forgets it
+    // What is left, shown so that nobody forgets it.
 
     /// @dev Who sees a hash before it is registered can register it: a manifest that names its
     /// creator says who made it, the token does not.
