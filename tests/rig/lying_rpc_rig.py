@@ -37,6 +37,7 @@ class Liar(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Liar
 
     def setup(self) -> None:
