@@ -128,22 +128,26 @@ def test_go_rewinds_to_what_is_kept_and_then_to_the_beginning() -> None:
     assert step(log, Released()) == []
 
 
-def test_a_bloom_that_promises_events_is_asked_about_elsewhere() -> None:
+def test_a_block_that_lacks_events_is_asked_for_elsewhere() -> None:
     log = log_to(5)
-    empty = block(6, may_have=True)
-    assert step(log, BlockRead(empty)) == [ReadBlock(6, elsewhere=True)]
+    short = block(6, is_short=True)
+    assert step(log, BlockRead(short)) == [ReadBlock(6, elsewhere=True)]
     assert step(log, seen(6)) == [ReadBlock(6, elsewhere=True)]
-    full = block(6, may_have=True, facts=[fact(6)])
+    full = block(6, facts=[fact(6)])
     assert step(log, BlockRead(full)) == [Keep(full), Apply(log.blocks[4], [fact(4)])]
-
-
-def test_a_bloom_that_hits_by_chance_is_believed_in_the_end() -> None:
-    log = log_to(5)
-    empty = block(6, may_have=True)
-    step(log, BlockRead(empty))
-    step(log, BlockRead(empty))
-    assert Keep(empty) in step(log, BlockRead(empty))
     assert log.rereads == 0
+
+
+def test_when_no_node_tells_all_there_is_an_alarm_and_it_is_never_believed() -> None:
+    log = log_to(5)
+    short = block(6, is_short=True)
+    for _ in range(3):
+        assert step(log, BlockRead(short)) == [ReadBlock(6, elsewhere=True)]
+    assert step(log, BlockRead(short)) == [
+        Warn("no node tells all events of block 6", "alarm"),
+    ]
+    assert step(log, BlockRead(short)) == []
+    assert log.tip == 5
 
 
 def test_the_past_is_read_in_ranges() -> None:
@@ -191,7 +195,9 @@ def test_a_second_node_must_have_each_block() -> None:
     assert step(log, Witnessed(ours)) == []
 
 
-@pytest.mark.parametrize("theirs", [block(1, fork=1), block(1), block(1, facts=[fact(1), fact(1, 1)])])
+@pytest.mark.parametrize(
+    "theirs", [block(1, fork=1), block(1), block(1, facts=[fact(1), fact(1, 1)])]
+)
 def test_two_nodes_that_differ_stop_it_until_they_agree(theirs: Block) -> None:
     log = log_to(3, is_witnessed=True)
     ours = log.blocks[1]

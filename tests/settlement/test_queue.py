@@ -361,8 +361,11 @@ def test_halted_sends_nothing_and_goes_on_when_released(lane: Lane) -> None:
     step(lane, Halted("drift"), 0)
     assert step(lane, look(20), 0) == []
     step(lane, Released(), 0)
-    assert step(lane, look(20), 0) == [Preflight("redeem/1"), Preflight("b")]
-    assert made in lane.intents["redeem/1"].attempts
+    assert step(lane, look(20), 0) == [
+        Send("redeem/1", made),
+        Preflight("redeem/1"),
+        Preflight("b"),
+    ]
 
 
 def test_a_deep_re_org_unconfirms(lane: Lane) -> None:

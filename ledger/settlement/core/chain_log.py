@@ -14,7 +14,8 @@ when another block takes its place; what is applied stays, or everything halts.
     following | a block whose parent is our last              | keep it, apply what is K deep
     following | a block whose parent is another, not applied  | drop our last, read it again
     following | the same, and our last is applied             | halted: the re-org is deeper than K
-    following | a block that lacks events which it must have  | read it again, elsewhere
+    following | a block that lacks events, by its own bloom   | read it again, elsewhere, until one
+              |                                               | node tells all; then an alarm, too
     following | a range is refused                            | half of it
     following | the second node has another block K deep      | alarm; nothing is applied until it
               |                                               | agrees
@@ -38,29 +39,32 @@ class Fact(msgspec.Struct, frozen=True):
     index: int
     contract: str
     name: str
-    fields: dict[str, int | bytes | bool | str]
+    fields: dict[str, int | bytes | bool]
     transaction: bytes = b""
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A block with its facts. ``may_have``: its bloom has one of our contracts in it."""
+    """A block with its facts.
+
+    ``is_short``: the bloom in its header is not that of the events that a node told of it.
+    """
 
     number: int
     hash: bytes
     parent: bytes
     facts: list[Fact] = []
-    may_have: bool = False
+    is_short: bool = False
 
 
 class Limits(msgspec.Struct, frozen=True):
     """``depth``: K. ``range_max``: blocks that are asked for at once. ``rereads_max``: of a block
-    whose bloom promises events that are not told, before its bloom counts as a chance hit.
-    ``is_witnessed``: a second node must have each block.
+    that lacks events, before there is an alarm. ``is_witnessed``: a second node must have each
+    block with the same events.
     """
 
     depth: int = 12
     range_max: int = 2_000
-    rereads_max: int = 2
+    rereads_max: int = 4
     is_witnessed: bool = False
 
 
@@ -237,15 +241,18 @@ def _on_head(log: Log, event: HeadSeen, effects: list[Effect]) -> None:
         size = log.range_now or log.limits.range_max
         effects.append(ReadRange(first, min(deep, first + size - 1)))
     else:
-        effects.append(ReadBlock(first, log.rereads > 0))
+        effects.append(ReadBlock(first, log.rereads % 2 == 1))
 
 
 def _on_block(log: Log, block: Block, effects: list[Effect]) -> None:
     if log.halted or block.number != log.tip + 1:
         return
-    if block.may_have and not block.facts and log.rereads < log.limits.rereads_max:
+    if block.is_short:
         log.rereads += 1
-        effects.append(ReadBlock(block.number, elsewhere=True))
+        if log.rereads == log.limits.rereads_max:
+            effects.append(Warn(f"no node tells all events of block {block.number}", "alarm"))
+        elif log.rereads < log.limits.rereads_max:
+            effects.append(ReadBlock(block.number, elsewhere=True))
         return
     before = log.blocks.get(log.tip)
     if before is not None and before.hash != block.parent:

@@ -236,9 +236,7 @@ def _outcome(intent: Intent, receipt: Receipt) -> State:
     return "failed" if receipt.is_reverted else "confirmed"
 
 
-def _push(
-    lane: Lane, intent: Intent, event: Looked, is_first: bool, effects: list[Effect]
-) -> None:
+def _push(lane: Lane, intent: Intent, event: Looked, is_first: bool, effects: list[Effect]) -> None:
     """Keep one that is not mined going: known, sent again, or with a higher fee."""
     if not intent.attempts:  # it has a nonce, and the process ended before it was signed
         _try(lane, intent, effects)
@@ -251,11 +249,13 @@ def _push(
     is_stuck = is_first or last.max_fee_wei < event.base_fee_wei
     is_late = event.head - last.block >= lane.limits.bump_blocks
     if intent.is_unwanted and not last.is_cancel:
-        _bump(lane, intent, effects)
-    elif is_stuck and is_late:
-        _try(lane, intent, effects)
-    elif last.hash not in event.known:
+        if _bump(lane, intent, effects):
+            return
+        is_late = False  # at the cap: the call itself is the only way to use the nonce
+    if last.hash not in event.known:
         effects.append(Send(intent.purpose, last))
+    if is_stuck and is_late:
+        _try(lane, intent, effects)
 
 
 def _try(lane: Lane, intent: Intent, effects: list[Effect]) -> None:
@@ -365,7 +365,8 @@ def _on_preflight(lane: Lane, event: PreflightDone, effects: list[Effect]) -> No
     _sign(lane, intent, gas, (fee, tip), is_cancel, effects)
 
 
-def _bump(lane: Lane, intent: Intent, effects: list[Effect]) -> None:
+def _bump(lane: Lane, intent: Intent, effects: list[Effect]) -> bool:
+    """Have it signed with a higher fee; False where the caps do not allow that."""
     last = intent.attempts[-1]
     is_cancel = intent.is_unwanted or last.is_cancel
     fee, tip = _higher_fee(lane, last)
@@ -377,6 +378,8 @@ def _bump(lane: Lane, intent: Intent, effects: list[Effect]) -> None:
         _over_budget(lane, effects)
     else:
         _sign(lane, intent, gas, (fee, tip), is_cancel, effects)
+        return True
+    return False
 
 
 def _over_budget(lane: Lane, effects: list[Effect]) -> None:
