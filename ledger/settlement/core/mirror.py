@@ -116,6 +116,12 @@ def sums(mirror: Mirror) -> Sums:
     )
 
 
+def newest_root(mirror: Mirror) -> Root | None:
+    """The last that nobody vetoed."""
+    standing = [number for number, root in mirror.roots.items() if not root.is_vetoed]
+    return mirror.roots[max(standing)] if standing else None
+
+
 def apply(mirror: Mirror, fact: Fact) -> None:
     """Take one more fact in; they come in the chain's order."""
     mirror.block = fact.block

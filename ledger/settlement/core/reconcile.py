@@ -11,9 +11,8 @@ is not known which of the two is wrong, and every further payment could make it 
     escrow has at least that               | its balance            | totalLiability (no less)
     pool has at least                      | its balance            | mirror (no less)
     claimed                                | mirror                 | claimedTotal
-    root                                   | total of the last      | total of the last, contract
+    root                                   | the last not vetoed    | the same, of the contract
     locked, paid, returned, claimed, left  | mirror                 | books
-    payouts                                | roots told, mirror     | payouts with a root, books
     all that was locked                    | mirror, every rental   | open + owed + pool + claimed +
                                            |                        | withdrawn by others
 
@@ -22,12 +21,13 @@ Tokens that somebody sent to a contract without being asked are a surplus: told,
 
 import msgspec
 
-from gristmill.ledger.settlement.core.mirror import Mirror, sums
+from gristmill.ledger.settlement.core.mirror import Mirror, newest_root, sums
 from gristmill.wire.chain import ChainBooks
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What the contracts say, all as of ``block``. ``total``: of the newest root, vetoed or not."""
+    """What the contracts say, all as of ``block``. ``root_number``: of the newest that is
+    not vetoed, whether it can be claimed from yet or not."""
 
     block: int
     liability: int
@@ -87,16 +87,14 @@ def reconcile(
     ``books``: None when the ledger does not answer; they are as of the mirror's block.
     """
     all_sums = sums(mirror)
-    newest = max(mirror.roots, default=0)
-    root_total = mirror.roots[newest].total if newest else 0
-    is_vetoed = bool(newest) and mirror.roots[newest].is_vetoed
+    newest = newest_root(mirror)
     lines = [
         Line("escrow owes", all_sums.open + all_sums.owed, figures.liability),
         Line("escrow has", figures.escrow_balance, figures.liability, may_exceed=True),
         Line("pool has", figures.pool_balance, all_sums.pool, may_exceed=True),
         Line("claimed", all_sums.claimed, figures.claimed),
-        Line("root's number", newest, figures.root_number),
-        Line("root's total", 0 if is_vetoed else root_total, figures.root_total),
+        Line("root's number", newest.number if newest else 0, figures.root_number),
+        Line("root's total", newest.total if newest else 0, figures.root_total),
         Line(
             "locked = open + owed + pool + claimed + withdrawn",
             all_sums.locked,
