@@ -10,6 +10,13 @@ from typing import Any
 
 import msgspec
 
+from gristmill.cli.document import Document
+from gristmill.cli.documents_chain import (
+    ChainDeploy,
+    ChainKey,
+    ChainPins,
+    ChainStatus,
+)
 from gristmill.wire.client import (
     AccountRow,
     JobStatus,
@@ -22,10 +29,6 @@ from gristmill.wire.client import (
 from gristmill.wire.payments import IntentView, Offer
 from gristmill.wire.registry import LimitRow, Record
 from gristmill.wire.spec import JobSpec
-
-
-class Document(msgspec.Struct, frozen=True, tag_field="schema"):
-    """Base of the documents."""
 
 
 class Up(Document, frozen=True, tag="gristmill/up/1"):
@@ -129,7 +132,7 @@ class SubtaskResult(Document, frozen=True, tag="gristmill/result/1"):
     exit_code: int | None = None
     stdout: str = ""
     stderr: str = ""
-    files: list[FileOut] = []
+    files: list[FileOut] = msgspec.field(default_factory=list)
     error: str = ""
     outcome: str = ""
     written: str = ""
@@ -493,7 +496,7 @@ class Enrolment(Document, frozen=True, tag="gristmill/enrolment/1"):
     public: str
     state: str
     reason: str
-    brokers: list[str] = []
+    brokers: list[str] = msgspec.field(default_factory=list)
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -580,6 +583,10 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Doctor,
     Deployed,
     Drill,
+    ChainDeploy,
+    ChainStatus,
+    ChainPins,
+    ChainKey,
     Fault,
 )
 BY_NAME: dict[str, type[Document]] = {

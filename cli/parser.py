@@ -109,6 +109,7 @@ def build() -> Parser:
     parser.add_argument("--version", action=_Version, help="show the version and exit")
     # Pages of verbs of their own; they need what is in this module.
     from gristmill.cli import (
+        parser_chain,
         parser_credits,
         parser_deploy,
         parser_doctor,
@@ -143,6 +144,7 @@ def build() -> Parser:
         parser_registry.add,
         parser_doctor.add,
         parser_deploy.add,
+        parser_chain.add,
         _drill,
         _schema,
     ):

@@ -112,8 +112,8 @@ class Interface:
         self._inputs: list[Any] = makers[0]["inputs"] if makers else []
 
     def constructor_names(self) -> list[str]:
-        """Names of the constructor's arguments, in order."""
-        return [str(entry["name"]) for entry in self._inputs]
+        """Names of the constructor's arguments, in order, without the underscores around them."""
+        return [str(entry["name"]).strip("_") for entry in self._inputs]
 
     def encode_constructor(self, values: Sequence[Any]) -> bytes:
         """The arguments as they stand behind the bytecode; addresses are 20 bytes."""

@@ -163,6 +163,7 @@ class Endpoint:
                 connection.sock.settimeout(left)
             chunk = response.read1(_CHUNK_BYTES)
             if not chunk:
+                response.close()  # else the connection takes no next question
                 return b"".join(chunks)
             size += len(chunk)
             if size > ANSWER_BYTES_MAX:

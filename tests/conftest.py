@@ -74,6 +74,24 @@ def lightning() -> Iterator[Any]:
         yield rig
 
 
+@pytest.fixture(scope="session")
+def anvil_process() -> Iterator[Any]:
+    """A real EVM node (``chain_rig.ChainRig``), started by the first who asks for it."""
+    from chain_rig import chain_rig
+
+    with chain_rig() as rig:
+        yield rig
+
+
+@pytest.fixture
+def anvil(anvil_process: Any) -> Iterator[Any]:
+    """The node with the chain as it was at its start; what a test does is taken back."""
+    from chain_rig import taken_back
+
+    with taken_back(anvil_process) as rig:
+        yield rig
+
+
 @pytest.fixture
 def btcpay() -> Iterator[Any]:
     """A server of BTCPay's protocol (``btcpay_rig.BtcpayServer``), a fresh one for each test."""

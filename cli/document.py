@@ -1,0 +1,7 @@
+"""The base of the documents of ``--json``; see ``documents.py``."""
+
+import msgspec
+
+
+class Document(msgspec.Struct, frozen=True, tag_field="schema"):
+    """Base of the documents."""
