@@ -22,7 +22,7 @@ from gristmill.ledger.settlement.core.vouchers import Voucher
 
 POOL = b"p" * 20
 ID = b"r" * 32
-NAME = f"redeem/{ID.hex()}/40"
+NAME = f"redeem/{ID.hex()}/40/1"
 SETTINGS = Settings(grace_s=100, hurry_s=50, redeem_min=10, cap=1_000)
 
 
@@ -72,8 +72,16 @@ def test_while_it_waits_for_gas_a_larger_one_takes_its_place(mirror: Mirror) -> 
     assert due(mirror, vouchers=later, intents=intent(NAME, nonce=3)) == []
 
 
-def test_one_that_was_refused_is_not_tried_for_ever(mirror: Mirror) -> None:
-    assert due(mirror, intents=intent(NAME, state="superfluous")) == []
+def test_one_that_was_refused_is_tried_again_when_it_is_due_and_not_for_ever(
+    mirror: Mirror,
+) -> None:
+    intents = intent(NAME, state="superfluous")
+    assert due(mirror, intents=intents, is_due=False) == []
+    for number in range(2, 6):
+        name = f"redeem/{ID.hex()}/40/{number}"
+        assert due(mirror, intents=intents) == [Redeem(name, voucher())]
+        intents |= intent(name, state="failed", nonce=number)
+    assert due(mirror, intents=intents) == []
 
 
 def test_nothing_of_a_closed_rental(mirror: Mirror) -> None:
@@ -91,10 +99,10 @@ def test_in_a_dispute_it_is_shown_once(mirror: Mirror) -> None:
 def test_the_pool_is_sent_its_share_when_nothing_is_being_redeemed(mirror: Mirror) -> None:
     mirror.owed[POOL] = 38
     assert due(mirror, intents=intent(NAME, nonce=3)) == []
-    assert due(mirror, vouchers={}) == [Withdraw("withdraw/0")]
-    assert due(mirror, vouchers={}, intents=intent("withdraw/0")) == []
+    assert due(mirror, vouchers={}) == [Withdraw("withdraw/0/1")]
+    assert due(mirror, vouchers={}, intents=intent("withdraw/0/1")) == []
     mirror.withdrawn[POOL] = 5
-    assert Withdraw("withdraw/5") in due(mirror, vouchers={})
+    assert Withdraw("withdraw/5/1") in due(mirror, vouchers={})
 
 
 def test_a_payout_from_commit_to_the_ledger(mirror: Mirror) -> None:
@@ -104,8 +112,8 @@ def test_a_payout_from_commit_to_the_ledger(mirror: Mirror) -> None:
     payout = Payout(1, b"m" * 32, b"d" * 32, 30)
     assert due(mirror, payout=payout, **quiet) == [Publish(payout)]
     payout.is_published = True
-    assert due(mirror, payout=payout, **quiet) == [Post("root/1/1", payout)]
-    assert due(mirror, payout=payout, intents=intent("root/1/1"), **quiet) == []
+    assert due(mirror, payout=payout, **quiet) == [Post("root/1/1/1", payout)]
+    assert due(mirror, payout=payout, intents=intent("root/1/1/1"), **quiet) == []
     mirror.roots[1] = Root(1, b"m" * 32, b"d" * 32, 30, 60, b"x" * 32, 9)
     assert due(mirror, payout=payout, **quiet) == [Finish(payout, b"x" * 32, 9)]
     assert due(mirror, done=1, **quiet) == [Commit(2, 38)]
@@ -124,4 +132,5 @@ def test_a_veto_wants_somebody(mirror: Mirror) -> None:
     mirror.roots[1] = Root(1, b"m" * 32, b"d" * 32, 30, 60, b"x" * 32, 9, is_vetoed=True)
     assert due(mirror, vouchers={}, payout=payout) == [Vetoed(payout)]
     again = msgspec.structs.replace(payout, trial=2)
-    assert due(mirror, vouchers={}, payout=again) == [Post("root/1/2", again)]
+    assert due(mirror, vouchers={}, payout=again, now_s=60) == []
+    assert due(mirror, vouchers={}, payout=again, now_s=61) == [Post("root/1/2/1", again)]

@@ -28,6 +28,9 @@ from gristmill.ledger.settlement.core.queue_records import Intent
 from gristmill.ledger.settlement.core.vouchers import Voucher
 
 
+TRIALS_MAX = 5  #: of one thing, an epoch apart; then somebody has to look
+
+
 class Settings(msgspec.Struct, frozen=True):
     """``grace_s``: of the contract. ``hurry_s``: before a refund is possible, a voucher is redeemed
     whatever the time. ``redeem_min``: micro-credits that are worth a redemption before that.
@@ -106,9 +109,19 @@ def refund_s(rental: Rental, settings: Settings) -> int:
     return rental.deadline_s + settings.grace_s
 
 
-def redeem_purpose(rental: Rental) -> str:
-    """One for each figure that was paid: the next redemption begins where the last one ended."""
-    return f"redeem/{rental.id.hex()}/{rental.paid}"
+def trial_of(base: str, intents: Mapping[str, Intent], is_due: bool) -> str:
+    """The purpose that is under way, or the one to ask for; empty for none now.
+
+    What failed, was cancelled or never sent is tried again when it is due, ``TRIALS_MAX`` times.
+    """
+    for number in range(1, TRIALS_MAX + 1):
+        purpose = f"{base}/{number}"
+        intent = intents.get(purpose)
+        if intent is None or not intent.is_final:
+            return purpose
+        if intent.state == "confirmed" or not is_due:
+            return ""
+    return ""
 
 
 def moves(
@@ -141,10 +154,11 @@ def moves(
             continue
         if rental.state == "disputed" and rental.shown >= voucher.cumulative:
             continue
-        purpose = redeem_purpose(rental)
+        # What was paid names the redemption: the next one begins where this one ends.
+        purpose = trial_of(f"redeem/{id.hex()}/{rental.paid}", intents, is_due)
+        if not purpose:
+            continue
         intent = intents.get(purpose)
-        if intent is not None and intent.is_final:
-            continue  # it would be refused, or it was: told by the queue
         worth = voucher.cumulative - rental.paid >= settings.redeem_min
         is_urgent = now_s >= refund_s(rental, settings) - settings.hurry_s
         if intent is not None or is_urgent or (is_due and worth):
@@ -155,10 +169,12 @@ def moves(
     had = mirror.withdrawn.get(mirror.pool, 0)
     if owed and not is_redeeming:
         # The figure that the pool had names the withdrawal: the next one finds another.
-        purpose = f"withdraw/{had}"
-        if purpose not in intents:
+        purpose = trial_of(f"withdraw/{had}", intents, is_due)
+        if purpose and purpose not in intents:
             found.append(Withdraw(purpose))
-    return found + _payout_moves(mirror, intents, payout, done, settings)
+    return found + _payout_moves(
+        mirror, intents, payout, done, is_due, now_s, settings
+    )
 
 
 def _payout_moves(
@@ -166,6 +182,8 @@ def _payout_moves(
     intents: Mapping[str, Intent],
     payout: Payout | None,
     done: int,
+    is_due: bool,
+    now_s: int,
     settings: Settings,
 ) -> list[Move]:
     if payout is None:
@@ -183,5 +201,8 @@ def _payout_moves(
         return [Finish(payout, standing[-1].transaction, standing[-1].block)]
     if len(posted) >= payout.trial:
         return [Vetoed(payout)]
-    purpose = f"root/{payout.number}/{payout.trial}"
-    return [] if purpose in intents else [Post(purpose, payout)]
+    newest = max(mirror.roots, default=0)
+    if newest and now_s <= mirror.roots[newest].active_s:
+        return []  # the last one must have waited first
+    purpose = trial_of(f"root/{payout.number}/{payout.trial}", intents, is_due)
+    return [Post(purpose, payout)] if purpose and purpose not in intents else []
