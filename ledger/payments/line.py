@@ -1,4 +1,4 @@
-"""The treasury's line to the ledger: one thread has the socket, others ask through it and wait."""
+"""A process's line to the ledger: one thread has the socket, others ask through it and wait."""
 
 import queue
 import threading
@@ -10,12 +10,13 @@ import msgspec
 import zmq
 from nacl.signing import SigningKey
 
+from gristmill.wire import chain, payments
 from gristmill.wire.curve import be_client
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import LedgerAnswer, LedgerRefused, decode_from_ledger
 from gristmill.wire.limits import ZMQ_FRAME_BYTES_MAX
-from gristmill.wire.payments import IntentChanged, Message
+from gristmill.wire.payments import IntentChanged
 
 RESEND_S = 1.0  #: a message without an answer is said again: each has a key
 PATIENCE_S = 10.0
@@ -38,11 +39,16 @@ class Line:
     Args:
         address: of the ledger.
         key: what we speak as over TCP, to the ledger with ``ledger_key``.
-        changed: told, on the line's thread, of each intent that wants its treasury.
+        changed: told, on the line's thread, of each intent that wants its treasury; None where
+            nobody sells.
     """
 
     def __init__(
-        self, address: str, key: SigningKey, ledger_key: str, changed: Callable[[str, str], None]
+        self,
+        address: str,
+        key: SigningKey,
+        ledger_key: str,
+        changed: Callable[[str, str], None] | None = None,
     ) -> None:
         self._address = address
         self._key = key
@@ -60,7 +66,12 @@ class Line:
         self._thread = threading.Thread(target=self._run, name="ledger-line", daemon=True)
         self._thread.start()
 
-    def ask(self, message: Message, kind: Any, patience_s: float = PATIENCE_S) -> Any:
+    def ask(
+        self,
+        message: payments.Message | chain.Message,
+        kind: Any,
+        patience_s: float = PATIENCE_S,
+    ) -> Any:
         """The answer to a message, whose ``request`` is set here; said again until it comes.
 
         Raises:
@@ -143,7 +154,8 @@ class Line:
         except RemoteError:
             return  # not a ledger of this release: whoever asked hears nothing
         if isinstance(message, IntentChanged):
-            self._changed(message.backend, message.intent)
+            if self._changed is not None:
+                self._changed(message.backend, message.intent)
         elif isinstance(message, LedgerAnswer | LedgerRefused):
             with self._lock:
                 asked = self._waiting.pop(message.request, None)

@@ -29,12 +29,13 @@ class RevertedError(Exception):
 
 
 class Head(NamedTuple):
-    """A node's last block, and what gas costs in the next."""
+    """A node's last block, what gas costs in the next, and its time (seconds of Unix time)."""
 
     number: int
     hash: bytes
     base_fee_wei: int
     tip_wei: int
+    time_s: int = 0
 
 
 class Node(Protocol):

@@ -106,6 +106,10 @@ class Rows:
             (kind, key, body, _sum(f"{kind}/{key}", body)),
         )
 
+    def remove(self, kind: str, key: str | int) -> None:
+        """Remove a record, if it is there."""
+        self.db.execute("DELETE FROM rows WHERE kind = ? AND key = ?", (kind, key))
+
     def get(self, kind: str, key: str | int, of: type[_Kind]) -> _Kind | None:
         """A record, or None."""
         for body, total in self.db.execute(

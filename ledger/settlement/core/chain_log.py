@@ -57,9 +57,11 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """``depth``: K. ``range_max``: blocks that are asked for at once. ``rereads_max``: of a block
-    that lacks events, before there is an alarm. ``is_witnessed``: a second node must have each
-    block with the same events.
+    """How the chain is read.
+
+    ``depth``: K. ``range_max``: blocks that are asked for at once. ``rereads_max``: of a block that
+    lacks events, before there is an alarm. ``is_witnessed``: a second node must have each block
+    with the same events.
     """
 
     depth: int = 12

@@ -172,9 +172,7 @@ def moves(
         purpose = trial_of(f"withdraw/{had}", intents, is_due)
         if purpose and purpose not in intents:
             found.append(Withdraw(purpose))
-    return found + _payout_moves(
-        mirror, intents, payout, done, is_due, now_s, settings
-    )
+    return found + _payout_moves(mirror, intents, payout, done, is_due, now_s, settings)
 
 
 def _payout_moves(
@@ -190,7 +188,7 @@ def _payout_moves(
         last = newest_root(mirror)
         last_total = last.total if last else 0
         had = mirror.withdrawn.get(mirror.pool, 0)
-        if had > last_total:
+        if is_due and had > last_total:
             return [Commit(done + 1, min(had, last_total + settings.cap))]
         return []
     if not payout.is_published:

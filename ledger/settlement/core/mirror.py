@@ -169,7 +169,7 @@ def _apply_rental(mirror: Mirror, rental: Rental, fact: Fact) -> None:
             rental.locked += _amount(fact, "amount")
             rental.deadline_s = _amount(fact, "deadline")
             if rental.locked != _amount(fact, "locked"):
-                _fault(mirror, fact, f"says {fact.fields['locked']}, {rental.locked} are locked")
+                _fault(mirror, fact, f"says {_amount(fact, 'locked')}, {rental.locked} are locked")
         case "Paid":
             net, fee = _amount(fact, "net"), _amount(fact, "fee")
             rental.paid += net + fee
@@ -177,7 +177,8 @@ def _apply_rental(mirror: Mirror, rental: Rental, fact: Fact) -> None:
             _owe(mirror, _bytes(fact, "payee"), net, fact)
             _owe(mirror, mirror.fee_wallet, fee, fact)
             if rental.paid != _amount(fact, "cumulative"):
-                _fault(mirror, fact, f"says {fact.fields['cumulative']}, {rental.paid} are paid")
+                told = f"says {_amount(fact, 'cumulative')}, {rental.paid} are paid"
+                _fault(mirror, fact, told)
         case "Returned":
             rental.returned += _amount(fact, "amount")
             _owe(mirror, _bytes(fact, "client"), _amount(fact, "amount"), fact)
@@ -214,7 +215,7 @@ def _apply_pool(mirror: Mirror, fact: Fact) -> None:
             worker = _bytes(fact, "worker")
             mirror.claims[worker] = mirror.claims.get(worker, 0) + _amount(fact, "amount")
             if mirror.claims[worker] != _amount(fact, "cumulative"):
-                told = f"says {fact.fields['cumulative']}, {mirror.claims[worker]} were claimed"
+                told = f"says {_amount(fact, 'cumulative')}, {mirror.claims[worker]} were claimed"
                 _fault(mirror, fact, told)
 
 

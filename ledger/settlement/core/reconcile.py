@@ -26,8 +26,10 @@ from gristmill.wire.chain import ChainBooks
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What the contracts say, all as of ``block``. ``root_number``: of the newest that is
-    not vetoed, whether it can be claimed from yet or not."""
+    """What the contracts say, all as of ``block``.
+
+    ``root_number``: of the newest that is not vetoed, whether it can be claimed from yet or not.
+    """
 
     block: int
     liability: int
@@ -140,9 +142,9 @@ def told(report: Report) -> str:
         rows.append("  the ledger did not answer: its lines are missing, and this proves nothing")
     elif report.drift:
         rows.append(
-            f"  DRIFT {report.drift}: nothing is sent. Keep settlement.db and ledger.db, start with "
-            "--replay to read the chain again; if the drift stays, one of the two books is wrong: "
-            "find the first transfer that differs, then say go (docs/settlement.md)"
+            f"  DRIFT {report.drift}: nothing is sent. Keep settlement.db and ledger.db, start "
+            "with --replay to read the chain again; if the drift stays, one of the two books is "
+            "wrong: find the first transfer that differs, then say go (docs/settlement.md)"
         )
     else:
         rows.append("  drift 0")

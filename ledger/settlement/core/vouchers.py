@@ -94,8 +94,7 @@ def judge(
     if voucher.cumulative <= rental.paid:
         return Refusal(
             "LEDGER_CONFLICT",
-            f"replayed: {rental.paid} of {name} are paid, the voucher is over "
-            f"{voucher.cumulative}",
+            f"replayed: {rental.paid} of {name} are paid, the voucher is over {voucher.cumulative}",
             "figures are cumulative: sign for all of the work so far",
         )
     if now_s >= safe_s:
