@@ -41,7 +41,10 @@ class Head(NamedTuple):
 class Node(Protocol):
     """One RPC of the chain. Every method may raise ``NodeDownError``."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For messages; no secret is in it."""
+        ...
 
     def head(self) -> Head:
         """Its last block."""
@@ -87,7 +90,10 @@ class Node(Protocol):
 class Signer(Protocol):
     """Whoever has the account's key: a keystore's file or another process."""
 
-    address: bytes
+    @property
+    def address(self) -> bytes:
+        """20 bytes."""
+        ...
 
     def sign(
         self, nonce: int, target: bytes, call: bytes, gas: int, max_fee_wei: int, tip_wei: int

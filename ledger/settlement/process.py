@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import socket
 import sys
 import time
@@ -43,13 +44,13 @@ class Service:
             another.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, stop: socket.socket) -> None:
         self._settings = settings
         placed = deployment.read(settings.deployment)
         self._rows = Rows(settings.state / FILE)
         signer = _signer(settings)
         self._line = Line(settings.ledger, load_key(settings.state / KEY), settings.ledger_key)
-        chains = [_reach(url, placed, settings.timeout / 1000) for url in settings.rpcs]
+        chains = [_reach(url, placed, settings.timeout / 1000, stop) for url in settings.rpcs]
         rental, pool = placed.at("ComputeRental"), placed.at("WorkPool")
         first = min(placed.contracts[name].block for name in ("ComputeRental", "WorkPool"))
         place = Place(placed.chain_id, rental, pool, settings.start or first)
@@ -97,7 +98,7 @@ class Service:
         poller.register(self._door.socket, zmq.POLLIN)
         next_s = 0.0
         while True:
-            ready = dict(poller.poll(max(0.0, next_s - time.monotonic()) * 1000))
+            ready = dict(poller.poll(max(0, int((next_s - time.monotonic()) * 1000))))
             if stop.fileno() in ready:
                 return
             self._door.serve()
@@ -112,8 +113,13 @@ class Service:
         self._rows.close()
 
 
-def _reach(url: str, placed: deployment.Deployment, timeout_s: float) -> Chain:
-    """One RPC that is of the right chain and has our contracts; waited for, told once."""
+def _reach(url: str, placed: deployment.Deployment, timeout_s: float, stop: socket.socket) -> Chain:
+    """One RPC that is of the right chain and has our contracts; waited for, told once.
+
+    Raises:
+        RemoteError: it is another chain, or has other contracts.
+        SystemExit: it was told to stop meanwhile.
+    """
     is_told = False
     while True:
         try:
@@ -125,7 +131,8 @@ def _reach(url: str, placed: deployment.Deployment, timeout_s: float) -> Chain:
             if not is_told:
                 log.error("the chain is waited for: %s", error.message)
             is_told = True
-            time.sleep(START_PAUSE_S)
+            if select.select([stop], [], [], START_PAUSE_S)[0]:
+                raise SystemExit(EXIT_OK) from None
         else:
             return chain
 
@@ -149,7 +156,7 @@ def serve(settings: Settings) -> int:
     if settings.is_dying_with_parent:
         die_with_parent()
     try:
-        service = Service(settings)
+        service = Service(settings, stop)
     except RemoteError as error:
         return ended_by(error)
     except OSError as error:

@@ -124,7 +124,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     """
     parser = argparse.ArgumentParser(
         prog="python -m gristmill.ledger.settlement",
-        description="The settlement of a grid: holds the chain's contracts and the ledger together.",
+        description="The settlement of a grid: holds the chain and the ledger together.",
         epilog=f"Each option can also be given as {_PREFIX}NAME; everything else is in the file.",
     )
     parser.add_argument("--state", metavar="DIR", help="folder of settlement.db")

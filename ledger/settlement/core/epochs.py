@@ -27,14 +27,15 @@ from gristmill.ledger.settlement.core.mirror import Mirror, Rental, newest_root
 from gristmill.ledger.settlement.core.queue_records import Intent
 from gristmill.ledger.settlement.core.vouchers import Voucher
 
-
 TRIALS_MAX = 5  #: of one thing, an epoch apart; then somebody has to look
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """``grace_s``: of the contract. ``hurry_s``: before a refund is possible, a voucher is redeemed
+    """When vouchers are redeemed, and how much a root may add.
+
+    ``grace_s``: of the contract. ``hurry_s``: before a refund is possible, a voucher is redeemed
     whatever the time. ``redeem_min``: micro-credits that are worth a redemption before that.
-    ``cap``: how much one root may add (the pool's capPerEpoch).
+    ``cap``: the pool's capPerEpoch.
     """
 
     grace_s: int
