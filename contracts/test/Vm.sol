@@ -27,11 +27,8 @@ interface Vm {
     function snapshotState() external returns (uint256 id);
     function revertToState(uint256 id) external returns (bool);
     function deleteStateSnapshots() external;
-<<<<<<< HEAD
     function snapshotGasLastCall(string calldata group, string calldata name) external returns (uint256);
-=======
     function pauseGasMetering() external;
->>>>>>> rental
     function writeFile(string calldata path, string calldata data) external;
     function toString(uint256 value) external pure returns (string memory);
 }
