@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     """One of the actions."""
     try:
-        import web3  # noqa: F401  it is not in the base installation
+        import gristmill.contracts.ethereum  # noqa: F401  none of it is in the base installation
     except ImportError as error:
         raise RemoteError(
             "INVALID_SPEC", f"the chain needs {error.name}", "pip install 'gristmill[chain]'"

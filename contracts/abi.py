@@ -4,15 +4,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from web3 import Web3
-from web3.utils import (
-    event_abi_to_log_topic,
-    function_abi_to_4byte_selector,
-    get_abi_input_types,
-    get_abi_output_types,
-)
-
 from gristmill.contracts.artifact import NAMES, Artifact, load
+from gristmill.contracts.ethereum import Web3, utils
 from gristmill.wire.errors import RemoteError
 
 ADDRESS_BYTES = 20
@@ -42,11 +35,6 @@ class Revert(NamedTuple):
     name: str
     arguments: Mapping[str, Any]
     words: str
-
-
-def keccak(body: bytes) -> bytes:
-    """Keccak-256, 32 bytes."""
-    return bytes(Web3.keccak(body))
 
 
 def parse_address(text: str, what: str = "address") -> bytes:
@@ -106,8 +94,10 @@ class Interface:
             return [entry for entry in abi if entry["type"] == kind]
 
         self._functions = {entry["name"]: entry for entry in of("function")}
-        self._events = {bytes(event_abi_to_log_topic(entry)): entry for entry in of("event")}
-        self.errors = {bytes(function_abi_to_4byte_selector(entry)): entry for entry in of("error")}
+        self._events = {bytes(utils.event_abi_to_log_topic(entry)): entry for entry in of("event")}
+        self.errors = {
+            bytes(utils.function_abi_to_4byte_selector(entry)): entry for entry in of("error")
+        }
         makers = of("constructor")
         self._inputs: list[Any] = makers[0]["inputs"] if makers else []
 
@@ -123,9 +113,9 @@ class Interface:
     def encode_call(self, function: str, values: Sequence[Any]) -> bytes:
         """The data of a call."""
         entry = self._functions[function]
-        types = get_abi_input_types(entry)
+        types = utils.get_abi_input_types(entry)
         assert len(types) == len(values), f"{function} takes {len(types)} arguments"
-        return bytes(function_abi_to_4byte_selector(entry)) + encode(types, values)
+        return bytes(utils.function_abi_to_4byte_selector(entry)) + encode(types, values)
 
     def decode_result(self, function: str, body: bytes) -> Any:
         """The value, or a tuple of several; addresses and hashes are bytes.
@@ -133,7 +123,7 @@ class Interface:
         Raises:
             ValueError: these bytes are no such result.
         """
-        types = get_abi_output_types(self._functions[function])
+        types = utils.get_abi_output_types(self._functions[function])
         values = _decode(types, body)
         return values[0] if len(values) == 1 else values
 

@@ -16,6 +16,7 @@ import msgspec
 
 from gristmill.contracts import abi
 from gristmill.contracts.artifact import NAMES, difference, load
+from gristmill.contracts.ethereum import keccak
 from gristmill.contracts.rpc import Chain, Contract, check_token, contract_at, token_at
 from gristmill.wire.errors import RemoteError
 
@@ -172,7 +173,7 @@ def fault_of_code(name: str, placed: Placed, code: bytes) -> str:
     """In words, how code on the chain differs from the artifact's and the file's; empty: it is."""
     if told := difference(load(name), code):
         return told
-    if abi.keccak(code) != placed.code:
+    if keccak(code) != placed.code:
         return f"its code is the artifact's with other immutables than the file's {name} has"
     return ""
 
@@ -188,7 +189,7 @@ def check_pins(deployment: Deployment) -> list[str]:
         artifact = load(name)
         if not placed.block:
             faults.append(f"{name}: sent, and not seen in a block")
-        elif not artifact.immutables and abi.keccak(artifact.deployed) != placed.code:
+        elif not artifact.immutables and keccak(artifact.deployed) != placed.code:
             faults.append(f"{name}: its code is not the artifact's")
     return faults
 

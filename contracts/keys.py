@@ -13,11 +13,8 @@ import os
 import pathlib
 from typing import Any, Protocol
 
-from eth_account.typed_transactions.typed_transaction import TypedTransaction
-from hexbytes import HexBytes
-from web3 import Account
-
 from gristmill.contracts.abi import ADDRESS_BYTES, show_address
+from gristmill.contracts.ethereum import Account, HexBytes, TypedTransaction
 from gristmill.contracts.rpc import Transaction
 from gristmill.contracts.transport import Endpoint, RpcError
 from gristmill.wire.errors import RemoteError

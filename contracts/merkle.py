@@ -17,9 +17,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from eth_hash.auto import keccak
-
 from gristmill.contracts.abi import ADDRESS_BYTES, HASH_BYTES
+from gristmill.contracts.ethereum import keccak
 from gristmill.wire.errors import RemoteError
 
 AMOUNT_MAX = 2**128 - 1
@@ -34,11 +33,11 @@ def leaf_of(address: bytes, cumulative: int) -> bytes:
     """32 bytes, as ``WorkPool.leafOf``."""
     assert len(address) == ADDRESS_BYTES and 0 <= cumulative <= AMOUNT_MAX, (address, cumulative)
     body = _PADDING + address + cumulative.to_bytes(HASH_BYTES)
-    return bytes(keccak(keccak(body)))
+    return keccak(keccak(body))
 
 
 def _node_of(one: bytes, other: bytes) -> bytes:
-    return bytes(keccak(one + other if one < other else other + one))
+    return keccak(one + other if one < other else other + one)
 
 
 class Tree:

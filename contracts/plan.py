@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
-from web3.utils import get_create_address
 
 from gristmill.contracts import abi, deployment
 from gristmill.contracts.artifact import difference, load
 from gristmill.contracts.deployment import CONTRACTS, Deployment, Placed
+from gristmill.contracts.ethereum import keccak, utils
 from gristmill.contracts.keys import Signer
 from gristmill.contracts.rpc import Chain, Fees, Transaction, check_token, token_at
 from gristmill.wire.errors import RemoteError
@@ -103,7 +103,7 @@ def gas_limit(gas: int) -> int:
 
 def create_address(sender: bytes, nonce: int) -> bytes:
     """Where the contract lies that a sender's transaction of this number makes."""
-    made = get_create_address(abi.show_address(sender), nonce)  # type: ignore[arg-type]
+    made = utils.get_create_address(abi.show_address(sender), nonce)  # type: ignore[arg-type]
     return bytes.fromhex(str(made)[2:])
 
 
@@ -304,7 +304,7 @@ def execute(
         transaction = step.sent
         if not transaction:
             raw = signer.sign(_transaction(chain, plan, step))
-            transaction = abi.keccak(raw)
+            transaction = keccak(raw)
             now = _with(now, step, Placed(step.address, b"", 0, transaction, _told(step)))
             deployment.write(now, path)
             chain.send(raw)
@@ -318,7 +318,7 @@ def execute(
                 f"{fault or 'its transaction failed'} (0x{transaction.hex()})",
                 "look at that transaction; said again, this step is done anew",
             )
-        placed = Placed(step.address, abi.keccak(code), receipt.block, transaction, _told(step))
+        placed = Placed(step.address, keccak(code), receipt.block, transaction, _told(step))
         now = _with(now, step, placed)
         deployment.write(now, path)
         tell(step, placed)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from gristmill.contracts import abi
 from gristmill.contracts.artifact import Artifact, load
+from gristmill.contracts.ethereum import keccak
 from gristmill.contracts.faults import RevertedError, fault_of, is_known
 from gristmill.contracts.transport import TIMEOUT_S, Endpoint, RpcError
 from gristmill.wire.errors import RemoteError
@@ -314,7 +315,7 @@ class Chain:
             RemoteError: as ``ask``; after ``CHAIN_DOWN`` it may have been taken: send the same
                 bytes again.
         """
-        expected = abi.keccak(raw)
+        expected = keccak(raw)
         try:
             answer = self._ask("eth_sendRawTransaction", [_hex(raw)])
         except RpcError as error:

@@ -5,13 +5,16 @@ drips its bytes, or never ends, is cut off. A connection is kept for a minute at
 whoever asks who is there (``on_connect``) asks again.
 """
 
+import contextlib
 import http.client
 import itertools
 import json
+import socket
 import ssl
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gristmill.wire.errors import RemoteError
@@ -19,7 +22,6 @@ from gristmill.wire.errors import RemoteError
 ANSWER_BYTES_MAX = 16 << 20  #: of one answer; logs of a full range are the longest
 CONNECTION_S = 60.0  #: how long one connection is used
 TIMEOUT_S = 15.0  #: of one question and its whole answer
-_CHUNK_BYTES = 64 << 10
 
 
 class RpcError(Exception):
@@ -28,6 +30,31 @@ class RpcError(Exception):
     def __init__(self, code: int, message: str, data: Any = None) -> None:
         self.code, self.message, self.data = code, message, data
         super().__init__(f"{message} ({code})")
+
+
+@contextlib.contextmanager
+def _cut_after(sock: socket.socket, timeout_s: float) -> Iterator[None]:
+    """Within it a connection lives so long, however its bytes come: a byte now and then, too."""
+    is_over = threading.Event()
+
+    def cut() -> None:
+        is_over.set()
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, which another thread reads
+
+    timer = threading.Timer(timeout_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException):
+        if is_over.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+    if is_over.is_set():  # what was read ends where it was cut
+        raise TimeoutError
 
 
 class Endpoint:
@@ -126,13 +153,13 @@ class Endpoint:
         assert self._connection is not None
         number = next(self._ids)
         asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": list(params)}
-        deadline = time.monotonic() + self._timeout_s
-        if self._connection.sock is not None:
-            self._connection.sock.settimeout(self._timeout_s)
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        self._connection.request("POST", self._path, json.dumps(asked).encode(), headers)
-        response = self._connection.getresponse()
-        raw = self._read(response, deadline)
+        if self._connection.sock is None:
+            self._connection.connect()
+        with _cut_after(self._connection.sock, self._timeout_s):
+            headers = {"Content-Type": "application/json", "Accept": "application/json"}
+            self._connection.request("POST", self._path, json.dumps(asked).encode(), headers)
+            response = self._connection.getresponse()
+            raw = self._read(response)
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError):
@@ -150,25 +177,13 @@ class Endpoint:
             raise self._odd(f"{method} got status {response.status} and neither result nor error")
         return answer["result"]
 
-    def _read(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
-        """The body, at most ``ANSWER_BYTES_MAX`` of it, within the deadline."""
-        chunks: list[bytes] = []
-        size = 0
-        connection = self._connection
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-            if connection is not None and connection.sock is not None:
-                connection.sock.settimeout(left)
-            chunk = response.read1(_CHUNK_BYTES)
-            if not chunk:
-                response.close()  # else the connection takes no next question
-                return b"".join(chunks)
-            size += len(chunk)
-            if size > ANSWER_BYTES_MAX:
-                raise self._odd(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
-            chunks.append(chunk)
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        """The body, at most ``ANSWER_BYTES_MAX`` of it."""
+        raw = response.read(ANSWER_BYTES_MAX + 1)
+        response.close()  # else the connection takes no next question
+        if len(raw) > ANSWER_BYTES_MAX:
+            raise self._odd(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
+        return raw
 
     def _odd(self, told: str) -> RemoteError:
         self.close()

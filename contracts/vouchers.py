@@ -6,9 +6,8 @@ its place, and one that is lost or shown twice changes nothing.
 
 from typing import NamedTuple
 
-from web3 import Account
-
-from gristmill.contracts.abi import ADDRESS_BYTES, HASH_BYTES, keccak, show_address
+from gristmill.contracts.abi import ADDRESS_BYTES, HASH_BYTES, show_address
+from gristmill.contracts.ethereum import Account, keccak
 from gristmill.wire.errors import RemoteError
 
 SIGNATURE_BYTES = 65

