@@ -9,7 +9,8 @@ the reconciliation.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gristmill.contracts import abi, faults
+from gristmill.contracts import faults
+from gristmill.contracts.ethereum import keccak
 from gristmill.contracts.keys import Signer as KeySigner
 from gristmill.contracts.rpc import Chain, Contract, Transaction
 from gristmill.ledger.settlement.core.chain_log import Block, Fact
@@ -242,7 +243,7 @@ class EvmSigner:
             raw = self._signer.sign(asked)
         except RemoteError as error:
             raise NodeDownError(error.message) from None
-        return abi.keccak(raw), raw
+        return keccak(raw), raw
 
 
 def _number(told: Any) -> int:
@@ -259,7 +260,7 @@ def _bytes(told: Any) -> bytes:
 
 def _bits(part: bytes) -> list[int]:
     """The three bits of a bloom that an address or a topic sets (yellow paper, section 4.3.1)."""
-    hash = abi.keccak(part)
+    hash = keccak(part)
     return [int.from_bytes(hash[at : at + 2]) & 2047 for at in (0, 2, 4)]
 
 

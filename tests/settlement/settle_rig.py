@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import zmq
 from chain_rig import ChainRig
-from web3 import Account
 
 from gristmill.contracts import deployment, plan, vouchers
-from gristmill.contracts.abi import interface_of, keccak, show_address
+from gristmill.contracts.abi import interface_of, show_address
+from gristmill.contracts.ethereum import Account, keccak
 from gristmill.contracts.keys import AccountKey
 from gristmill.contracts.rpc import Chain
 from gristmill.ledger.settlement.core.vouchers import Voucher
