@@ -282,13 +282,29 @@ def answer(db: Database, question: wire.Question) -> Any:
 
 
 def _leaves(db: Database, question: wire.AskLeaves) -> list[wire.Leaf]:
-    query = "SELECT address, cumulative FROM earning WHERE pool = ? AND address > ?"
-    values: list[Any] = [question.pool, question.after]
+    """Of the last payout they stand in a table; those of an older one are added up again."""
+    address = b""
     if question.node:
         latest = "SELECT address FROM payee WHERE pool = ? AND node = ? ORDER BY from_ms DESC"
         row = _row(db, f"{latest} LIMIT 1", (question.pool, question.node.replace("\0", "")))
-        query += " AND address = ?"
-        values.append(row[0] if row else b"")
+        if row is None:
+            return []
+        address = row[0]
+    last = last_payout(db, question.pool)
+    if last is not None and question.number not in (0, last.number):
+        query = (
+            "SELECT subject, sum(amount) FROM chain_move WHERE pool = ? AND move = 3"
+            " AND number <= ? AND subject > ?"
+        )
+        values: list[Any] = [question.pool, question.number, question.after.hex()]
+        query += " AND subject = ?" if address else ""
+        values += [address.hex()] if address else []
+        query += f" GROUP BY subject ORDER BY subject LIMIT {wire.LEAVES_MAX}"
+        return [wire.Leaf(bytes.fromhex(row[0]), int(row[1])) for row in db.execute(query, values)]
+    query = "SELECT address, cumulative FROM earning WHERE pool = ? AND address > ?"
+    values = [question.pool, question.after]
+    query += " AND address = ?" if address else ""
+    values += [address] if address else []
     query += f" ORDER BY address LIMIT {wire.LEAVES_MAX}"
     return [wire.Leaf(*row) for row in db.execute(query, values)]
 

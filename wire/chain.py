@@ -155,13 +155,15 @@ class AskPayout(Message, frozen=True, tag=36):
 
 
 class AskLeaves(Message, frozen=True, tag=37):
-    """Leaves of a pool's last payout behind this address, in order: list[Leaf], empty at the end.
+    """Leaves of a payout of a pool behind this address, in order: list[Leaf], empty at the end.
 
-    ``node`` (hex): only the leaf of the address that it is paid at.
+    ``number``: of the payout, 0 for the last one. ``node`` (hex): only the leaf of the address that
+    it is paid at.
     """
 
     request: Integer
     pool: str
+    number: Integer = 0
     after: bytes = b""
     node: str = ""
 

@@ -225,11 +225,16 @@ def a_payout_commits_what_nodes_earned_once(bench: suite.Bench) -> None:
     says(book, payee(MILL, 3, 2))
     (answer,) = says(book, chain.CommitPayouts(1, POOL, 2, 970 + 194))
     assert answer.body == PayoutRow(POOL, 2, 2, 970 + 194)
-    leaves = chain_rows.answer(book.db, chain.AskLeaves(1, POOL, b"\3" * 20))
+    leaves = chain_rows.answer(book.db, chain.AskLeaves(1, POOL, after=b"\3" * 20))
     assert leaves == [chain.Leaf(b"\x09" * 20, 485)]
     (leaf,) = chain_rows.answer(book.db, chain.AskLeaves(1, POOL, node=node(MILL)))
     assert leaf == chain.Leaf(b"\3" * 20, 485 + 194)
     assert chain_rows.answer(book.db, chain.AskLeaves(1, POOL, node="ab")) == []
+    older = chain_rows.answer(book.db, chain.AskLeaves(1, POOL, 1))  # as it was then
+    assert older == [chain.Leaf(b"\3" * 20, 485), chain.Leaf(b"\x09" * 20, 485)]
+    assert chain_rows.answer(book.db, chain.AskLeaves(1, POOL, 1, older[0].address)) == older[1:]
+    (was,) = chain_rows.answer(book.db, chain.AskLeaves(1, POOL, 1, node=node(BARN)))
+    assert was == older[0]
     for number in (1, 4):
         assert code(book, chain.CommitPayouts(1, POOL, number, 10_000)) == "LEDGER_CONFLICT"
     assert code(book, chain.CommitPayouts(1, POOL, 3, 1_163)) == "LEDGER_CONFLICT"  # funds left it

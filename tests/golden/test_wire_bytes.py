@@ -98,7 +98,7 @@ EXAMPLES = {
     "chain.StateRoot": chain.StateRoot(5, "1/ab", 3, bytes(32), bytes(32), bytes(32), 77),
     "chain.StateClaims": chain.StateClaims(6, "1/ab", 10**9, 77),
     "chain.AskPayout": chain.AskPayout(7, "1/ab"),
-    "chain.AskLeaves": chain.AskLeaves(8, "1/ab", bytes(20), "ab" * 32),
+    "chain.AskLeaves": chain.AskLeaves(8, "1/ab", 3, bytes(20), "ab" * 32),
     "chain.AskChainBooks": chain.AskChainBooks(9, "1/ab"),
     "ledger.Post rental": ledger.Post("b1", 4, [ledger.Hold("b1/7", "ann", 100, "ab" * 32)]),
     "ledger.Post": ledger.Post(
