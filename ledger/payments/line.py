@@ -1,5 +1,6 @@
 """A process's line to the ledger: one thread has the socket, others ask through it and wait."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -41,6 +42,7 @@ class Line:
         key: what we speak as over TCP, to the ledger with ``ledger_key``.
         changed: told, on the line's thread, of each intent that wants its treasury; None where
             nobody sells.
+        shown: told, there too, of each voucher that wants the settlement.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class Line:
         key: SigningKey,
         ledger_key: str,
         changed: Callable[[str, str], None] | None = None,
+        shown: Callable[[chain.ShowVoucher], None] | None = None,
     ) -> None:
         self._address = address
         self._key = key
         self._ledger_key = ledger_key
-        self._changed = changed
+        self._changed, self._shown = changed, shown
         self._context = zmq.Context()
         self._new: queue.SimpleQueue[tuple[int, _Asked] | None] = queue.SimpleQueue()
         self._waiting: dict[int, _Asked] = {}
@@ -93,6 +96,12 @@ class Line:
             raise RemoteError(code, asked.message)
         return msgspec.msgpack.decode(asked.body, type=kind)
 
+    def tell(self, message: chain.Message) -> None:
+        """Say what has no answer, once; it may be lost."""
+        with self._lock:
+            self._new.put((0, _Asked(encode(message))))
+            self._bell.send(b"")
+
     def close(self) -> None:
         """End the thread and close the sockets; whoever still waits hears ``LEDGER_DOWN``."""
         with self._lock:
@@ -127,6 +136,9 @@ class Line:
                 new = self._new.get()
                 if new is None:
                     is_open = False
+                elif not new[0]:
+                    with contextlib.suppress(zmq.Again):
+                        dealer.send(new[1].frame, zmq.NOBLOCK)
                 else:
                     with self._lock:
                         self._waiting[new[0]] = new[1]
@@ -156,6 +168,9 @@ class Line:
         if isinstance(message, IntentChanged):
             if self._changed is not None:
                 self._changed(message.backend, message.intent)
+        elif isinstance(message, chain.ShowVoucher):
+            if self._shown is not None:
+                self._shown(message)
         elif isinstance(message, LedgerAnswer | LedgerRefused):
             with self._lock:
                 asked = self._waiting.pop(message.request, None)

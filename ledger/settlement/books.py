@@ -20,11 +20,12 @@ class LedgerBooks:
 
     Args:
         line: to it.
+        pool: what the pool is called in the books (wire.chain.pool_of).
         patience_s: for each answer.
     """
 
-    def __init__(self, line: Line, patience_s: float = PATIENCE_S) -> None:
-        self._line, self._patience_s = line, patience_s
+    def __init__(self, line: Line, pool: str, patience_s: float = PATIENCE_S) -> None:
+        self._line, self._pool, self._patience_s = line, pool, patience_s
 
     def _ask(self, message: chain.Message, kind: Any) -> Any:
         try:
@@ -40,23 +41,40 @@ class LedgerBooks:
 
     def commit_payouts(self, number: int, funds: int) -> chain.Payout:
         """See ``Books``."""
-        payout: chain.Payout = self._ask(chain.CommitPayouts(0, number, funds), chain.Payout)
+        payout: chain.Payout = self._ask(
+            chain.CommitPayouts(0, self._pool, number, funds), chain.Payout
+        )
         return payout
+
+    def last_payout(self) -> chain.Payout:
+        """See ``Books``."""
+        payout: chain.Payout = self._ask(chain.AskPayout(0, self._pool), chain.Payout)
+        return payout
+
+    def leaves(self, number: int) -> list[chain.Leaf]:
+        """See ``Books``."""
+        found: list[chain.Leaf] = []
+        while True:
+            after = found[-1].address if found else b""
+            page = self._ask(chain.AskLeaves(0, self._pool, number, after), list[chain.Leaf])
+            if not page:
+                return found
+            found += page
 
     def state_root(
         self, number: int, root: bytes, list_digest: bytes, transaction: bytes, block: int
     ) -> None:
         """See ``Books``."""
-        told = chain.StateRoot(0, number, root, list_digest, transaction, block)
+        told = chain.StateRoot(0, self._pool, number, root, list_digest, transaction, block)
         self._ask(told, msgspec.Raw)
 
     def state_claims(self, claimed: int, block: int) -> None:
         """See ``Books``."""
-        self._ask(chain.StateClaims(0, claimed, block), msgspec.Raw)
+        self._ask(chain.StateClaims(0, self._pool, claimed, block), msgspec.Raw)
 
     def sums(self) -> chain.ChainBooks:
         """See ``Books``."""
-        books: chain.ChainBooks = self._ask(chain.AskChainBooks(0), chain.ChainBooks)
+        books: chain.ChainBooks = self._ask(chain.AskChainBooks(0, self._pool), chain.ChainBooks)
         return books
 
 

@@ -156,7 +156,7 @@ class EvmNode:
             raise NodeDownError(error.message) from None
 
     def preflight(self, target: bytes, call: bytes, block: int | None = None) -> int:
-        """See ``Node``."""
+        """See ``Node``; at the last block: what waits may be this very call, sent before."""
         told = {
             "from": f"0x{self._account.hex()}",
             "to": f"0x{target.hex()}",
@@ -166,7 +166,7 @@ class EvmNode:
             if block is not None:
                 self._chain.ask("eth_call", [told, hex(block)])
                 return 0
-            return _number(self._chain.ask("eth_estimateGas", [told]))
+            return _number(self._chain.ask("eth_estimateGas", [told, "latest"]))
         except faults.RevertedError as error:
             raise RevertedError(error.message.partition("contract: ")[2] or error.message) from None
         except RemoteError as error:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from gristmill.ledger.settlement.core.chain_log import Block, Fact
 from gristmill.ledger.settlement.core.queue_records import Attempt, Receipt
-from gristmill.wire.chain import ChainBooks, Payout
+from gristmill.wire.chain import ChainBooks, Leaf, Payout
 
 SendResult = tuple[
     Literal["accepted", "known", "unknown", "nonce_used", "underpriced", "refused"], str
@@ -138,7 +138,15 @@ class Books(Protocol):
         ...
 
     def commit_payouts(self, number: int, funds: int) -> Payout:
-        """The leaves of a payout, always the same for one number."""
+        """A payout, always the same for one number; the one before where nobody has earned."""
+        ...
+
+    def last_payout(self) -> Payout:
+        """The last that was committed; number 0 for none."""
+        ...
+
+    def leaves(self, number: int) -> list[Leaf]:
+        """All of a payout, by address."""
         ...
 
     def state_root(

@@ -1,13 +1,13 @@
 """The settlement's process: settings to parts, turns until it is told to stop."""
 
+import contextlib
 import logging
 import os
+import queue
 import select
 import socket
 import sys
 import time
-
-import zmq
 
 from gristmill.contracts import deployment, keys
 from gristmill.contracts.abi import parse_address
@@ -15,11 +15,11 @@ from gristmill.contracts.rpc import Chain
 from gristmill.ledger.payments.line import Line
 from gristmill.ledger.settlement.books import FolderLists, LedgerBooks
 from gristmill.ledger.settlement.core import chain_log, epochs, queue_records
-from gristmill.ledger.settlement.door import Door
 from gristmill.ledger.settlement.evm import EvmNode, EvmSigner
 from gristmill.ledger.settlement.rows import FILE, Rows
 from gristmill.ledger.settlement.settings import GWEI, Settings
 from gristmill.ledger.settlement.settlement import Pace, Place, Settlement
+from gristmill.wire.chain import ShowVoucher, pool_of
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.keys import load_key
 from gristmill.wire.process import (
@@ -49,7 +49,15 @@ class Service:
         placed = deployment.read(settings.deployment)
         self._rows = Rows(settings.state / FILE)
         signer = _signer(settings)
-        self._line = Line(settings.ledger, load_key(settings.state / KEY), settings.ledger_key)
+        self._vouchers: queue.SimpleQueue[ShowVoucher] = queue.SimpleQueue()
+        self._bell, self._woken = socket.socketpair()
+        self._bell.setblocking(False)
+        self._line = Line(
+            settings.ledger,
+            load_key(settings.state / KEY),
+            settings.ledger_key,
+            shown=self._on_shown,
+        )
         chains = [_reach(url, placed, settings.timeout / 1000, stop) for url in settings.rpcs]
         rental, pool = placed.at("ComputeRental"), placed.at("WorkPool")
         first = min(placed.contracts[name].block for name in ("ComputeRental", "WorkPool"))
@@ -62,7 +70,7 @@ class Service:
             self._rows,
             nodes,
             EvmSigner(signer, placed.chain_id),
-            LedgerBooks(self._line),
+            LedgerBooks(self._line, pool_of(placed.chain_id, pool.address)),
             FolderLists(settings.state / "lists"),
             place,
             chain_log.Limits(
@@ -87,29 +95,36 @@ class Service:
         )
         if settings.is_replaying:
             self.settlement.replay()
-        self._door = Door(settings.listen, self.settlement.take_voucher)
         self.told = f"0x{signer.address.hex()} on chain {placed.chain_id}"
+
+    def _on_shown(self, voucher: ShowVoucher) -> None:
+        """On the line's thread."""
+        self._vouchers.put(voucher)
+        with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+            self._bell.send(b"v")
 
     def run(self, stop: socket.socket) -> None:
         """Turn until ``stop`` is readable; vouchers are answered between turns."""
         announce_ready("settlement", self.told, self._settings.ready_fd)
-        poller = zmq.Poller()
-        poller.register(stop, zmq.POLLIN)
-        poller.register(self._door.socket, zmq.POLLIN)
         next_s = 0.0
         while True:
-            ready = dict(poller.poll(max(0, int((next_s - time.monotonic()) * 1000))))
-            if stop.fileno() in ready:
+            pause_s = max(0.0, next_s - time.monotonic())
+            ready, _, _ = select.select([stop, self._woken], [], [], pause_s)
+            if stop in ready:
                 return
-            self._door.serve()
+            if self._woken in ready:
+                self._woken.recv(1 << 16)
+            while not self._vouchers.empty():
+                self._line.tell(self.settlement.show_voucher(self._vouchers.get()))
             if time.monotonic() >= next_s:
                 self.settlement.turn()
                 next_s = time.monotonic() + self._settings.poll_s
 
     def close(self) -> None:
         """End the line and close the file."""
-        self._door.close()
         self._line.close()
+        self._bell.close()
+        self._woken.close()
         self._rows.close()
 
 

@@ -45,7 +45,6 @@ class Settings(pydantic.BaseModel):
     ledger: str
     ledger_key: str = pydantic.Field(default="", pattern="^([0-9a-f]{64})?$")
     config: pathlib.Path | None = None
-    listen: str = ""
     chain: Literal["evm"] = "evm"
     rpcs: tuple[str, ...] = pydantic.Field(min_length=1, max_length=4)
     deployment: pathlib.Path
@@ -133,7 +132,6 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         "--ledger-key", metavar="HEX", help="the ledger's public key; needed over tcp://"
     )
     parser.add_argument("--config", metavar="FILE", help="TOML: the chain, the key, the limits")
-    parser.add_argument("--listen", metavar="ADDRESS", help="for vouchers: ipc:///path")
     parser.add_argument("--replay", action="store_true", help="read the chain from its beginning")
     parser.add_argument("--ready-fd", metavar="N", help="write READY to this descriptor")
     parser.add_argument("--die-with-parent", action="store_true", help="end when the starter ends")
@@ -157,11 +155,6 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     if not settings.ledger_key and not settings.ledger.startswith("ipc://"):
         told = f"{settings.ledger} must prove that it is the ledger: --ledger-key is missing"
         raise RemoteError("UNAUTHORISED", told, "give the public key that the ledger logs")
-    if settings.listen:
-        if not settings.listen.startswith("ipc://"):
-            told = f"{settings.listen}: vouchers come over ipc only"
-            raise RemoteError("NOT_LOOPBACK", told, "the ledger relays those of clients")
-        check_listen_address(settings.listen)
     return settings
 
 

@@ -31,10 +31,12 @@ from gristmill.ledger.settlement.ports import (
     UnknownRentalError,
 )
 from gristmill.ledger.settlement.rows import Rows
+from gristmill.wire.chain import Shown, ShowVoucher, VoucherRuling
 from gristmill.wire.errors import RemoteError
 
 log = logging.getLogger("gristmill.settlement")
 
+PRESENT_MS = 5_000  #: a ledger that was started again hears of us within this
 GO = "go"  #: a file in the state folder: an operator says go
 NO_RECEIPTS = bytes(32)  #: where a payout commits to no receipts of its own
 
@@ -100,8 +102,10 @@ class Settlement:
         self._foreign = {id: None for id in rows.all("foreign", bytes)}
         self._claims = rows.get("claims", 0, int) or 0
         self._troubles: dict[str, str] = {}
-        self._due_ms = self._reconcile_ms = self._time_s = 0
+        self._due_ms = self._reconcile_ms = self._present_ms = self._time_s = 0
         self._is_level = False
+        #: drifts that an operator has seen and said go to, by line; None: those of the next report
+        self._accepted: dict[str, int] | None = rows.get("accepted", 0, dict[str, int]) or {}
         self.report: reconcile.Report | None = None
         if why := rows.get("halt", 0, str) or self.follower.log.halted:
             self.courier.halt(why)
@@ -121,7 +125,8 @@ class Settlement:
             self._guard("payouts", self._move)
         self._guard("sending", lambda: self.courier.turn(self._nodes[0]))
         now_ms = self._clock()
-        if is_told and now_ms >= self._reconcile_ms and self.follower.log.applied >= 0:
+        is_time = now_ms >= self._reconcile_ms and self.follower.log.applied >= 0
+        if is_told and is_time:
             if self._guard("reconciliation", self.reconcile):
                 self._reconcile_ms = now_ms + int(self._pace.reconcile_s * 1000)
 
@@ -181,6 +186,10 @@ class Settlement:
         """Tell the ledger what it was not told; it moves the difference."""
         if self.follower.log.halted:
             return
+        now_ms = self._clock()
+        if now_ms >= self._present_ms:  # so that it knows whom vouchers are for
+            self._books.sums()
+            self._present_ms = now_ms + PRESENT_MS
         block = self.follower.log.applied
         for rental in self.mirror.rentals.values():
             if rental.id in self._foreign:
@@ -269,10 +278,15 @@ class Settlement:
                 self.halt(f"the root of payout {move.payout.number} was vetoed: look at its list")
 
     def _commit(self, move: epochs.Commit) -> None:
+        if not self._done:  # a file that was lost begins where the ledger is
+            last = self._books.last_payout()
+            self._done = last.number if last.root else max(0, last.number - 1)
+            self._rows.put("done", 0, self._done)
+            move = epochs.Commit(self._done + 1, move.funds)
         answer = self._books.commit_payouts(move.number, move.funds)
-        leaves = [(leaf.address, leaf.cumulative) for leaf in answer.leaves]
-        if not leaves:
-            return  # nobody has earned anything yet
+        if answer.number != move.number:
+            return  # nobody has earned anything since the last one
+        leaves = self._leaves(move.number)
         if answer.total > move.funds or answer.total != sum(amount for _, amount in leaves):
             self.halt(
                 f"payout {move.number} is over {answer.total}; the pool has had {move.funds}, its "
@@ -286,15 +300,16 @@ class Settlement:
         self._payout = payout
 
     def _publish(self, payout: epochs.Payout) -> None:
-        answer = self._books.commit_payouts(payout.number, payout.total)
-        leaves = [(leaf.address, leaf.cumulative) for leaf in answer.leaves]
-        body = self._list_of(payout.number, leaves)
+        body = self._list_of(payout.number, self._leaves(payout.number))
         if merkle.digest_of(body) != payout.list_digest:
             self.halt(f"the ledger has other leaves of payout {payout.number} than before")
             return
         self._lists.publish(body)
         payout.is_published = True
         self._rows.put("payout", 0, payout)
+
+    def _leaves(self, number: int) -> list[tuple[bytes, int]]:
+        return [(leaf.address, leaf.cumulative) for leaf in self._books.leaves(number)]
 
     def _list_of(self, number: int, leaves: merkle.Leaves) -> bytes:
         pool = self._place.pool.address
@@ -305,6 +320,19 @@ class Settlement:
             log.error("ALARM %s is %s", purpose, state)
 
     # ------------------------------------------------------------ vouchers
+
+    def show_voucher(self, shown: ShowVoucher) -> VoucherRuling:
+        """The answer to a voucher that the ledger brings."""
+        here = (self._place.chain_id, self._place.rental.address)
+        code = message = ""
+        try:
+            root, signature = shown.receipts_root, shown.signature
+            self.take_voucher(Voucher(*here, shown.rental, shown.cumulative, root, signature))
+        except RemoteError as error:
+            code, message = error.code, error.message
+        kept, rental = self._vouchers.get(shown.rental), self.mirror.rentals.get(shown.rental)
+        figures = Shown(kept.cumulative if kept else 0, rental.paid if rental else 0)
+        return VoucherRuling(shown.request, code, message, figures)
 
     def take_voucher(self, voucher: Voucher) -> None:
         """Check it and keep it; it is on disk when this returns.
@@ -341,13 +369,25 @@ class Settlement:
         books = self._books.sums()
         foreign = frozenset(self._foreign)
         report = reconcile.reconcile(self.mirror, figures, books, foreign)
+        is_news = self.report is None or self.report.lines != report.lines
         self.report = report
         if report.drift:
-            log.error("ALARM %s", reconcile.told(report))
-            self.halt(f"drift {report.drift} at block {block}")
-        else:
+            if is_news:
+                log.error("ALARM %s", reconcile.told(report))
+            drifts = {line.name: line.drift for line in report.lines}
+            if self._accepted is None:
+                self._accept(drifts)
+            seen = self._accepted or {}
+            if report.faults or any(abs(d) > abs(seen.get(name, 0)) for name, d in drifts.items()):
+                self.halt(f"drift {report.drift} at block {block}")
+        elif is_news:
+            self._accept({})
             log.info("reconcile at block %d: drift 0", block)
         return report
+
+    def _accept(self, drifts: dict[str, int] | None) -> None:
+        self._accepted = drifts
+        self._rows.put("accepted", 0, drifts or {})
 
     def halt(self, why: str) -> None:
         """Send nothing until an operator says go, also after a restart."""
@@ -368,6 +408,8 @@ class Settlement:
         self._rows.remove("halt", 0)
         self.follower.release()
         self.courier.release()
+        drifts = {line.name: line.drift for line in self.report.lines} if self.report else {}
+        self._accept(drifts if any(drifts.values()) else None)
         self._reconcile_ms = 0
 
     def replay(self) -> None:

@@ -1,155 +1,95 @@
-"""A settlement on a real chain: contracts deployed on anvil, clients with vouchers, a ledger.
-
-``Ledger`` keeps books in memory with the semantics of wire/chain.py: it is told states, moves the
-difference, and refuses what goes back. It is asked directly or, as a process is, by its socket.
-"""
+"""Round a settlement: contracts deployed on a real chain, clients with vouchers, a real ledger."""
 
 import json
 import pathlib
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import zmq
 from chain_rig import ChainRig
+from ledger_rig import LedgerProcess
+from nacl.signing import SigningKey
 
-from gristmill.contracts import deployment, plan, vouchers
-from gristmill.contracts.abi import interface_of, show_address
+from gristmill.contracts import plan, vouchers
+from gristmill.contracts.abi import show_address
 from gristmill.contracts.ethereum import Account, keccak
 from gristmill.contracts.keys import AccountKey
 from gristmill.contracts.rpc import Chain
 from gristmill.ledger.settlement.core.vouchers import Voucher
-from gristmill.ledger.settlement.ports import Stated, UnknownRentalError
 from gristmill.wire import chain as wire
-from gristmill.wire.ledger import LedgerAnswer, LedgerRefused
+from gristmill.wire.ledger import Contribution, Hold, LedgerAnswer, Release
 
 CREDIT = 1_000_000
 DAY_S = 86_400
 WINDOW_S = 60
-WORKERS = 7
+NODES = 7
+TENANT = "ann"
 
 
-class Ledger:
-    """See the module's text. ``agreed``: specs of agreements; everything is refused for others."""
+class Grid:
+    """A real ledger's process, a tenant's rentals and jobs in it, and nodes that earn.
 
-    def __init__(self) -> None:
-        self.agreed: dict[bytes, None] = {}
-        self.rentals: dict[bytes, Stated] = {}
-        self.payouts: dict[int, wire.Payout] = {}
-        self.claimed = 0
-        self.moved = 0  # transfers: each a difference
-        self.lock = threading.Lock()
+    Args:
+        ledger: started.
+    """
 
-    def state_rental(self, rental: Stated) -> None:
-        with self.lock:
-            if rental.spec not in self.agreed:
-                raise UnknownRentalError(rental.spec.hex())
-            before = self.rentals.get(rental.id, Stated(rental.id, rental.spec, 0, 0, 0, False, 0))
-            for name in ("locked", "paid", "returned"):
-                was, now = getattr(before, name), getattr(rental, name)
-                assert now >= was, f"{name} of 0x{rental.id.hex()} fell from {was} to {now}"
-                self.moved += now > was
-            self.rentals[rental.id] = rental
+    def __init__(self, ledger: LedgerProcess) -> None:
+        self.ledger = ledger
+        self.nodes = [SigningKey(bytes([number + 1]) * 32) for number in range(NODES)]
+        self._number = self._entry = 0
 
-    def commit_payouts(self, number: int, funds: int) -> wire.Payout:
-        """Workers have earned all of the pool's funds, in parts that differ."""
-        with self.lock:
-            if number not in self.payouts:
-                assert number == len(self.payouts) + 1, number
-                parts = [funds * (one + 1) // 28 for one in range(WORKERS)]
-                parts[-1] += funds - sum(parts)
-                leaves = [
-                    wire.Leaf(bytes([one + 1]) * 20, part) for one, part in enumerate(parts) if part
-                ]
-                self.payouts[number] = wire.Payout(number, funds, leaves)
-            return self.payouts[number]
+    def _ask(self, message: Any, kind: Any = Any) -> Any:
+        answer = self.ledger.ask(message)
+        assert isinstance(answer, LedgerAnswer), answer
+        return msgspec.msgpack.decode(answer.body, type=kind)
 
-    def state_root(
-        self, number: int, root: bytes, list_digest: bytes, transaction: bytes, block: int
-    ) -> None:
-        with self.lock:
-            payout = self.payouts[number]
-            told = {"root": root, "list_digest": list_digest, "transaction": transaction}
-            self.payouts[number] = msgspec.structs.replace(payout, block=block, **told)
+    def agree(self, market: "Market") -> bytes:
+        """The spec of one more agreement of the tenant."""
+        self._number += 1
+        asked = wire.Agreement(
+            "",
+            TENANT,
+            market.chain.chain_id,
+            market.rental.address,
+            market.grid.address,
+            self._number,
+        )
+        kept = self._ask(wire.Agree(1, asked), wire.Agreement)
+        return wire.spec_of(kept)
 
-    def state_claims(self, claimed: int, block: int) -> None:
-        with self.lock:
-            assert claimed >= self.claimed
-            self.claimed = claimed
+    def pay_nodes(self, pool: str) -> None:
+        """Each node says where it is paid."""
+        for number, key in enumerate(self.nodes):
+            payee = wire.Payee(bytes(key.verify_key).hex(), pool, bytes([number + 1]) * 20, 1)
+            self._ask(wire.StatePayee(1, payee, wire.sign_payee(payee, key)))
 
-    def sums(self) -> wire.ChainBooks:
-        with self.lock:
-            rentals = self.rentals.values()
-            locked, paid = sum(one.locked for one in rentals), sum(one.paid for one in rentals)
-            returned = sum(one.returned for one in rentals)
-            done = [payout for payout in self.payouts.values() if payout.root]
-            return wire.ChainBooks(
-                locked,
-                paid,
-                returned,
-                locked - paid - returned,
-                max((payout.total for payout in done), default=0),
-                self.claimed,
-                len(done),
-            )
+    def work(self, rentals: Sequence[bytes], amount: int) -> None:
+        """A job of each rental, of which a node earns its part."""
+        entries: list[Any] = []
+        for id in rentals:
+            self._entry += 1
+            ref = f"b/{self._entry}"
+            node = bytes(self.nodes[self._entry % NODES].verify_key).hex()
+            toll = amount * 300 // 10_000
+            entries += [
+                Hold(ref, TENANT, amount, id.hex()),
+                Contribution(
+                    ref, TENANT, node, self._entry, 0, 1, 1, 1, 0, 500, 400, 9_000, "cgroup",
+                    False, amount, toll, 1_800_000_000_000,
+                ),
+                Release(ref),
+            ]  # fmt: skip
+        acked = self.ledger.post(self.ledger.applied() + 1, *entries)
+        wrong = [verdict for verdict in acked.verdicts if verdict.code]
+        assert not wrong, wrong[:3]
 
-    def answer(self, asked: Any) -> Any:
-        """What a ledger's process answers."""
-        match asked:
-            case wire.StateRental():
-                fields = [getattr(asked, name) for name in Stated._fields]
-                return self.state_rental(Stated(*fields))
-            case wire.CommitPayouts():
-                return self.commit_payouts(asked.number, asked.funds)
-            case wire.StateRoot():
-                return self.state_root(
-                    asked.number, asked.root, asked.list_digest, asked.transaction, asked.block
-                )
-            case wire.StateClaims():
-                return self.state_claims(asked.claimed, asked.block)
-            case wire.AskChainBooks():
-                return self.sums()
-        raise AssertionError(asked)
+    def books(self, pool: str) -> wire.ChainBooks:
+        found: wire.ChainBooks = self._ask(wire.AskChainBooks(1, pool), wire.ChainBooks)
+        return found
 
-
-class LedgerServer:
-    """The same over the ledger's own dialogue, for a settlement that is a process."""
-
-    def __init__(self, ledger: Ledger, address: str) -> None:
-        self._ledger, self.address = ledger, address
-        self._context = zmq.Context()
-        self._stop = threading.Event()
-        self.failed = ""
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.LINGER, 0)
-        router.bind(self.address)
-        decode = msgspec.msgpack.Decoder(wire.Asked).decode
-        encode = msgspec.msgpack.Encoder().encode
-        while not self._stop.is_set():
-            if not router.poll(100):
-                continue
-            who, frame = router.recv_multipart()
-            asked = decode(frame)
-            try:
-                body = msgspec.Raw(encode(self._ledger.answer(asked)))
-                answer: Any = LedgerAnswer(asked.request, body)
-            except UnknownRentalError as error:
-                answer = LedgerRefused(asked.request, "UNKNOWN_RENTAL", str(error))
-            except AssertionError as error:
-                self.failed = self.failed or str(error)
-                answer = LedgerRefused(asked.request, "INTERNAL", str(error))
-            router.send_multipart([who, encode(answer)])
-        router.close(0)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._context.term()
+    def payout(self, pool: str) -> wire.Payout:
+        found: wire.Payout = self._ask(wire.AskPayout(1, pool), wire.Payout)
+        return found
 
 
 class Market:
@@ -182,11 +122,11 @@ class Market:
         self.rental = self.deployment.at("ComputeRental")
         self.pool = self.deployment.at("WorkPool")
         self.token = self.deployment.token_contract()
-        self._said(self.client.address, self.token, "mint", self.client.address, 10**15)
-        self._said(self.client.address, self.token, "approve", self.rental.address, 10**15)
+        self.said(self.client.address, self.token, "mint", self.client.address, 10**15)
+        self.said(self.client.address, self.token, "approve", self.rental.address, 10**15)
         self.salts = 0
 
-    def _said(self, sender: bytes, contract: Any, function: str, *values: Any) -> str:
+    def said(self, sender: bytes, contract: Any, function: str, *values: Any) -> str:
         """A transaction of one of anvil's own accounts, which anvil signs."""
         call = contract.interface.encode_call(function, values)
         told = {
@@ -197,17 +137,22 @@ class Market:
         }
         return str(self.rig.ask("eth_sendTransaction", told))
 
-    def lock(self, amounts: Sequence[int], ledger: Ledger, deadline_s: int = 30 * DAY_S) -> list[bytes]:
+    @property
+    def pool_name(self) -> str:
+        """What the pool is called in the books."""
+        return wire.pool_of(self.chain.chain_id, self.pool.address)
+
+    def lock(self, amounts: Sequence[int], grid: Grid | None) -> list[bytes]:
         """Rentals of the client, paid to the pool, that are agreed to in the ledger."""
         now_s = int(self.rig.ask("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
         ids = []
         for amount in amounts:
             self.salts += 1
             salt = self.salts.to_bytes(32)
-            spec = keccak(salt)
-            ledger.agreed[spec] = None
-            values = (salt, self.grid.address, self.pool.address, amount, now_s + deadline_s, spec)
-            self._said(self.client.address, self.rental, "lock", *values)
+            spec = grid.agree(self) if grid is not None else keccak(salt)
+            deadline_s = now_s + 30 * DAY_S
+            values = (salt, self.grid.address, self.pool.address, amount, deadline_s, spec)
+            self.said(self.client.address, self.rental, "lock", *values)
             ids.append(vouchers.rental_id(self.client.address, salt))
         return ids
 
@@ -248,12 +193,3 @@ class Market:
         for secret in (path, password):
             secret.chmod(0o600)
         return path, password
-
-
-def events_known() -> list[str]:
-    """Events of the two contracts, of which the mirror must know those that move money."""
-    return sorted(
-        entry["name"]
-        for name in ("ComputeRental", "WorkPool")
-        for entry in interface_of(name)._events.values()
-    )

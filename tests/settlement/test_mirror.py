@@ -81,7 +81,10 @@ class Model:
     def books(self) -> ChainBooks:
         locked, paid = sum(self.locked.values()), sum(self.paid.values())
         back = sum(self.returned.values())
-        return ChainBooks(locked, paid, back, locked - paid - back, 0, self.claimed, 0)
+        count = len(self.locked)
+        return ChainBooks(
+            count, locked, paid, back, 0, paid, locked - paid - back, 0, 0, self.claimed
+        )
 
 
 def mirror_of(facts: list[Fact]) -> Mirror:
@@ -133,7 +136,7 @@ def test_one_unit_anywhere_is_a_drift(model: Model) -> None:
     for name in ("escrow_balance", "pool_balance"):
         other = msgspec.structs.replace(figures, **{name: getattr(figures, name) - 1})
         assert reconcile(mirror, other, books, frozenset()).drift == 1, name
-    for name in ("locked", "paid", "returned", "rentals", "claimed"):
+    for name in ("locked", "paid", "returned", "short", "spent", "held", "claimed"):
         wrong = msgspec.structs.replace(books, **{name: getattr(books, name) - 1})
         assert reconcile(mirror, figures, wrong, frozenset()).drift == 1, name
 
@@ -157,14 +160,13 @@ def test_rentals_that_nobody_agreed_to_are_no_part_of_the_books(model: Model) ->
     mirror = mirror_of(model.facts)
     strange = max(mirror.rentals.values(), key=lambda one: one.locked)
     books = model.books()
-    without = ChainBooks(
-        books.locked - strange.locked,
-        books.paid - strange.paid,
-        books.returned - strange.returned,
-        books.rentals - strange.left,
-        0,
-        books.claimed,
-        0,
+    without = msgspec.structs.replace(
+        books,
+        locked=books.locked - strange.locked,
+        paid=books.paid - strange.paid,
+        returned=books.returned - strange.returned,
+        spent=books.spent - strange.paid,
+        held=books.held - strange.left,
     )
     report = reconcile(mirror, model.figures(), without, frozenset({strange.id}))
     assert report.is_good

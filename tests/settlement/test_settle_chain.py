@@ -2,23 +2,28 @@
 
 import logging
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from chain_rig import ChainRig, chain_rig
-from settle_rig import CREDIT, DAY_S, WINDOW_S, Ledger, Market
+from ledger_rig import LedgerProcess
+from nacl.signing import SigningKey
+from settle_rig import CREDIT, DAY_S, TENANT, WINDOW_S, Grid, Market
 
 from gristmill.contracts.keys import AccountKey
-from gristmill.contracts.merkle import decode_list, digest_of
+from gristmill.contracts.merkle import Tree, decode_list, digest_of
 from gristmill.contracts.rpc import Chain
-from gristmill.ledger.settlement.books import FolderLists
+from gristmill.ledger.payments.line import Line
+from gristmill.ledger.settlement.books import FolderLists, LedgerBooks
 from gristmill.ledger.settlement.core import chain_log, epochs, queue_records
 from gristmill.ledger.settlement.core.reconcile import told
 from gristmill.ledger.settlement.evm import EvmNode, EvmSigner
 from gristmill.ledger.settlement.rows import FILE, Rows
 from gristmill.ledger.settlement.settlement import GO, Pace, Place, Settlement
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.ledger import Fund, Leg, Transfer
 
 GWEI = 10**9
 DEPTH = 4
@@ -33,13 +38,16 @@ def rig() -> Iterator[ChainRig]:
 class Stage:
     """A settlement in this process; ``again`` is a restart."""
 
-    def __init__(self, rig: ChainRig, folder: pathlib.Path, **limits: int) -> None:
+    def __init__(self, rig: ChainRig, folder: pathlib.Path, ledger: LedgerProcess) -> None:
         self.rig, self.folder = rig, folder
         rig.ask("evm_setAutomine", True)
         self.market = Market(rig, folder)
         rig.ask("evm_setAutomine", False)
-        self.ledger = Ledger()
-        self.limits = {"in_flight_max": 64, "bump_blocks": 2} | limits
+        self.grid = Grid(ledger)
+        self.pool = self.market.pool_name
+        self.grid.pay_nodes(self.pool)
+        self.line = Line(ledger.address, SigningKey.generate(), "")
+        self.books = LedgerBooks(self.line, self.pool)
         self.rows = Rows(folder / FILE)
         self.again()
 
@@ -56,11 +64,11 @@ class Stage:
             self.rows,
             [node],
             EvmSigner(AccountKey(grid.secret), market.chain.chain_id),
-            self.ledger,
+            self.books,
             FolderLists(self.folder / "lists"),
             Place(market.chain.chain_id, market.rental, market.pool, start),
             chain_log.Limits(depth=DEPTH),
-            queue_records.Limits(**self.limits),
+            queue_records.Limits(in_flight_max=64, bump_blocks=2),
             epochs.Settings(grace_s=DAY_S, hurry_s=3_600, redeem_min=1, cap=10**15),
             Pace(0, 0),
             self.folder,
@@ -91,38 +99,43 @@ class Stage:
 @pytest.fixture
 def stage(rig: ChainRig, tmp_path: pathlib.Path) -> Iterator[Stage]:
     logging.getLogger("gristmill.settlement").setLevel(logging.INFO)
-    stage = Stage(rig, tmp_path)
-    yield stage
-    stage.rows.close()
+    with tempfile.TemporaryDirectory(prefix="settle-") as run:  # a short path: of a socket
+        ledger = LedgerProcess(tmp_path / "ledger", pathlib.Path(run))
+        try:
+            stage = Stage(rig, tmp_path, ledger.start())
+            yield stage
+            stage.line.close()
+            stage.rows.close()
+        finally:
+            ledger.close()
 
 
-def test_from_a_lock_to_a_root_that_workers_claim_from(stage: Stage) -> None:
-    market, ledger = stage.market, stage.ledger
-    (id,) = market.lock([100 * CREDIT], ledger)
+def test_from_a_lock_to_a_root_that_nodes_claim_from(stage: Stage) -> None:
+    market, grid = stage.market, stage.grid
+    (id,) = market.lock([100 * CREDIT], grid)
     stage.mine(DEPTH + 1)
-    assert ledger.rentals[id].locked == 100 * CREDIT
+    assert grid.books(stage.pool).held == 100 * CREDIT
+    grid.work([id], 60 * CREDIT)
     stage.settlement.take_voucher(market.voucher(id, 60 * CREDIT))
-    stage.until(lambda: bool(ledger.payouts.get(1) and ledger.payouts[1].root))
-    payout = ledger.payouts[1]
+    stage.until(lambda: bool(grid.payout(stage.pool).root))
+    payout = grid.payout(stage.pool)
     assert payout.total == 60 * CREDIT * 97 // 100
     body = (stage.folder / "lists" / f"{payout.list_digest.hex()}.json").read_bytes()
     assert digest_of(body) == payout.list_digest
-    assert decode_list(body).total == payout.total
-    stage.good()
-    # A worker claims; the ledger is told, and everything still agrees.
-    from gristmill.contracts.merkle import Tree
-
     leaves = decode_list(body).leaves
-    worker, amount = leaves[0]
+    assert sum(amount for _, amount in leaves) == payout.total
+    stage.good()
+    # A node claims; the ledger is told, and everything still agrees.
+    node, amount = leaves[0]
     stage.rig.mine(1, WINDOW_S + 1)
-    proof = Tree(leaves).proof_of(worker)
-    market._said(market.client.address, market.pool, "claim", worker, amount, proof)
-    stage.until(lambda: ledger.claimed == amount)
+    proof = Tree(leaves).proof_of(node)
+    market.said(market.client.address, market.pool, "claim", node, amount, proof)
+    stage.until(lambda: grid.books(stage.pool).claimed == amount)
     stage.good()
 
 
 def test_pending_until_k_deep_and_confirmed_then(stage: Stage) -> None:
-    (id,) = stage.market.lock([CREDIT], stage.ledger)
+    (id,) = stage.market.lock([CREDIT], stage.grid)
     stage.mine(DEPTH + 1)
     stage.settlement.take_voucher(stage.market.voucher(id, CREDIT))
     stage.settlement.turn()
@@ -131,16 +144,16 @@ def test_pending_until_k_deep_and_confirmed_then(stage: Stage) -> None:
     for deep in range(1, DEPTH):
         stage.mine(1)
         assert f"{purpose}: pending ({deep} of {DEPTH})" in stage.settlement.told()
-        assert stage.ledger.rentals[id].paid == 0
+        assert stage.grid.books(stage.pool).paid == 0
     stage.mine(1)
     assert stage.state(purpose) == "confirmed"
     stage.mine(1)
-    assert stage.ledger.rentals[id].paid == CREDIT
+    assert stage.grid.books(stage.pool).paid == CREDIT
 
 
 @pytest.mark.parametrize("depth", [1, DEPTH - 1])
 def test_a_forced_re_org_unconfirms_and_it_is_sent_again(stage: Stage, depth: int) -> None:
-    (id,) = stage.market.lock([CREDIT], stage.ledger)
+    (id,) = stage.market.lock([CREDIT], stage.grid)
     stage.mine(2 * DEPTH)
     stage.settlement.take_voucher(stage.market.voucher(id, CREDIT))
     stage.settlement.turn()
@@ -160,7 +173,7 @@ def test_a_forced_re_org_unconfirms_and_it_is_sent_again(stage: Stage, depth: in
 def test_a_re_org_deeper_than_k_halts_until_an_operator_says_go(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (id,) = stage.market.lock([CREDIT], stage.ledger)
+    (id,) = stage.market.lock([CREDIT], stage.grid)
     stage.mine(2 * DEPTH)
     stage.settlement.take_voucher(stage.market.voucher(id, CREDIT))
     purpose = f"redeem/{id.hex()}/0/1"
@@ -182,7 +195,7 @@ def test_a_re_org_deeper_than_k_halts_until_an_operator_says_go(
 
 
 def test_stuck_is_bumped_and_the_nonce_is_one(stage: Stage) -> None:
-    (id,) = stage.market.lock([CREDIT], stage.ledger)
+    (id,) = stage.market.lock([CREDIT], stage.grid)
     stage.mine(DEPTH + 1)
     stage.settlement.take_voucher(stage.market.voucher(id, CREDIT))
     stage.settlement.turn()
@@ -207,7 +220,7 @@ def test_stuck_is_bumped_and_the_nonce_is_one(stage: Stage) -> None:
 def test_a_gas_spike_waits_batches_and_skips_nothing(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (id,) = stage.market.lock([100 * CREDIT], stage.ledger)
+    (id,) = stage.market.lock([100 * CREDIT], stage.grid)
     stage.mine(DEPTH + 1)
     for cumulative in (10, 20, 30):
         stage.rig.ask("anvil_setNextBlockBaseFeePerGas", hex(500 * GWEI))
@@ -223,10 +236,9 @@ def test_a_gas_spike_waits_batches_and_skips_nothing(
 
 
 def test_what_nobody_agreed_to_is_told_and_left(stage: Stage) -> None:
-    (id,) = stage.market.lock([CREDIT], stage.ledger)
-    stage.ledger.agreed.clear()
+    (id,) = stage.market.lock([CREDIT], None)
     stage.mine(DEPTH + 2)
-    assert stage.ledger.rentals == {}
+    assert stage.grid.books(stage.pool).rentals == 0
     stage.good()
     assert stage.settlement.report is not None
     assert stage.settlement.report.foreign == CREDIT
@@ -237,7 +249,7 @@ def test_what_nobody_agreed_to_is_told_and_left(stage: Stage) -> None:
 
 def test_vouchers_that_are_wrong_are_refused_each_with_its_reason(stage: Stage) -> None:
     market = stage.market
-    (id,) = market.lock([100 * CREDIT], stage.ledger)
+    (id,) = market.lock([100 * CREDIT], stage.grid)
     take = stage.settlement.take_voucher
     with pytest.raises(RemoteError, match="not deep enough"):
         take(market.voucher(id, CREDIT))
@@ -255,36 +267,40 @@ def test_vouchers_that_are_wrong_are_refused_each_with_its_reason(stage: Stage) 
     ):
         with pytest.raises(RemoteError, match=words):
             take(wrong)
-    stage.until(lambda: stage.ledger.rentals[id].paid == 50 * CREDIT)
+    stage.until(lambda: stage.grid.books(stage.pool).paid == 50 * CREDIT)
     with pytest.raises(RemoteError, match="replayed"):
         take(good)
 
 
 def test_drift_stops_payouts_until_somebody_says_go(stage: Stage) -> None:
-    (id,) = stage.market.lock([CREDIT], stage.ledger)
+    (id,) = stage.market.lock([CREDIT], stage.grid)
     stage.mine(DEPTH + 2)
     stage.good()
-    stage.ledger.claimed += 1  # the books say what nobody claimed
+    # Somebody brings money into a rental's account by hand.
+    stage.grid.ledger.ask(Fund(9, TENANT, 7, "by hand"))
+    stage.grid.ledger.ask(Transfer(9, [Leg(bytes(16), TENANT, f"rental:{id.hex()}", 7)]))
     stage.mine(1)
-    assert "drift 1" in stage.settlement.halted
+    assert "drift 7" in stage.settlement.halted
     stage.settlement.take_voucher(stage.market.voucher(id, CREDIT))
     stage.mine(3)
     assert stage.settlement.courier.lane.intents == {}
     stage.again()
     stage.mine(1)
-    assert "drift 1" in stage.settlement.halted
-    stage.ledger.claimed -= 1
+    assert "drift 7" in stage.settlement.halted
+    stage.grid.ledger.ask(Transfer(9, [Leg(bytes([1] * 16), f"rental:{id.hex()}", TENANT, 7)]))
     (stage.folder / GO).touch()
-    stage.until(lambda: stage.ledger.rentals[id].paid == CREDIT)
+    stage.until(lambda: stage.grid.books(stage.pool).paid == CREDIT)
     stage.mine(1)
     stage.good()
 
 
 def test_a_missed_event_is_found_and_a_replay_of_the_cursor_heals_it(stage: Stage) -> None:
-    stage.market.lock([CREDIT, 2 * CREDIT], stage.ledger)
+    stage.market.lock([CREDIT, 2 * CREDIT], stage.grid)
     stage.mine(DEPTH + 2)
     stage.good()
-    stage.rows.db.execute("DELETE FROM facts WHERE (block, at) = (SELECT max(block), max(at) FROM facts)")
+    stage.rows.db.execute(
+        "DELETE FROM facts WHERE (block, at) = (SELECT max(block), max(at) FROM facts)"
+    )
     stage.again()
     stage.mine(1)
     assert "drift" in stage.settlement.halted

@@ -12,7 +12,10 @@ is not known which of the two is wrong, and every further payment could make it 
     pool has at least                      | its balance            | mirror (no less)
     claimed                                | mirror                 | claimedTotal
     root                                   | the last not vetoed    | the same, of the contract
-    locked, paid, returned, claimed, left  | mirror                 | books
+    locked, paid, returned, claimed        | mirror                 | books
+    spent and held                         | locked - returned      | by jobs, and what is left
+    short                                  | nothing                | returned, and spent by jobs
+    committed                              | books                  | the last root (no less)
     all that was locked                    | mirror, every rental   | open + owed + pool + claimed +
                                            |                        | withdrawn by others
 
@@ -90,13 +93,14 @@ def reconcile(
     """
     all_sums = sums(mirror)
     newest = newest_root(mirror)
+    root_total = newest.total if newest else 0
     lines = [
         Line("escrow owes", all_sums.open + all_sums.owed, figures.liability),
         Line("escrow has", figures.escrow_balance, figures.liability, may_exceed=True),
         Line("pool has", figures.pool_balance, all_sums.pool, may_exceed=True),
         Line("claimed", all_sums.claimed, figures.claimed),
         Line("root's number", newest.number if newest else 0, figures.root_number),
-        Line("root's total", newest.total if newest else 0, figures.root_total),
+        Line("root's total", root_total, figures.root_total),
         Line(
             "locked = open + owed + pool + claimed + withdrawn",
             all_sums.locked,
@@ -112,7 +116,9 @@ def reconcile(
             Line("ledger: locked", locked, books.locked),
             Line("ledger: paid", paid, books.paid),
             Line("ledger: returned", returned, books.returned),
-            Line("ledger: in rentals", locked - paid - returned, books.rentals),
+            Line("ledger: spent and held", locked - returned, books.spent + books.held),
+            Line("ledger: short", 0, books.short),
+            Line("ledger: committed, at least the root", books.committed, root_total, True),
             Line("ledger: claimed", all_sums.claimed, books.claimed),
         ]
     return Report(
