@@ -25,6 +25,7 @@ from gristmill.broker.mailbox import Mailbox
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.purchases import Purchases
 from gristmill.broker.reader import Reader
+from gristmill.broker.rentals import Rentals
 from gristmill.broker.sessions import ClientSession, Workers
 from gristmill.wire import limits
 from gristmill.wire.client import (
@@ -114,6 +115,7 @@ class Answers:
         self._metrics = metrics
         relay = Relay(ledger, mailbox, clock, self.refuse)
         self.purchases = Purchases(relay)
+        self.rentals = Rentals(relay)
         bills = Bills(relay, broker, self._with_job)
         self._about: dict[str, Callable[[ClientSession, Ask], None]] = {
             "jobs": self._jobs,

@@ -74,6 +74,7 @@ VERBS: dict[type[say.Message], Verb] = {
     say.Operate: Verb("_on_operate", "", _OPERATORS),
     say.Buy: Verb("_on_buy", "pay"),
     say.Purchase: Verb("_on_purchase", "pay"),
+    say.OnChain: Verb("_on_chain", "pay"),
     say.Ping: Verb("_on_ping", "", _READERS),
     say.Goodbye: Verb("_on_goodbye", "", _READERS),
 }
@@ -505,6 +506,9 @@ class Front:
         self, session: ClientSession, message: say.Purchase, bodies: list[bytes]
     ) -> None:
         self._answers.purchases.change(session, message)
+
+    def _on_chain(self, session: ClientSession, message: say.OnChain, bodies: list[bytes]) -> None:
+        self._answers.rentals.say(session, message)
 
     def _on_drain_worker(
         self, session: ClientSession, message: say.DrainWorker, bodies: list[bytes]

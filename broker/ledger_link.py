@@ -17,7 +17,7 @@ from nacl.signing import SigningKey
 from gristmill.broker.metrics import Metrics
 from gristmill.broker.outbox import Outbox
 from gristmill.broker.settings import BrokerSettings
-from gristmill.wire import payments
+from gristmill.wire import chain, payments
 from gristmill.wire.curve import be_client
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
@@ -40,7 +40,7 @@ log = logging.getLogger("gristmill.broker.ledger")
 BATCHES_AHEAD = 4
 QUESTIONS_MAX = 1_000
 #: (body, "", "") of an answer or (None, code, message) of a refusal
-Question = AskUsage | AskBalance | AskStatement | AskReceipts | payments.Message
+Question = AskUsage | AskBalance | AskStatement | AskReceipts | payments.Message | chain.Message
 Reply = Callable[[msgspec.Raw | None, str, str], None]
 
 

@@ -420,6 +420,7 @@ def _submit_job(group: argparse._ArgumentGroup) -> None:
         metavar="CREDITS",
         help="stop when this is spent; held at the start (default: 10000)",
     )
+    group.add_argument("--rental", metavar="ID", help="paid by this rental, not by your credits")
     group.add_argument(
         "--keep",
         action=argparse.BooleanOptionalAction,

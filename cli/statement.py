@@ -73,7 +73,7 @@ def _entries(statement: "Statement") -> Iterator[Entry]:
     for row in statement:
         posted += row.amount_ucredits
         job = row.ref.rpartition("/")[2]
-        is_job = row.what not in ("funded", "bought", "moved") and job.isdecimal()
+        is_job = row.what in ("held", "paid", "earned", "released", "expired") and job.isdecimal()
         yield Entry(
             row.number, row.at_ms, row.what,
             format_job(int(job)) if is_job else row.ref,

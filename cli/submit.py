@@ -102,7 +102,7 @@ def options_of(args: argparse.Namespace, at_once: int = 0) -> Options:
         options["cap"] = f"{whole}.{part:06d}"
     for name in (
         "memory", "scratch", "output", "pids", "tier", "environment",
-        "name", "retries", "failures_max", "completion", "quorum", "priority", "keep",
+        "name", "retries", "failures_max", "completion", "quorum", "rental", "priority", "keep",
     ):  # fmt: skip
         value = getattr(args, name)
         if value is not None:

@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     quorum: ``2/3`` for two equal results of at most three from workers of distinct owners, or
     ``adaptive`` for that of new nodes and of a sample: results must be the same bytes wherever the
     function runs, and each replica is paid, see docs/trust.md.
+    rental: the id of a rental that pays for the job, see docs/rentals.md.
     keep: results stay after they were read, for ``retention`` (a duration), and inputs until the
     job ends; a map of more than the broker's disk has room for needs False. durable: False gives
     up the durability of results, never of acceptance or money.
@@ -54,6 +55,7 @@ class Options(TypedDict, total=False):
     failures_max: int
     completion: str
     quorum: str
+    rental: str
     keep: bool
     retention: Duration
     durable: bool
@@ -136,6 +138,7 @@ def make_spec(
             failures_max=options.get("failures_max", 0),
             completion=options.get("completion", "all"),
             quorum=options.get("quorum", ""),
+            rental=options.get("rental", "").removeprefix("0x"),
             priority=options.get("priority", 4),
             concurrency_max=options.get("concurrency", 0),
             cap_ucredits=DEFAULT_CAP_UCREDITS if cap is None else _ucredits(cap),

@@ -19,8 +19,9 @@ from gristmill.client.link import Link, decode_body
 from gristmill.client.map import MapResults
 from gristmill.client.progress import progress
 from gristmill.client.reading import Ended, ended, in_order, logs_of
+from gristmill.wire import chain, payments
 from gristmill.wire import client as wire
-from gristmill.wire import payments
+from gristmill.wire.frames import encode
 from gristmill.wire.registry import LimitRow
 from gristmill.wire.shared import Ref
 from gristmill.wire.spec import Tariff
@@ -353,6 +354,14 @@ class Questions(abc.ABC):
         """Cancel a purchase; for operators: confirm money for it, credit or refund what came."""
         asked = wire.Purchase(b"", 0, verb, intent, received, ref)
         return decode_body(self._link.ask(asked), payments.IntentView)  # type: ignore[no-any-return]
+
+    def on_chain(self, said: chain.Message, kind: Any) -> Any:
+        """Rentals and payouts: the ledger's answer, of this kind, to a message of ``ByClients``.
+
+        Raises:
+            GridError: what it refuses with: ``UNKNOWN_RENTAL``, ``SETTLEMENT_DOWN``, ...
+        """
+        return decode_body(self._link.ask(wire.OnChain(b"", 0, encode(said))), kind)
 
     def release(self, worker: str) -> None:
         """Let the node of a worker out of quarantine (operators); it is checked as a new one is.

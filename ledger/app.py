@@ -23,17 +23,19 @@ from nacl.signing import SigningKey
 from gristmill.ledger import bills
 from gristmill.ledger.book import Asked, Book
 from gristmill.ledger.core import effects as fx
+from gristmill.ledger.core.chain_records import AnswerChain
 from gristmill.ledger.core.intent_records import AnswerIntent, WakeTreasury
 from gristmill.ledger.door import Door
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError
 from gristmill.ledger.epochs import Epochs
 from gristmill.ledger.floods import Floods
 from gristmill.ledger.purchases import Purchases, Question, wrong_text
+from gristmill.ledger.rentals import OfChain, Rentals
 from gristmill.ledger.settings import Settings
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.ledger.statements import Statements
 from gristmill.ledger.watches import Watches
-from gristmill.wire import limits, payments
+from gristmill.wire import chain, limits, payments
 from gristmill.wire.errors import EXIT_FAILED, EXIT_OK, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.keys import LEDGER_KEY, load_key
@@ -66,6 +68,7 @@ from gristmill.wire.units import format_credits
 
 log = logging.getLogger("gristmill.ledger")
 _YES = msgspec.Raw(b"\xc0")
+_CHECKED = payments.Message | chain.Message  #: whose texts go to the database as they are
 LOOK_MS = 60_000  #: how often it is asked whether a broker was lost for good
 REFUSED_CHARS_MAX = 4_000  #: of one refusal: what a peer asked may be much longer
 ACKED_CHARS_MAX = 12 << 10  #: of verdicts in one message: at 4 bytes a character, 48 KiB of 64
@@ -86,11 +89,13 @@ class Ledger:
         self.read_only = ""
         self.book = open_book(settings)
         key = load_key(settings.state / LEDGER_KEY)
+        self.book.public = key.verify_key.encode().hex()
         self.epochs = Epochs(self.book, key, settings.epoch_s * 1000)
         self._began_ms = self._looked_ms = _now_ms()
         self._context = zmq.Context()
         self._socket = self._listen(key)
         self._purchases = Purchases(self.book, key, self._send)
+        self._rentals = Rentals(self.book, self._send)
         self._statements = Statements(self.book, self._open_incident)
         self._watches = Watches()
 
@@ -257,15 +262,17 @@ class Ledger:
                 break
             size += 1
             message = self._decode(frames, public)
+            if isinstance(message, chain.Message):
+                self._rentals.hear(frames[0], message)
             if isinstance(message, Post):
                 posts.append((frames[0], message))
                 size += len(message.entries)
             elif isinstance(message, Fund | Transfer):
                 posts.append((frames[0], message))
-            elif isinstance(message, payments.Message) and (told := wrong_text(message)):
-                request: int = message.request  # type: ignore[attr-defined]
+            elif isinstance(message, _CHECKED) and (told := wrong_text(message)):
+                request: int = message.request  # type: ignore[union-attr]
                 self._send(frames[0], LedgerRefused(request, "MALFORMED", told))
-            elif isinstance(message, payments.Asked):
+            elif isinstance(message, payments.Asked | chain.Said):
                 purchases.append((frames[0], message))
             elif message is not None:
                 questions.append((frames[0], message))
@@ -354,6 +361,9 @@ class Ledger:
         elif isinstance(effect, AnswerIntent | WakeTreasury):
             assert not isinstance(message, Post)
             self._purchases.report(peer, message.request, effect)
+        elif isinstance(effect, AnswerChain):
+            assert isinstance(message, chain.Said)
+            self._rentals.report(peer, message.request, effect)
         elif isinstance(effect, fx.AnswerOperator):
             assert isinstance(message, Fund | Transfer)
             if effect.code:
@@ -370,7 +380,7 @@ class Ledger:
     def _answer(
         self,
         peer: bytes,
-        question: Ping | AskUsage | AskBalance | AskStatement | AskReceipts | Question,
+        question: Ping | AskUsage | AskBalance | AskStatement | AskReceipts | Question | OfChain,
     ) -> None:
         if isinstance(question, Ping):
             if self.read_only:
@@ -388,7 +398,11 @@ class Ledger:
             return
         try:
             body: Any
-            if isinstance(question, payments.Message):
+            if isinstance(question, chain.Message):
+                body = self._rentals.answer(peer, question)
+                if body is None:
+                    return
+            elif isinstance(question, payments.Message):
                 body = self._purchases.answer(peer, question)
             elif isinstance(question, AskUsage):
                 body = bills.usage(self.book.db, question)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from typing import Any
 
-from gristmill.ledger import intent_rows, schema
+from gristmill.ledger import chain_rows, intent_rows, schema
 from gristmill.ledger.core.ids import NODES_LEG, TOLLS_LEG, named_id, outbox_id, outbox_prefix
 from gristmill.ledger.core.step import digest_of_entry
 from gristmill.ledger.engine import Database
@@ -30,6 +30,7 @@ _MONEY = {
     "epoch": schema.EPOCH,
     "epoch_range": schema.EPOCH_RANGE,
     **intent_rows.MONEY,
+    **chain_rows.MONEY,
 }
 
 
@@ -63,6 +64,7 @@ def _faults(db: Database) -> Iterator[str]:
     yield from key_faults(db)
     yield from epoch_faults(db)
     yield from intent_rows.faults(db)
+    yield from chain_rows.faults(db)
 
 
 def _chain_faults(db: Database) -> Iterator[str]:
@@ -152,8 +154,9 @@ def _transfer_faults(db: Database) -> Iterator[str]:
         "SELECT number FROM transfer JOIN account ON account.id = debit WHERE name = 'world'"
         " AND NOT EXISTS (SELECT 1 FROM mint WHERE mint.transfer = transfer.number)"
         " AND NOT EXISTS (SELECT 1 FROM payment WHERE payment.transfer = transfer.number)"
+        " AND NOT EXISTS (SELECT 1 FROM chain_move WHERE chain_move.transfer = transfer.number)"
     ):
-        yield f"transfer {number} minted credits for no funding and no payment"
+        yield f"transfer {number} minted credits for no funding, no payment and no rental"
 
 
 def _contribution_faults(db: Database) -> Iterator[str]:

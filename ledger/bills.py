@@ -159,14 +159,13 @@ def _short_names(refs: list[str]) -> dict[str, str]:
 
 
 def balance(db: Database, state: LedgerState, tenant: str) -> BalanceAnswer:
-    """The tenant's account, or all of them; and the sum of *all* accounts, which is zero.
+    """The tenant's accounts, or all of them; and the sum of *all* accounts, which is zero.
 
     The sum is read from the file, not from memory: it is there to be compared.
     """
     accounts = list(state.accounts.values())
     if tenant:
-        name = f"tenant:{tenant}"
-        shown = [state.accounts.get(name) or Account(0, name)]
+        shown = state.accounts_of(tenant)
     else:
         shown = sorted(accounts, key=_is_many)
     rows = [

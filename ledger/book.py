@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from gristmill.ledger import audit, intent_rows, rows, schema
+from gristmill.ledger import audit, chain_rows, intent_rows, rows, schema
 from gristmill.ledger.core import effects as fx
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.events import (
@@ -29,10 +29,10 @@ from gristmill.ledger.core.events import (
 from gristmill.ledger.core.state import ESCROW, Account, Hold, LedgerState
 from gristmill.ledger.core.step import step
 from gristmill.ledger.engine import Database, GoneError
-from gristmill.wire import payments
+from gristmill.wire import chain, payments
 from gristmill.wire.ledger import Fund, Key, Post, Transfer
 
-Asked = Post | Fund | Transfer | payments.Asked  #: what changes the books
+Asked = Post | Fund | Transfer | payments.Asked | chain.Said  #: what changes the books
 
 
 class Book:
@@ -41,6 +41,7 @@ class Book:
     Attributes:
         state: what the core decides by; empty before ``load``.
         offers: what the treasury sells, by backend; not in the books.
+        public: the ledger's key (hex), which agreements are with.
         loss: what is lost or damaged of them, in words; then they must not be written.
         place: where they are, for a person.
     """
@@ -52,6 +53,7 @@ class Book:
         self.place = place
         self.loss = ""
         self.offers: dict[str, payments.Offer] = {}
+        self.public = ""
         self.state = LedgerState()
         self._outbox_ids: dict[str, int] = {}
         self._accounts: dict[int, Account] = {}
@@ -119,6 +121,8 @@ class Book:
             f"SELECT {schema.PUBLIC_KEY} FROM public_key ORDER BY from_ms"
         ):
             state.keys[kind, name] = public, from_ms
+        for id_, tenant in self.db.execute("SELECT id, tenant FROM rental WHERE is_closed = 0"):
+            state.rentals.setdefault(tenant, {})[id_.hex()] = None
         self.state = state
 
     def _recall(self, post: Post, group: Sequence[list[fx.AnyEffect]]) -> OutboxReceived:
@@ -167,7 +171,8 @@ class Book:
     def apply(self, messages: Sequence[Asked], now_ms: int) -> list[list[fx.AnyEffect]]:
         """Apply messages in order, in one transaction; their effects, once they are on disk.
 
-        A message about payments comes alone: what the books know of it is read before it.
+        A message about payments or the chain comes alone: what the books know of it is read
+        before it.
 
         Raises:
             PostponedError, RefusedError, GoneError, or what the database raises: nothing of it
@@ -244,6 +249,8 @@ class Book:
                 return CreditsFunded(asked.tenant, asked.amount_ucredits, asked.ref, earlier)
             case Transfer():
                 return TransfersAsked(asked.legs, self._earlier_transfers(asked, group))
+            case chain.Message():
+                return chain_rows.event_of(self.db, asked, self.public)
             case payments.Message():
                 return intent_rows.event_of(self.db, asked, self.offers)
             case _:
@@ -286,7 +293,7 @@ class Book:
         if fx.AddContribution in of:
             self._write_contributions(of[fx.AddContribution], closed)
         if closed:
-            values = [(*rows.hold_row(hold)[4:], id_) for id_, hold in closed.items()]
+            values = [(*rows.hold_row(hold)[5:], id_) for id_, hold in closed.items()]
             self.db.executemany(_CLOSE_HOLD, values)
         if fx.AddMint in of:
             self._add("mint", schema.MINT, map(rows.mint_row, of[fx.AddMint]))
@@ -294,6 +301,7 @@ class Book:
             keys = map(schema.sealed, map(msgspec.structs.astuple, of[fx.AddKey]))
             self._add("public_key", schema.PUBLIC_KEY, keys)
         intent_rows.write(self.db, of)
+        chain_rows.write(self.db, of)
         for broker in brokers:
             self._write_outbox(broker, of.get(fx.AddEntry, ()))
         return closed.values()
@@ -328,7 +336,7 @@ class Book:
         drawn = {effect.hold.id: effect.hold for effect in effects}
         left = [rows.hold_row(hold) for id_, hold in drawn.items() if id_ not in closed]
         if left:
-            self.db.executemany(_SPEND_HOLD, [(row[4], *row[6:], row[0]) for row in left])
+            self.db.executemany(_SPEND_HOLD, [(row[5], *row[7:], row[0]) for row in left])
         sums = [(*_tally_key(key), *values) for key, values in tallies.items()]
         self.db.executemany(_ADD_TALLY, sums)
 

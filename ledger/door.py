@@ -10,13 +10,13 @@ import zmq
 from nacl.signing import SigningKey
 
 from gristmill.ledger.core.state import LedgerState
+from gristmill.wire import chain, payments
 from gristmill.wire import ledger as wire
-from gristmill.wire import payments
 from gristmill.wire.curve import ZAP_ADDRESS, be_server, curve_public, zap_answer
 from gristmill.wire.errors import RemoteError
 from gristmill.wire.ids import is_digest
 
-Role = Literal["broker", "operator", "treasury"]
+Role = Literal["broker", "operator", "treasury", "settlement"]
 DOMAIN = "ledger"
 
 #: the whole table of what may be said to a ledger, and by whom
@@ -38,6 +38,17 @@ VERBS: dict[type, frozenset[Role]] = {
     payments.Sell: frozenset({"treasury"}),
     payments.ReportInvoice: frozenset({"treasury"}),
     payments.Observe: frozenset({"treasury"}),
+    chain.Agree: frozenset({"broker"}),
+    chain.StatePayee: frozenset({"broker", "operator", "settlement"}),
+    chain.StateRental: frozenset({"settlement"}),
+    chain.CommitPayouts: frozenset({"settlement"}),
+    chain.StateRoot: frozenset({"settlement"}),
+    chain.StateClaims: frozenset({"settlement"}),
+    chain.ShowVoucher: frozenset({"broker"}),
+    chain.VoucherRuling: frozenset({"settlement"}),
+    chain.AskPayout: frozenset({"broker", "operator", "settlement"}),
+    chain.AskLeaves: frozenset({"broker", "operator", "settlement"}),
+    chain.AskChainBooks: frozenset({"broker", "operator", "settlement"}),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from gristmill.ledger import intent_postgres, intent_rows, schema
+from gristmill.ledger import chain_postgres, chain_rows, intent_postgres, intent_rows, schema
 from gristmill.ledger.book import Book
 from gristmill.ledger.engine import GoneError, PostponedError, RefusedError, Row
 from gristmill.wire.errors import RemoteError
@@ -223,7 +223,8 @@ _ACCOUNT_NAME = """
   END IF;
 """
 _HOLD_AMOUNT = """
-  IF (NEW.id, NEW.ref, NEW.tenant, NEW.amount) <> (OLD.id, OLD.ref, OLD.tenant, OLD.amount) THEN
+  IF (NEW.id, NEW.ref, NEW.tenant, NEW.amount, NEW.rental)
+      <> (OLD.id, OLD.ref, OLD.tenant, OLD.amount, OLD.rental) THEN
     RAISE EXCEPTION 'a hold keeps its amount';
   END IF;
   IF OLD.closed_ms > 0 THEN
@@ -255,12 +256,13 @@ _TRIGGERS: dict[str, tuple[str, str, str, str]] = {
         for table in schema.NEVER_CHANGED
     },
     **intent_postgres.TRIGGERS,
+    **chain_postgres.TRIGGERS,
 }
 
 
 def _script() -> str:
     """The tables of ``ledger/schema.py`` and their triggers, in PostgreSQL's words."""
-    tables = schema.TABLES + intent_rows.TABLES
+    tables = schema.TABLES + intent_rows.TABLES + chain_rows.TABLES
     for theirs, ours in _TYPES:
         tables = tables.replace(theirs, ours)
     parts = [tables, "CREATE TABLE ledger_version(version BIGINT NOT NULL);"]

@@ -101,13 +101,13 @@ class Purchases:
             self._send(seller, wire.IntentChanged(intent.id, intent.backend))
 
 
-def wrong_text(message: wire.Message) -> str:
+def wrong_text(message: msgspec.Struct) -> str:
     """Which text of a message no database keeps; empty for none."""
     for name in message.__struct_fields__:
         value = getattr(message, name)
-        texts = (
-            [one.id for one in value if isinstance(one, wire.Paid)] if name == "paid" else [value]
-        )
-        if any(isinstance(text, str) and "\0" in text for text in texts):
-            return f"{name} has a character that is no text, U+0000"
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and "\0" in one:
+                return f"{name} has a character that is no text, U+0000"
+            if isinstance(one, msgspec.Struct) and (told := wrong_text(one)):
+                return told
     return ""

@@ -99,6 +99,7 @@ def hold_row(hold: Hold) -> Row:
             hold.ref,
             hold.tenant,
             hold.amount,
+            hold.rental,
             hold.spent,
             hold.closed_ms,
             hold.subtasks,
@@ -112,7 +113,7 @@ def hold_row(hold: Hold) -> Row:
 
 def opened_row(hold: Hold) -> Row:
     """The row of ``hold`` before anything was posted out of it."""
-    return hold_row(Hold(hold.id, hold.ref, hold.tenant, hold.amount))
+    return hold_row(Hold(hold.id, hold.ref, hold.tenant, hold.amount, hold.rental))
 
 
 def contribution_rows(

@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 
-VERSION = 2  #: of the tables
+VERSION = 3  #: of the tables
 NO_CHAIN = bytes(32)  #: before the first row
 
 ACCOUNT = "id, name, may_overdraw, debits, credits, debits_pending, credits_pending"
 TRANSFER = "number, id, kind, debit, credit, amount, pending, at_ms"
-HOLD = "id, ref, tenant, amount, spent, closed_ms, subtasks, failed, cpu_us, wall_us, toll"
+HOLD = "id, ref, tenant, amount, rental, spent, closed_ms, subtasks, failed, cpu_us, wall_us, toll"
 CONTRIBUTION = (
     "hold, replica, attempt, first, count, broker, sequence, node, lease_id, subtasks, failed, "
     "wall_us, cpu_us, peak_kib, metering, is_estimated, amount, toll, ended_ms, signature, work, "
@@ -79,6 +79,7 @@ CREATE TABLE hold(
   ref TEXT NOT NULL UNIQUE,
   tenant TEXT NOT NULL,
   amount INTEGER NOT NULL CHECK(amount >= 0),
+  rental TEXT NOT NULL,
   spent INTEGER NOT NULL CHECK(spent BETWEEN 0 AND amount),
   closed_ms INTEGER NOT NULL CHECK(closed_ms >= 0),
   subtasks INTEGER NOT NULL,
@@ -227,7 +228,7 @@ CREATE TRIGGER contribution_overlap BEFORE INSERT ON contribution BEGIN
 END;
 CREATE TRIGGER account_identity BEFORE UPDATE OF id, name, may_overdraw ON account
   BEGIN SELECT RAISE(ABORT, 'an account keeps its name'); END;
-CREATE TRIGGER hold_identity BEFORE UPDATE OF id, ref, tenant, amount ON hold
+CREATE TRIGGER hold_identity BEFORE UPDATE OF id, ref, tenant, amount, rental ON hold
   BEGIN SELECT RAISE(ABORT, 'a hold keeps its amount'); END;
 CREATE TRIGGER hold_closed BEFORE UPDATE ON hold WHEN OLD.closed_ms > 0
   BEGIN SELECT RAISE(ABORT, 'the hold is released'); END;

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import apsw
 
-from gristmill.ledger import intent_rows, schema
+from gristmill.ledger import chain_rows, intent_rows, schema
 
 TABLES = (
-    f"{schema.TABLES}{intent_rows.TABLES}{schema.TRIGGERS}{intent_rows.TRIGGERS}"
+    f"{schema.TABLES}{intent_rows.TABLES}{chain_rows.TABLES}"
+    f"{schema.TRIGGERS}{intent_rows.TRIGGERS}{chain_rows.TRIGGERS}"
     f"PRAGMA user_version = {schema.VERSION};"
 )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from gristmill.ledger.book import Book
+from gristmill.ledger.core.chain_records import Move
 from gristmill.ledger.core.effects import Kind
 from gristmill.ledger.core.ids import ID_BYTES, NODES_LEG, TOLLS_LEG, outbox_prefix
 from gristmill.ledger.core.state import Account
@@ -149,7 +150,7 @@ class Statements:
                 number, at_ms, "paid" if is_out else "earned", amount, -total if is_out else 0,
                 toll, refs[pending], _entry_of(legs[0])[1],
             )  # fmt: skip
-        what, ref = minted.get(number, ("", ""))
+        what, ref = minted.get(number) or self._mirrored(number)
         if not what:
             other = credit if is_out else debit
             what, ref = (
@@ -157,6 +158,17 @@ class Statements:
                 next(one.name for one in self._book.state.accounts.values() if one.id == other),
             )
         return StatementRow(number, at_ms, what, amount, ref=ref)
+
+    def _mirrored(self, number: int) -> tuple[str, str]:
+        """(why a transfer mirrors the chain, what it is about); empty for another one."""
+        query = "SELECT move, subject, number FROM chain_move WHERE transfer = ?"
+        row = self._book.db.execute(query, (number,)).fetchone()
+        if row is None:
+            return "", ""
+        move, subject, about = row
+        if move == Move.EARNED:
+            return "paid out", f"{subject} in payout {about}"
+        return Move(move).name.lower(), f"{subject} in block {about}"
 
     def _refs(self, legs: list[Row]) -> dict[int, str]:
         """The names of the holds that these transfers are about."""

@@ -6,7 +6,7 @@ that pace, and a mint within it.
 
 from collections.abc import Callable
 
-from gristmill.ledger.core.state import Account, LedgerState
+from gristmill.ledger.core.state import LedgerState
 from gristmill.wire.ledger import WATCH_MS, AskBalance
 
 LOOK_MS = 100
@@ -21,8 +21,9 @@ def tag_of(state: LedgerState, tenant: str) -> str:
     """
     if not tenant:
         return str(state.transfers)
-    account = state.accounts.get(f"tenant:{tenant}") or Account(0, "")
-    return f"{account.credits}-{account.debits}-{account.debits_pending}"
+    its = state.accounts_of(tenant)
+    came, went = sum(one.credits for one in its), sum(one.debits for one in its)
+    return f"{came}-{went}-{sum(one.debits_pending for one in its)}"
 
 
 class Watches:

@@ -6,11 +6,11 @@ Amounts are micro-credits, which are base units of the token: it has six decimal
 """
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gristmill.wire.frames import Integer
+from gristmill.wire.frames import HeaderDecoder, Integer
 
 if TYPE_CHECKING:  # brings a library that few clients need
     from nacl.signing import SigningKey
@@ -46,15 +46,23 @@ def spec_of(agreement: Agreement) -> bytes:
     return hashlib.sha256(_AGREEMENT_CONTEXT + _encode(agreement)).digest()
 
 
+def pool_of(chain_id: int, address: bytes) -> str:
+    """What a pool is called in the books.
+
+    >>> pool_of(1, bytes(20))
+    '1/0000000000000000000000000000000000000000'
+    """
+    return f"{chain_id}/{address.hex()}"
+
+
 class Payee(msgspec.Struct, array_like=True, frozen=True):
-    """The address that a node is paid at, in the node's own words.
+    """The address that a node is paid at out of a pool (``pool_of``), in the node's own words.
 
     ``node``: its public key (hex), which signs. A later ``from_ms`` takes the place of an earlier.
     """
 
     node: str
-    chain_id: int
-    pool: bytes
+    pool: str
     address: bytes
     from_ms: int
 
@@ -70,7 +78,10 @@ def sign_payee(payee: Payee, key: "SigningKey") -> bytes:
 
 
 class Agree(Message, frozen=True, tag=30):
-    """A tenant is going to lock credits for this agreement. Answered with its spec."""
+    """A tenant is going to lock credits for this agreement.
+
+    Answered with the ``Agreement`` as it is kept: an empty ``grid`` becomes this ledger's key.
+    """
 
     request: Integer
     agreement: Agreement
@@ -88,7 +99,8 @@ class StateRental(Message, frozen=True, tag=32):
     """What a rental is on the chain, K blocks deep; ``locked``, ``paid``, ``returned`` only grow.
 
     ``paid``: gross, the toll included. ``spec``: whose agreement it is; one that nobody agreed to
-    is ``UNKNOWN_RENTAL``, and its money leaves by the contract's refund.
+    is ``UNKNOWN_RENTAL``, and its money leaves by the contract's refund. Answered with what the
+    rental's account has.
     """
 
     request: Integer
@@ -102,12 +114,14 @@ class StateRental(Message, frozen=True, tag=32):
 
 
 class CommitPayouts(Message, frozen=True, tag=33):
-    """Make the leaves of payout ``number`` (1, 2, ...): answered with ``Payout``, always the same.
+    """Make payout ``number`` (1, 2, ...) of a pool: answered with ``Payout``, always the same.
 
     ``funds``: what all leaves together may be, the pool's balance and what was claimed from it.
+    Where nobody has earned anything the answer is the payout before.
     """
 
     request: Integer
+    pool: str
     number: Integer
     funds: Integer
 
@@ -116,6 +130,7 @@ class StateRoot(Message, frozen=True, tag=34):
     """A payout's root stands on the chain, K blocks deep; ``list_digest``: of its list, a blob."""
 
     request: Integer
+    pool: str
     number: Integer
     root: bytes
     list_digest: bytes
@@ -124,36 +139,79 @@ class StateRoot(Message, frozen=True, tag=34):
 
 
 class StateClaims(Message, frozen=True, tag=35):
-    """So much has left the pool for payees, K blocks deep; it only grows."""
+    """So much has left a pool for payees, K blocks deep; it only grows."""
 
     request: Integer
+    pool: str
     claimed: Integer
     block: Integer
 
 
-class AskPayouts(Message, frozen=True, tag=36):
-    """The last payout of a node (hex; empty: of all): ``Payout`` with its leaves."""
+class AskPayout(Message, frozen=True, tag=36):
+    """The last payout of a pool: ``Payout``."""
 
     request: Integer
+    pool: str
+
+
+class AskLeaves(Message, frozen=True, tag=37):
+    """Leaves of a payout of a pool behind this address, in order: list[Leaf], empty at the end.
+
+    ``number``: of the payout, 0 for the last one. ``node`` (hex): only the leaf of the address that
+    it is paid at.
+    """
+
+    request: Integer
+    pool: str
+    number: Integer = 0
+    after: bytes = b""
     node: str = ""
 
 
-class AskChainBooks(Message, frozen=True, tag=37):
-    """What the books have of the chain: ``ChainBooks``."""
+class AskChainBooks(Message, frozen=True, tag=38):
+    """What the books have of a chain: ``ChainBooks``."""
 
     request: Integer
+    pool: str
 
 
-Asked = (
-    Agree
-    | StatePayee
-    | StateRental
-    | CommitPayouts
-    | StateRoot
-    | StateClaims
-    | AskPayouts
-    | AskChainBooks
-)
+class ShowVoucher(Message, frozen=True, tag=39):
+    """A tenant pays so much of its rental, all vouchers before included.
+
+    ``signature``: of the contract's EIP-712 ``Voucher``, by the escrow's client. Brought to the
+    settlement, which answers with ``Shown`` when it has it on its disk.
+    """
+
+    request: Integer
+    tenant: str
+    rental: bytes
+    cumulative: Integer
+    receipts_root: bytes
+    signature: bytes
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A voucher is kept. ``cumulative``: of the largest that is; ``redeemed``: on the chain."""
+
+    cumulative: int
+    redeemed: int
+
+
+class VoucherRuling(Message, frozen=True, tag=40):
+    """The settlement's answer to the ledger's ``ShowVoucher`` of this request; no code is a yes."""
+
+    request: Integer
+    code: str
+    message: str
+    shown: Shown
+
+
+Said = Agree | StatePayee | StateRental | CommitPayouts | StateRoot | StateClaims
+Question = AskPayout | AskLeaves | AskChainBooks
+#: what clients say and ask, through their broker, which fills in who they are
+ByClients = Agree | StatePayee | ShowVoucher | AskPayout | AskLeaves
+decode_by_clients: HeaderDecoder[Any] = HeaderDecoder(ByClients)
+LEAVES_MAX = 1_000  #: of one answer
 
 
 class Leaf(msgspec.Struct, array_like=True, frozen=True):
@@ -164,14 +222,14 @@ class Leaf(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Payout(msgspec.Struct, frozen=True):
-    """Leaves by address, each once, in the order of their bytes; ``total`` is their sum.
+    """``leaves`` addresses, whose sums make ``total``; number 0 for none yet.
 
     ``root``, ``list_digest``, ``transaction`` and ``block`` are empty until the root stands.
     """
 
     number: int
+    leaves: int
     total: int
-    leaves: list[Leaf]
     root: bytes = b""
     list_digest: bytes = b""
     transaction: bytes = b""
@@ -181,14 +239,18 @@ class Payout(msgspec.Struct, frozen=True):
 class ChainBooks(msgspec.Struct, frozen=True):
     """Sums of the books, to be held against the chain.
 
-    ``locked``, ``returned``: of all rentals. ``rentals``: what their accounts have now.
-    ``committed``: in the last payout; ``claimed`` of it. ``payouts``: how many there were.
+    ``locked``, ``paid``, ``returned``: of all rentals, as they were stated. ``short``: what was
+    returned on the chain and is missing in the rentals' accounts. ``spent``: of rentals, by jobs.
+    ``held``: what rentals' accounts have. ``committed``: in the pool's payouts; ``claimed`` of it.
     """
 
+    rentals: int
     locked: int
     paid: int
     returned: int
-    rentals: int
+    short: int
+    spent: int
+    held: int
+    payouts: int
     committed: int
     claimed: int
-    payouts: int

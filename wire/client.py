@@ -1,9 +1,8 @@
 """The client dialogue (docs/rfc/0002): submit, upload, results, questions.
 
 Every request that is answered has a ``request`` number made by the client; everything that changes
-state is
-idempotent (submission id, parcel position, cumulative credit), so a client that hears nothing sends
-again.
+state is idempotent (submission id, parcel position, cumulative credit), so a client that hears
+nothing sends again.
 """
 
 from typing import Any, Literal
@@ -141,27 +140,10 @@ class Ask(Message, frozen=True, tag=10):
     session: bytes
     request: Integer
     about: Literal[
-        "jobs",
-        "job",
-        "subtasks",
-        "why",
-        "workers",
-        "logs",
-        "usage",
-        "balance",
-        "statement",
-        "receipts",
-        "grid",
-        "grant",
-        "decomposed",
-        "manifest",
-        "tariffs",
-        "terms",
-        "history",
-        "offers",
-        "intents",
-        "limits",
-    ]
+        "jobs", "job", "subtasks", "why", "workers", "logs", "usage", "balance", "statement",
+        "receipts", "grid", "grant", "decomposed", "manifest", "tariffs", "terms", "history",
+        "offers", "intents", "limits",
+    ]  # fmt: skip
     job: Integer = 0
     first: Integer = 0
     limit: Integer = 100
@@ -195,6 +177,17 @@ class Operate(Message, frozen=True, tag=17):
     session: bytes
     request: Integer
     act: bytes
+
+
+class OnChain(Message, frozen=True, tag=18):
+    """About rentals and payouts: ``said`` is a message of ``wire.chain.ByClients``, encoded.
+
+    Answered as the ledger answers it.
+    """
+
+    session: bytes
+    request: Integer
+    said: bytes
 
 
 class Ping(Message, frozen=True, tag=12):
@@ -257,6 +250,7 @@ ClientMessage = (
     | Goodbye
     | Buy
     | Purchase
+    | OnChain
 )
 decode_client: HeaderDecoder[Any] = HeaderDecoder(ClientMessage)
 

@@ -218,6 +218,22 @@ CODES: dict[str, ErrorSpec] = _table(
         "list your purchases with 'gristmill credits list'",
     ),
     (
+        "UNKNOWN_RENTAL",
+        "no rental of that id is this tenant's, or it is not deep enough in the chain yet",
+        False,
+        404,
+        EXIT_USAGE,
+        "wait until its lock is confirmed; agree to a rental before you lock for it",
+    ),
+    (
+        "SETTLEMENT_DOWN",
+        "the settlement is not there: nothing reaches the chain now",
+        True,
+        503,
+        EXIT_UNREACHABLE,
+        "wait, or look at the settlement process; jobs go on without it",
+    ),
+    (
         "PAYMENTS_DOWN",
         "nobody sells credits this way now: the treasury is not there, or not set up for it",
         True,

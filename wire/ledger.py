@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gristmill.wire import payments
+from gristmill.wire import chain, payments
 from gristmill.wire.frames import HeaderDecoder, Integer
 
 
@@ -19,11 +19,15 @@ class Message(msgspec.Struct, array_like=True, frozen=True, tag_field="type", gc
 
 
 class Hold(msgspec.Struct, array_like=True, frozen=True, tag="hold"):
-    """Reserve a job's cap. ``ref``: ``<broker>/<job>``, the idempotency key of the hold."""
+    """Reserve a job's cap. ``ref``: ``<broker>/<job>``, the idempotency key of the hold.
+
+    ``rental``: out of this rental of the tenant's (hex of its id), not out of its account.
+    """
 
     ref: str
     tenant: str
     amount_ucredits: int
+    rental: str = ""
 
 
 class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):
@@ -227,6 +231,10 @@ ToLedger = (
     | payments.ReportInvoice
     | payments.Observe
     | payments.AskOffers
+    | chain.Said
+    | chain.Question
+    | chain.ShowVoucher
+    | chain.VoucherRuling
 )
 decode_to_ledger: HeaderDecoder[Any] = HeaderDecoder(ToLedger)
 
@@ -272,5 +280,5 @@ class LedgerRefused(Message, frozen=True, tag=3):
     message: str
 
 
-FromLedger = Acked | LedgerAnswer | LedgerRefused | payments.IntentChanged
+FromLedger = Acked | LedgerAnswer | LedgerRefused | payments.IntentChanged | chain.ShowVoucher
 decode_from_ledger: HeaderDecoder[Any] = HeaderDecoder(FromLedger)

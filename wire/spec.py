@@ -113,6 +113,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     see RFC 0002.
     ``quorum``: how results are checked against each other, see ``parse_quorum``.
     ``is_durable``: False gives up durability of results only (never of acceptance or of money).
+    ``rental``: hex of the tenant's rental that pays, empty for its account.
     """
 
     kind: Literal["function", "command"]
@@ -143,6 +144,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_digest: str = ""
     completion: str = "all"  #: what makes it done: ``all``, ``any``, ``N`` or ``P%``
     quorum: str = ""  #: ``2/3``, ``adaptive``, or empty: every result is taken as it comes
+    rental: str = ""
 
 
 def parse_completion(text: str) -> tuple[int, int]:
@@ -248,6 +250,8 @@ def check_spec(spec: JobSpec) -> None:
             bad.append(
                 f"retries is {spec.retries}, must be 0 with a quorum: its replicas are the retries"
             )
+    if spec.rental and not is_digest(spec.rental):
+        bad.append(f"rental is {spec.rental!r:.80}; it must be an id of 64 characters 0-9a-f")
     if spec.kind == "function":
         if not is_digest(spec.function):
             bad.append("function must be the sha-256 of the function's bytes, 64 hex characters")

@@ -14,10 +14,11 @@ class StatementRow(msgspec.Struct, array_like=True, frozen=True):
 
     ``number``: of its last transfer. ``what``: ``funded`` (by an operator), ``bought``, ``held``
     (a job's cap), ``paid`` or ``earned`` (by a receipt), ``released`` and ``expired`` (what was
-    left of a hold), ``moved`` (by an operator). ``amount_ucredits``: what the account has more, or
-    less; ``held_ucredits``: what is held more, or less. ``toll_ucredits``: of the amount. ``ref``:
-    of the hold (``BROKER/JOB``), of the funding, the purchase, or the other account. ``receipt``:
-    its number among the entries of that broker, 0 for none.
+    left of a hold), ``moved`` (by an operator), ``locked`` and ``returned`` (a rental), ``paid
+    out`` and ``claimed`` (a pool). ``amount_ucredits``: what the account has more, or less;
+    ``held_ucredits``: what is held more, or less. ``toll_ucredits``: of the amount. ``ref``: of the
+    hold (``BROKER/JOB``), of the funding, the purchase, or the other account; on the chain, what it
+    is about. ``receipt``: its number among the entries of that broker, 0 for none.
     """
 
     number: int

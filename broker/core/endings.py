@@ -29,7 +29,7 @@ from gristmill.broker.core.jobs import Job
 from gristmill.broker.core.leases import Lease
 from gristmill.broker.core.runs import intersect, normalise, subtract, total
 from gristmill.broker.core.state import Finished, State
-from gristmill.wire.ledger import Release
+from gristmill.wire.ledger import Hold, Release
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.units import format_credits
 from gristmill.wire.worker import Run
@@ -40,6 +40,11 @@ CAP_NOTICES = (50, 80, 100)  #: percent of its cap at which a job's tenant is to
 def hold_ref(state: State, job: Job) -> str:
     """The ledger's name of the job's hold, which its contributions carry too."""
     return f"{state.config.broker}/{job.number}"
+
+
+def hold_of(state: State, job: Job, tenant: str) -> Hold:
+    """What is asked of the ledger for the job."""
+    return Hold(hold_ref(state, job), tenant, job.spec.cap_ucredits, job.spec.rental)
 
 
 def close_lease(state: State, lease: Lease, now_ms: int) -> None:

@@ -42,7 +42,6 @@ from gristmill.broker.core.tenants import Requirement, minor_of, requirement_key
 from gristmill.broker.core.why import reasons_of
 from gristmill.wire import limits
 from gristmill.wire.errors import CODES
-from gristmill.wire.ledger import Hold
 from gristmill.wire.outcome import Outcome
 from gristmill.wire.spec import JobSpec
 from gristmill.wire.tariffs import ZERO_TARIFFS
@@ -217,8 +216,7 @@ def _create(state: State, event: JobSubmitted, now_ms: int, effects: list[AnyEff
         job.is_closed = True
     elif not job.is_free and spec.cap_ucredits:
         job.hold = "asked"
-        ref = endings.hold_ref(state, job)
-        effects.append(AddToOutbox(Hold(ref, event.tenant, spec.cap_ucredits)))
+        effects.append(AddToOutbox(endings.hold_of(state, job, event.tenant)))
     if not job.is_closed:
         job.bytes_allowed = state.config.input_credit_bytes
         state.uploads.setdefault(event.client, {})[number] = None

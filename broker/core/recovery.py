@@ -28,7 +28,6 @@ from gristmill.broker.core.results import groups
 from gristmill.broker.core.runs import intersect, normalise, subtract
 from gristmill.broker.core.state import Config, Finished, State
 from gristmill.wire.client import FINAL_JOB_STATES, JobStatus
-from gristmill.wire.ledger import Hold
 from gristmill.wire.limits import LEASE_ITEMS_MAX
 from gristmill.wire.outcome import OWN_DOING, Outcome
 from gristmill.wire.spec import JobSpec
@@ -214,8 +213,7 @@ def _restore_intent(
     if needs_hold:
         job.hold = "granted" if fact.is_hold_granted else "asked"
         if job.hold == "asked":
-            ref = endings.hold_ref(state, job)
-            effects.append(AddToOutbox(Hold(ref, fact.tenant, job.spec.cap_ucredits)))
+            effects.append(AddToOutbox(endings.hold_of(state, job, fact.tenant)))
     if fact.is_cancelled:
         message = "cancelled by its tenant"
         endings.end_rest(

@@ -3,12 +3,14 @@ pragma solidity 0.8.37;
 
 import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {IERC20Metadata} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Metadata.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ERC721} from "@openzeppelin/contracts/token/ERC721/ERC721.sol";
 import {ERC2981} from "@openzeppelin/contracts/token/common/ERC2981.sol";
 import {
     ReentrancyGuardTransient
 } from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 
@@ -45,6 +47,8 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
 
     /// @notice The most that a creator can ask of later sales, hundredths of a percent.
     uint96 public constant MAX_ROYALTY_BPS = 1_000;
+    /// @dev Decimals of the token: one base unit is one micro-credit.
+    uint8 private constant DECIMALS = 6;
     /// @notice EIP-712 type of an offer.
     bytes32 public constant OFFER_TYPEHASH = keccak256(
         "Offer(address creator,bytes32 contentHash,uint128 price,uint96 royaltyBps,uint64 expiry)"
@@ -102,10 +106,12 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
     error OfferVoid(address creator, bytes32 contentHash);
     /// @notice Not `creator`'s signature of this offer, for this contract on this chain.
     error BadSignature(address creator);
-    /// @notice The token took a part of the payment for itself: it cannot be paid with.
-    error ReceivedLess(uint256 received, uint256 price);
+    /// @notice The token moved another sum than was asked for: it keeps or adds some.
+    error NotReceived(uint256 asked, uint256 received);
     /// @notice The account has nothing to withdraw.
     error NothingOwed(address account);
+    /// @notice The token has other decimals than `wanted`.
+    error WrongDecimals(uint8 decimals, uint8 wanted);
 
     /// @param token_ What is paid with: a plain ERC-20 of 6 decimals.
     /// @param wallet Who is owed the toll at first.
@@ -116,10 +122,12 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         Ownable(msg.sender)
     {
         if (address(token_) == address(0)) revert ZeroAddress();
+        uint8 decimals = IERC20Metadata(address(token_)).decimals();
+        if (decimals != DECIMALS) revert WrongDecimals(decimals, DECIMALS);
         token = token_;
     }
 
-    // ---- the creator
+    // What a creator does.
 
     /// @notice Get the token of a content. Sending it again changes nothing: `AlreadyRegistered`.
     /// @param contentHash Of the prompt.
@@ -139,11 +147,12 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
 
     /// @notice Who registered a token; zero when nobody did.
     /// @param id Of the token.
+    /// @return creator Who gets its royalties.
     function creatorOf(uint256 id) public view returns (address creator) {
         (creator,) = royaltyInfo(id, 0);
     }
 
-    // ---- the seller
+    // What a seller does.
 
     /// @notice Ask a price for a token, or another price. It stays its owner's until it is sold; when
     /// it is given to somebody else it is not for sale any more.
@@ -164,7 +173,7 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         _unlist(id);
     }
 
-    // ---- the buyer
+    // What a buyer does.
 
     /// @notice Buy a token that is for sale.
     /// @param id Of the token.
@@ -192,16 +201,14 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         if (isOfferCancelled[offer.creator][offer.contentHash]) {
             revert OfferVoid(offer.creator, offer.contentHash);
         }
-        bytes32 digest = digestOf(offer);
-        if (!SignatureChecker.isValidSignatureNowCalldata(offer.creator, digest, signature)) {
-            revert BadSignature(offer.creator);
-        }
+        _checkSignature(offer.creator, digestOf(offer), signature);
         id = _register(offer.creator, offer.contentHash, offer.royaltyBps);
         _sell(id, offer.creator, offer.price, maxPrice);
     }
 
     /// @notice What the creator of an offer signs.
     /// @param offer The offer.
+    /// @return The digest, by EIP-712 for this contract on this chain.
     function digestOf(Offer calldata offer) public view returns (bytes32) {
         return _hashTypedDataV4(
             keccak256(
@@ -217,7 +224,7 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         );
     }
 
-    // ---- money
+    // Money out, and what it is to others.
 
     /// @notice Send an account all that it is owed. Anybody may.
     /// @param account Who is owed it, and gets it.
@@ -234,7 +241,7 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         return super.supportsInterface(id);
     }
 
-    // ---- within
+    // Within.
 
     /// @dev A new token to `creator`, whose account is not called: a contract may be one.
     function _register(address creator, bytes32 contentHash, uint96 royaltyBps)
@@ -267,7 +274,7 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         uint256 before = token.balanceOf(address(this));
         token.safeTransferFrom(msg.sender, address(this), price);
         uint256 received = token.balanceOf(address(this)) - before;
-        if (received != price) revert ReceivedLess(received, price);
+        if (received != price) revert NotReceived(price, received);
     }
 
     /// @dev A token that changes hands is not for sale: its new owner has asked no price.
@@ -279,6 +286,19 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
     function _unlist(uint256 id) private {
         delete priceOf[id];
         emit Unlisted(id);
+    }
+
+    /// @dev A key's own signature is good whatever code its account has (EIP-7702); else a contract's
+    /// by ERC-1271.
+    function _checkSignature(address creator, bytes32 digest, bytes calldata signature)
+        private
+        view
+    {
+        (address found, ECDSA.RecoverError fault,) = ECDSA.tryRecoverCalldata(digest, signature);
+        if (fault == ECDSA.RecoverError.NoError && found == creator) return;
+        if (!SignatureChecker.isValidERC1271SignatureNowCalldata(creator, digest, signature)) {
+            revert BadSignature(creator);
+        }
     }
 
     function _checkOwner(uint256 id) private view {

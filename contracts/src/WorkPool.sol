@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {IERC20Metadata} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Metadata.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 import {
@@ -38,6 +39,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         uint64 number;
     }
 
+    /// @dev Decimals of the token: one base unit is one micro-credit.
+    uint8 private constant DECIMALS = 6;
     /// @notice The least and the most that `window` may be, seconds.
     uint64 public constant MIN_WINDOW = 1 minutes;
     /// @notice See `MIN_WINDOW`.
@@ -97,6 +100,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
 
     /// @notice An address that must not be zero is.
     error ZeroAddress();
+    /// @notice The token has other decimals than `wanted`.
+    error WrongDecimals(uint8 decimals, uint8 wanted);
     /// @notice The window is out of its bounds.
     error BadWindow(uint64 window, uint64 min, uint64 max);
     /// @notice A cap of nothing would let nothing be paid.
@@ -141,6 +146,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         uint128 capPerEpoch_
     ) Ownable(coordinator_) {
         if (address(token_) == address(0) || guardian_ == address(0)) revert ZeroAddress();
+        uint8 decimals = IERC20Metadata(address(token_)).decimals();
+        if (decimals != DECIMALS) revert WrongDecimals(decimals, DECIMALS);
         if (window_ < MIN_WINDOW || window_ > MAX_WINDOW) {
             revert BadWindow(window_, MIN_WINDOW, MAX_WINDOW);
         }
@@ -154,7 +161,7 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         emit GuardianChanged(guardian_);
     }
 
-    // ---- roots
+    // Roots.
 
     /// @notice Post the root of the next epoch. Coordinator only.
     /// @param root Over all workers with what they earned since ever.
@@ -202,7 +209,7 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         emit RootVetoed(number);
     }
 
-    // ---- claims
+    // Claims.
 
     /// @notice Pay a worker what it earned and has not had. Anybody may; the money goes to the worker.
     /// @param worker Who earned it.
@@ -249,7 +256,7 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         }
     }
 
-    // ---- keys
+    // Keys.
 
     /// @notice Let another key post. Owner only, at once: a stolen key is out with one transaction.
     /// @param coordinator_ Who posts from now on; zero for nobody.
@@ -283,7 +290,7 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         revert CannotRenounce();
     }
 
-    // ---- what can be asked
+    // To look at.
 
     /// @notice The root that is claimed from now.
     /// @return number Of it; zero when there is none yet.
@@ -297,7 +304,7 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
     /// @notice The root that waits for its window to pass; zeros when none does.
     /// @return number Of it.
     /// @return root Of it.
-    /// @return total Of it, base units.
+    /// @return total All that could ever be claimed under it, base units.
     /// @return activeAt From when on it is claimed from, seconds of Unix time.
     function waiting()
         public
@@ -309,13 +316,15 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         return (epoch.number, epoch.root, epoch.total, epoch.activeAt);
     }
 
-    /// @notice From when on the next root can be posted, seconds of Unix time.
+    /// @notice From when on the next root can be posted.
+    /// @return Seconds of Unix time; zero before the first root.
     function postableFrom() external view returns (uint64) {
         return _newest.activeAt;
     }
 
-    /// @notice All that the pool ever had, base units: what it holds and what was claimed. The largest
-    /// total that can be posted.
+    /// @notice All that the pool ever had: what it holds and what was claimed. The largest total that
+    /// can be posted.
+    /// @return Base units.
     function funds() public view returns (uint256) {
         return token.balanceOf(address(this)) + claimedTotal;
     }
@@ -323,11 +332,12 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
     /// @notice The leaf of a worker.
     /// @param worker Who earned.
     /// @param cumulative All it ever earned, base units.
+    /// @return Its hash.
     function leafOf(address worker, uint128 cumulative) public pure returns (bytes32) {
         return keccak256(bytes.concat(keccak256(abi.encode(worker, cumulative))));
     }
 
-    // ---- within
+    // Within.
 
     /// @dev Check a claim of more than `before` and write it down; the caller pays what is returned.
     function _book(

@@ -90,6 +90,11 @@ abstract contract Checks is Base {
     }
 }
 
+/// @dev A token of 18 decimals, as most are.
+contract Coarse {
+    uint8 public constant decimals = 18;
+}
+
 /// @dev A pool with money, its keys, and roots that are posted in one line.
 abstract contract PoolCase is Checks {
     uint64 internal constant WINDOW = 1 days;

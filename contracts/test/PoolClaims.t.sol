@@ -172,7 +172,7 @@ contract PoolClaimsTest is PoolCase {
         same("claimedTotal", pool.claimedTotal(), 0);
     }
 
-    // ---- claimMany
+    // ClaimMany.
 
     function test_many_are_paid_at_once_and_who_has_nothing_new_is_passed_over() public {
         fund(600);

@@ -5,7 +5,7 @@ import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
 import {WorkPool} from "../src/WorkPool.sol";
-import {PoolCase} from "./PoolCase.t.sol";
+import {Coarse, PoolCase} from "./PoolCase.t.sol";
 
 /// @dev How roots come, wait, are vetoed and take each other's place; and whose keys do that.
 contract PoolRootsTest is PoolCase {
@@ -27,7 +27,7 @@ contract PoolRootsTest is PoolCase {
         same("activeAt", activeAt_, activeAt);
     }
 
-    // ---- the constructor
+    // The constructor.
 
     function test_the_constructor_says_who_is_who() public {
         vm.expectEmit();
@@ -56,6 +56,9 @@ contract PoolRootsTest is PoolCase {
             abi.encodeWithSelector(Ownable.OwnableInvalidOwner.selector, address(0))
         );
         new WorkPool(token, address(0), GUARDIAN, WINDOW, CAP);
+        IERC20 coarse = IERC20(address(new Coarse()));
+        vm.expectRevert(abi.encodeWithSelector(WorkPool.WrongDecimals.selector, 18, 6));
+        new WorkPool(coarse, COORDINATOR, GUARDIAN, WINDOW, CAP);
         vm.expectRevert(WorkPool.ZeroCap.selector);
         new WorkPool(token, COORDINATOR, GUARDIAN, WINDOW, 0);
     }
@@ -70,7 +73,7 @@ contract PoolRootsTest is PoolCase {
         new WorkPool(token, COORDINATOR, GUARDIAN, 90 days + 1, CAP);
     }
 
-    // ---- posts
+    // Posts.
 
     function test_a_root_waits_its_window_and_then_is_current() public {
         fund(500);
@@ -159,7 +162,7 @@ contract PoolRootsTest is PoolCase {
         currentIs(2, NEXT, 350);
     }
 
-    // ---- vetoes
+    // Vetoes.
 
     function test_the_guardian_vetoes_and_then_nothing_is_posted_for_a_window() public {
         fund(500);
@@ -227,7 +230,7 @@ contract PoolRootsTest is PoolCase {
         pool.veto(number);
     }
 
-    // ---- keys
+    // Keys.
 
     function test_the_owner_appoints_another_coordinator() public {
         fund(500);

@@ -28,7 +28,7 @@ contract PoolThreatsTest is PoolCase {
         pool = newPool(CAP);
     }
 
-    // ---- keys
+    // Keys.
 
     /// @dev Theft without a veto: what is not yet claimed, and the cap, in each window.
     function test_a_stolen_key_gets_the_unclaimed_and_the_cap_in_a_window() public {
@@ -134,7 +134,7 @@ contract PoolThreatsTest is PoolCase {
         pool.claim(ANN, 100, none);
     }
 
-    // ---- tokens
+    // Tokens.
 
     function barred(address worker) private returns (bytes32[] memory nodes) {
         BlacklistToken hostile = new BlacklistToken();
@@ -228,7 +228,7 @@ contract PoolThreatsTest is PoolCase {
         same("funds", pool.funds(), 990);
     }
 
-    // ---- a token that calls back
+    // A token that calls back.
 
     function reentrant() private returns (ReentrantToken hostile, bytes32[] memory nodes) {
         hostile = new ReentrantToken();

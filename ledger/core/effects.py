@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from gristmill.ledger.core.chain_records import ChainEffect
 from gristmill.ledger.core.intent_records import IntentEffect
 from gristmill.ledger.core.state import Account, Hold
 from gristmill.wire.ledger import Contribution, Verdict
@@ -140,4 +141,5 @@ AnyEffect = (
     | Acknowledge
     | AnswerOperator
     | IntentEffect
+    | ChainEffect
 )

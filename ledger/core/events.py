@@ -2,6 +2,7 @@
 
 import msgspec
 
+from gristmill.ledger.core.chain_records import ChainEvent
 from gristmill.ledger.core.intent_records import IntentEvent
 from gristmill.ledger.core.state import Hold
 from gristmill.wire.ledger import Contribution, Key, Leg, Release
@@ -61,4 +62,4 @@ class SilenceEnded(msgspec.Struct, frozen=True):
     brokers: list[str]
 
 
-Event = OutboxReceived | CreditsFunded | TransfersAsked | SilenceEnded | IntentEvent
+Event = OutboxReceived | CreditsFunded | TransfersAsked | SilenceEnded | IntentEvent | ChainEvent

@@ -31,13 +31,13 @@ def check(state: LedgerState) -> list[str]:
         if hold.left < 0:
             broken.append(f"{hold.ref} spent {hold.spent} of {hold.amount}")
         if not hold.closed_ms:
-            held[hold.tenant] = held.get(hold.tenant, 0) + hold.left
+            held[hold.payer] = held.get(hold.payer, 0) + hold.left
     for account in accounts:
-        kind, _, name = account.name.partition(":")
-        if kind == "tenant" and account.debits_pending != held.get(name, 0):
+        is_payer = account.name.startswith(("tenant:", "rental:"))
+        if is_payer and account.debits_pending != held.get(account.name, 0):
             broken.append(
                 f"{account.name} has {account.debits_pending} pending; its open holds have "
-                f"{held.get(name, 0)} left"
+                f"{held.get(account.name, 0)} left"
             )
     if ESCROW in state.accounts and state.accounts[ESCROW].credits_pending != sum(held.values()):
         broken.append(f"escrow differs from what open holds have left, {sum(held.values())}")

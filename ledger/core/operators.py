@@ -103,8 +103,11 @@ def _wrong_legs(state: LedgerState, event: TransfersAsked) -> list[str]:
                 f"the transfer {name} was {format_credits(amount)} credits from {debit} to {credit}"
             )
         for account in (leg.debit, leg.credit):
+            is_mirror = account.startswith(("rental:", "pool:"))
             if account in (ESCROW, REVIEW):
                 bad.append(f"the credits of {account} are moved by holds and payments, not by hand")
+            elif is_mirror and (account == leg.debit or account.startswith("pool:")):
+                bad.append(f"the credits of {account} are what the chain has, not moved by hand")
             elif account not in state.accounts:
                 bad.append(f"there is no account {account!r:.100}")
         if leg.debit == WORLD:

@@ -8,13 +8,16 @@ posted after it. TigerBeetle's pending transfer, but drawn on more than once.
 
     entry         | accounts                              | refused when
     --------------|---------------------------------------|-----------------------------------------
-    Hold          | PENDING tenant -> escrow              | not covered; the ref has other content
-    Contribution  | POST tenant -> node, tenant -> toll   | overlap; over the hold; no open hold
-    Release       | VOID tenant -> escrow, the rest       | released before
+    Hold          | PENDING payer -> escrow               | not covered; the ref has other content
+    Contribution  | POST payer -> node, payer -> toll     | overlap; over the hold; no open hold
+    Release       | VOID payer -> escrow, the rest        | released before
     Key           | none: whose a public key is           | not the broker's; not later
-    (silence)     | EXPIRE tenant -> escrow, the rest     | never: its broker was lost for good
+    (silence)     | EXPIRE payer -> escrow, the rest      | never: its broker was lost for good
     (funding)     | POSTED world -> tenant                | the ref has other content
     (transfer)    | POSTED, a linked group                | not covered; unknown; other content
+    (the chain)   | core/chain.py                         |
+
+The payer of a hold is its tenant, or a rental of the tenant's that the hold names.
 
 Nothing is ever adjusted to fit: what contradicts the books is refused whole, with an alarm.
 Each entry is applied once for each (broker, sequence): a repeat is answered from what is stored.
@@ -27,6 +30,8 @@ from typing import Any
 import msgspec
 
 from gristmill.ledger.core.accounts import account_of, is_name, transfer
+from gristmill.ledger.core.chain import on_chain_event
+from gristmill.ledger.core.chain_records import ChainEvent
 from gristmill.ledger.core.coverage import Coverage
 from gristmill.ledger.core.effects import (
     Acknowledge,
@@ -94,6 +99,8 @@ def step(state: LedgerState, event: Event, now_ms: int) -> list[AnyEffect]:
             on_transfers_asked(state, event, now_ms, effects)
         case SilenceEnded():
             on_silence_ended(state, event, now_ms, effects)
+        case _ if isinstance(event, ChainEvent):
+            on_chain_event(state, event, now_ms, effects)
         case _:
             on_intent_event(state, event, now_ms, effects)
     return effects
@@ -231,27 +238,30 @@ def _hold(
         return "MALFORMED", f"a tenant's name of {len(entry.tenant)} characters, or with a NUL"
     before = state.holds.get(entry.ref)
     if before is not None:
-        same = (before.tenant, before.amount) == (entry.tenant, entry.amount_ucredits)
-        if same and not before.closed_ms:
+        asked = (entry.tenant, entry.amount_ucredits, entry.rental)
+        if (before.tenant, before.amount, before.rental) == asked and not before.closed_ms:
             return _YES
         return "LEDGER_CONFLICT", (
             f"the hold {entry.ref} is there already: {format_credits(before.amount)} credits of "
             f"{before.tenant}, {'released' if before.closed_ms else 'open'}"
         )
-    tenant = account_of(state, f"tenant:{entry.tenant}", effects)
-    if entry.amount_ucredits > tenant.available:
+    if entry.rental and entry.rental not in state.rentals.get(entry.tenant, {}):
+        return "UNKNOWN_RENTAL", f"{entry.tenant} has no rental {entry.rental:.64}"
+    hold = Hold(0, entry.ref, entry.tenant, entry.amount_ucredits, entry.rental)
+    payer = account_of(state, hold.payer, effects)
+    if entry.amount_ucredits > payer.available:
+        whose = f"rental {entry.rental:.16}... of" if entry.rental else "tenant"
         return "INSUFFICIENT_CREDITS", (
-            f"the cap is {format_credits(entry.amount_ucredits)} credits; tenant {entry.tenant} "
-            f"has {format_credits(tenant.available)} available "
-            f"({format_credits(tenant.posted)} less {format_credits(tenant.debits_pending)} held "
+            f"the cap is {format_credits(entry.amount_ucredits)} credits; {whose} {entry.tenant} "
+            f"has {format_credits(payer.available)} available "
+            f"({format_credits(payer.posted)} less {format_credits(payer.debits_pending)} held "
             "by unfinished jobs)"
         )
     escrow = account_of(state, ESCROW, effects)
     id_ = outbox_id(outbox_prefix(broker), sequence, 0)
-    number = transfer(
-        state, id_, Kind.PENDING, tenant, escrow, entry.amount_ucredits, 0, now_ms, effects
+    hold.id = transfer(
+        state, id_, Kind.PENDING, payer, escrow, entry.amount_ucredits, 0, now_ms, effects
     )
-    hold = Hold(number, entry.ref, entry.tenant, entry.amount_ucredits)
     state.holds[entry.ref] = hold
     effects.append(OpenHold(hold))
     return _YES
@@ -287,10 +297,10 @@ def _close(
     now_ms: int,
     effects: list[AnyEffect],
 ) -> None:
-    """Give what is left of a hold back to its tenant."""
-    tenant = account_of(state, f"tenant:{hold.tenant}", effects)
+    """Give what is left of a hold back to its payer."""
+    payer = account_of(state, hold.payer, effects)
     escrow = account_of(state, ESCROW, effects)
-    transfer(state, id_, kind, tenant, escrow, hold.left, hold.id, now_ms, effects)
+    transfer(state, id_, kind, payer, escrow, hold.left, hold.id, now_ms, effects)
     hold.closed_ms = now_ms
     hold.billed = {}
     effects.append(CloseHold(hold))
@@ -408,23 +418,21 @@ def _share_out(
     ``linked``: the ids of both. Gives their numbers, 0 for a share of nothing.
     """
     accounts, number = state.accounts, state.transfers
-    tenant = accounts[f"tenant:{hold.tenant}"]
-    tenant.debits_pending -= amount
+    payer = accounts[hold.payer]
+    payer.debits_pending -= amount
     accounts[ESCROW].credits_pending -= amount
-    tenant.debits += amount
+    payer.debits += amount
     paid = kept = 0
     if share := amount - toll:
         to = accounts.get(node) or account_of(state, node, effects)
         to.credits += share
         paid = number = number + 1
-        effects.append(
-            AddTransfer(paid, linked[0], _POST, tenant.id, to.id, share, hold.id, now_ms)
-        )
+        effects.append(AddTransfer(paid, linked[0], _POST, payer.id, to.id, share, hold.id, now_ms))
     if toll:
         to = accounts.get(TOLL) or account_of(state, TOLL, effects)
         to.credits += toll
         kept = number = number + 1
-        effects.append(AddTransfer(kept, linked[1], _POST, tenant.id, to.id, toll, hold.id, now_ms))
+        effects.append(AddTransfer(kept, linked[1], _POST, payer.id, to.id, toll, hold.id, now_ms))
     state.transfers = number
     return paid, kept
 

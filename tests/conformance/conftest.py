@@ -6,4 +6,5 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for *_suite, in importlib mode
-pytest.register_assert_rewrite("ledger_suite", "payment_suite", "statement_suite", "store_suite")
+SUITES = ("chain_suite", "ledger_suite", "payment_suite", "statement_suite", "store_suite")
+pytest.register_assert_rewrite(*SUITES)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import chain_suite
 import ledger_suite as suite
 import psycopg
 import pytest
@@ -57,7 +58,7 @@ def books(server: Cluster) -> Iterator[Books]:
     made.book.close()
 
 
-CHECKS = [*suite.CHECKS, *statement_suite.CHECKS]
+CHECKS = [*suite.CHECKS, *statement_suite.CHECKS, *chain_suite.CHECKS]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

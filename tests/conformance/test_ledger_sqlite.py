@@ -3,13 +3,14 @@
 import pathlib
 from typing import Any
 
+import chain_suite
 import ledger_suite as suite
 import pytest
 import statement_suite
 
 from gristmill.ledger.sqlite import SqliteBook
 
-CHECKS = [*suite.CHECKS, *statement_suite.CHECKS]
+CHECKS = [*suite.CHECKS, *statement_suite.CHECKS, *chain_suite.CHECKS]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

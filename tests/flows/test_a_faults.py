@@ -77,6 +77,10 @@ NAMES = {
     "Purchase": "request", "Sell": "request", "AskOffers": "request", "AskIntents": "request",
     "CreateIntent": "request", "CancelIntent": "request", "ConfirmIntent": "request",
     "DecideIntent": "request", "ReportInvoice": "request", "Observe": "request",
+    "Agree": "request", "StatePayee": "request", "StateRental": "request",
+    "CommitPayouts": "request", "StateRoot": "request", "StateClaims": "request",
+    "ShowVoucher": "request", "VoucherRuling": "request", "OnChain": "request",
+    "AskPayout": "request", "AskLeaves": "request", "AskChainBooks": "request",
 }  # fmt: skip
 #: what its sender says again by itself, so that an old copy may come behind what followed it
 SAID_LATE = frozenset(

@@ -11,7 +11,7 @@ import pathlib
 import msgspec
 from nacl.signing import SigningKey
 
-from gristmill.wire import client, enrolment, ledger, payments, registry, worker
+from gristmill.wire import chain, client, enrolment, ledger, payments, registry, worker
 from gristmill.wire.frames import encode
 from gristmill.wire.limits import PROTOCOL
 from gristmill.wire.spec import Command, JobSpec, Tariff
@@ -89,6 +89,18 @@ EXAMPLES = {
     ),
     "payments.AskOffers": payments.AskOffers(9),
     "payments.IntentChanged": payments.IntentChanged("pi1", "lnd"),
+    "chain.Agree": chain.Agree(1, chain.Agreement("ab" * 32, "ann", 1, bytes(20), bytes(20), 7)),
+    "chain.StatePayee": chain.StatePayee(
+        2, chain.Payee("ab" * 32, chain.pool_of(1, bytes(20)), bytes(20), 9), bytes(64)
+    ),
+    "chain.StateRental": chain.StateRental(3, bytes(32), bytes(32), 9, 3, 6, True, 77),
+    "chain.CommitPayouts": chain.CommitPayouts(4, "1/ab", 3, 10**12),
+    "chain.StateRoot": chain.StateRoot(5, "1/ab", 3, bytes(32), bytes(32), bytes(32), 77),
+    "chain.StateClaims": chain.StateClaims(6, "1/ab", 10**9, 77),
+    "chain.AskPayout": chain.AskPayout(7, "1/ab"),
+    "chain.AskLeaves": chain.AskLeaves(8, "1/ab", 3, bytes(20), "ab" * 32),
+    "chain.AskChainBooks": chain.AskChainBooks(9, "1/ab"),
+    "ledger.Post rental": ledger.Post("b1", 4, [ledger.Hold("b1/7", "ann", 100, "ab" * 32)]),
     "ledger.Post": ledger.Post(
         "b1", 4,
         [

@@ -10,7 +10,7 @@ import typing
 
 import pytest
 
-from gristmill.wire import client, enrolment, ledger, payments, registry, worker
+from gristmill.wire import chain, client, enrolment, ledger, payments, registry, worker
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLE = "Lost, late and repeated messages"
@@ -70,7 +70,7 @@ def test_every_message_class_is_one_of_a_dialogue() -> None:
     of: list[list[types.ModuleType]] = [
         [worker],
         [client],
-        [ledger, payments],
+        [ledger, payments, chain],
         [registry, enrolment],
     ]
     for modules, (_, there, here) in zip(of, DIALOGUES, strict=True):

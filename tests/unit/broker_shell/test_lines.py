@@ -208,7 +208,9 @@ def test_lines_go_with_the_results_of_their_job(desk: Desk) -> None:
     desk.say(0, b"one\n")
     desk.committed()
     desk.keeper.forget(JOB)
-    assert find_kept(desk.committed()) == []
+    deadline = time.monotonic() + 10
+    while find_kept(desk.committed()):  # a chore runs between two groups, or behind the last
+        assert time.monotonic() < deadline
 
 
 def test_a_damaged_piece_is_a_gap_not_an_answer(desk: Desk) -> None:

@@ -40,12 +40,12 @@ def principal(number: int, role: Role = "client", state: State = "active") -> Pr
 #: role and scopes to what it may say besides HELLO: the whole table, written out
 MAY: dict[tuple[Role, tuple[str, ...]], str] = {
     ("operator", ()): "Submit Parcel CloseUpload Subscribe Credit Unsubscribe Cancel Steer Ask"
-    " DrainWorker ReleaseNode Operate Buy Purchase Ping Goodbye",
+    " DrainWorker ReleaseNode Operate Buy Purchase OnChain Ping Goodbye",
     ("client", SCOPES): "Submit Parcel CloseUpload Subscribe Credit Unsubscribe Cancel Steer Ask"
-    " Buy Purchase Ping Goodbye",
+    " Buy Purchase OnChain Ping Goodbye",
     ("client", ("submit",)): "Submit Parcel CloseUpload Cancel Steer Ping Goodbye",
     ("client", ("read",)): "Subscribe Credit Unsubscribe Ask Ping Goodbye",
-    ("client", ("pay",)): "Buy Purchase Ping Goodbye",
+    ("client", ("pay",)): "Buy Purchase OnChain Ping Goodbye",
     ("client", ()): "Ping Goodbye",
     ("portal", ()): "Subscribe Credit Unsubscribe Ask Ping Goodbye",
     ("worker", SCOPES): "",

@@ -1,0 +1,31 @@
+"""Rentals and payouts: relayed to the ledger; the broker knows who may say what."""
+
+import msgspec
+
+from gristmill.broker.bills import Relay
+from gristmill.broker.sessions import ClientSession
+from gristmill.wire.chain import Agree, ShowVoucher, decode_by_clients
+from gristmill.wire.client import OnChain
+
+
+class Rentals:
+    """See the module's text."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def say(self, session: ClientSession, message: OnChain) -> None:
+        """Bring it to the ledger, in the tenant's name.
+
+        A payee needs none: its node signed it, and whoever brings it may be anybody.
+
+        Raises:
+            RemoteError: it is no such message.
+        """
+        said = decode_by_clients.decode(message.said)
+        if isinstance(said, Agree):
+            mine = msgspec.structs.replace(said.agreement, tenant=session.tenant)
+            said = msgspec.structs.replace(said, agreement=mine)
+        elif isinstance(said, ShowVoucher):
+            said = msgspec.structs.replace(said, tenant=session.tenant)
+        self._relay.ask(session, message.request, said)
