@@ -76,6 +76,7 @@ flows: .venv/.stamp ## write docs/flows.md from tests/flows/
 
 docs: flows ## write the pages that are made from code
 	.venv/bin/python -P tests/tidy/errors_page.py
+	.venv/bin/python -P tests/contracts/contracts_page.py
 
 sim: .venv/.stamp ## the cores on virtual time under faults: make sim SEEDS=0:10000
 	GRISTMILL_SEEDS="$(SEEDS)" .venv/bin/pytest tests/sim $(PYTEST)
