@@ -17,6 +17,7 @@ from gristmill.cli.documents_chain import (
     ChainPins,
     ChainStatus,
 )
+from gristmill.cli.documents_rental import DOCUMENTS as RENTALS
 from gristmill.wire.client import (
     AccountRow,
     JobStatus,
@@ -587,6 +588,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     ChainStatus,
     ChainPins,
     ChainKey,
+    *RENTALS,
     Fault,
 )
 BY_NAME: dict[str, type[Document]] = {

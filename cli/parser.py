@@ -118,6 +118,7 @@ def build() -> Parser:
         parser_money,
         parser_receipts,
         parser_registry,
+        parser_rental,
     )
 
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
@@ -144,6 +145,7 @@ def build() -> Parser:
         parser_registry.add,
         parser_doctor.add,
         parser_deploy.add,
+        parser_rental.add,
         parser_chain.add,
         _drill,
         _schema,

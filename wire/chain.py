@@ -178,6 +178,8 @@ class AskChainBooks(Message, frozen=True, tag=38):
 class ShowVoucher(Message, frozen=True, tag=39):
     """A tenant pays so much of its rental, all vouchers before included.
 
+    ``is_last``: nothing more will be asked of the rental: what is left may go back at once.
+
     ``signature``: of the contract's EIP-712 ``Voucher``, by the escrow's client. Brought to the
     settlement, which answers with ``Shown`` when it has it on its disk.
     """
@@ -188,6 +190,7 @@ class ShowVoucher(Message, frozen=True, tag=39):
     cumulative: Integer
     receipts_root: bytes
     signature: bytes
+    is_last: bool = False
 
 
 class Shown(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
-"""The treasury's line to the ledger: one thread has the socket, others ask through it and wait."""
+"""A process's line to the ledger: one thread has the socket, others ask through it and wait."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -10,12 +11,13 @@ import msgspec
 import zmq
 from nacl.signing import SigningKey
 
+from gristmill.wire import chain, payments
 from gristmill.wire.curve import be_client
 from gristmill.wire.errors import CODES, RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.ledger import LedgerAnswer, LedgerRefused, decode_from_ledger
 from gristmill.wire.limits import ZMQ_FRAME_BYTES_MAX
-from gristmill.wire.payments import IntentChanged, Message
+from gristmill.wire.payments import IntentChanged
 
 RESEND_S = 1.0  #: a message without an answer is said again: each has a key
 PATIENCE_S = 10.0
@@ -38,16 +40,23 @@ class Line:
     Args:
         address: of the ledger.
         key: what we speak as over TCP, to the ledger with ``ledger_key``.
-        changed: told, on the line's thread, of each intent that wants its treasury.
+        changed: told, on the line's thread, of each intent that wants its treasury; None where
+            nobody sells.
+        shown: told, there too, of each voucher that wants the settlement.
     """
 
     def __init__(
-        self, address: str, key: SigningKey, ledger_key: str, changed: Callable[[str, str], None]
+        self,
+        address: str,
+        key: SigningKey,
+        ledger_key: str,
+        changed: Callable[[str, str], None] | None = None,
+        shown: Callable[[chain.ShowVoucher], None] | None = None,
     ) -> None:
         self._address = address
         self._key = key
         self._ledger_key = ledger_key
-        self._changed = changed
+        self._changed, self._shown = changed, shown
         self._context = zmq.Context()
         self._new: queue.SimpleQueue[tuple[int, _Asked] | None] = queue.SimpleQueue()
         self._waiting: dict[int, _Asked] = {}
@@ -60,7 +69,12 @@ class Line:
         self._thread = threading.Thread(target=self._run, name="ledger-line", daemon=True)
         self._thread.start()
 
-    def ask(self, message: Message, kind: Any, patience_s: float = PATIENCE_S) -> Any:
+    def ask(
+        self,
+        message: payments.Message | chain.Message,
+        kind: Any,
+        patience_s: float = PATIENCE_S,
+    ) -> Any:
         """The answer to a message, whose ``request`` is set here; said again until it comes.
 
         Raises:
@@ -81,6 +95,12 @@ class Line:
             code = asked.code if asked.code in CODES else "INTERNAL"
             raise RemoteError(code, asked.message)
         return msgspec.msgpack.decode(asked.body, type=kind)
+
+    def tell(self, message: chain.Message) -> None:
+        """Say what has no answer, once; it may be lost."""
+        with self._lock:
+            self._new.put((0, _Asked(encode(message))))
+            self._bell.send(b"")
 
     def close(self) -> None:
         """End the thread and close the sockets; whoever still waits hears ``LEDGER_DOWN``."""
@@ -116,6 +136,9 @@ class Line:
                 new = self._new.get()
                 if new is None:
                     is_open = False
+                elif not new[0]:
+                    with contextlib.suppress(zmq.Again):
+                        dealer.send(new[1].frame, zmq.NOBLOCK)
                 else:
                     with self._lock:
                         self._waiting[new[0]] = new[1]
@@ -143,7 +166,11 @@ class Line:
         except RemoteError:
             return  # not a ledger of this release: whoever asked hears nothing
         if isinstance(message, IntentChanged):
-            self._changed(message.backend, message.intent)
+            if self._changed is not None:
+                self._changed(message.backend, message.intent)
+        elif isinstance(message, chain.ShowVoucher):
+            if self._shown is not None:
+                self._shown(message)
         elif isinstance(message, LedgerAnswer | LedgerRefused):
             with self._lock:
                 asked = self._waiting.pop(message.request, None)

@@ -14,10 +14,12 @@ GROUPS = (
     "audit",
     "chain",
     "chain key",
+    "claim",
     "credits",
     "deploy",
     "ledger",
     "node",
+    "rental",
     "token",
     "worker",
 )  #: words with actions below them

