@@ -91,6 +91,16 @@ def test_an_old_connection_is_not_believed_for_ever(
     assert refused(chain).code == "CHAIN_WRONG"
 
 
+def test_a_server_that_closes_is_asked_who_it_is_each_time(world: World, server: Liar) -> None:
+    server.is_closing = True
+    world.says["eth_blockNumber"] = "0x5"
+    chain = Chain([server.url])
+    assert (chain.number(), chain.number()) == (5, 5)
+    assert server.asked[-4:] == ["eth_chainId", "eth_blockNumber"] * 2
+    world.chain = 8
+    assert refused(chain).code == "CHAIN_WRONG"
+
+
 def test_a_pinned_chain(server: Liar) -> None:
     with pytest.raises(RemoteError, match="is chain 7, and not 1") as caught:
         Chain([server.url], 1)
