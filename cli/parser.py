@@ -237,6 +237,7 @@ def _up(verbs: Verbs) -> None:
         help="also admit tier 'trusted': such jobs run WITHOUT a jail, as you",
     )
     parser.add_argument("--payments", metavar="FILE", help="how credits are paid for, in TOML")
+    parser.add_argument("--settlement", metavar="FILE", help="how it settles on a chain, in TOML")
     parser.add_argument(
         "--label",
         type=typed(_pair),

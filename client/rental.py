@@ -192,9 +192,20 @@ class Rental:
             is_last: nothing more will be asked of it: the grid gives the rest back.
 
         Raises:
-            GridError: what the settlement refuses with; ``INVALID_SPEC``: more than is locked.
+            GridError: what the settlement refuses with; ``INVALID_SPEC``: more than is locked, or
+                not all jobs; ``RENTAL_BUSY``: a last voucher while a job goes on.
         """
+        spent = -1
+        if is_last:
+            spent = self._client.on_chain(wire.EndRental(0, "", self.id), int)
         proof = self.proof(*jobs)
+        if spent not in (-1, proof.amount):
+            raise grid_error(
+                "INVALID_SPEC",
+                f"these jobs cost {format_credits(proof.amount)} credits by their receipts, all of "
+                f"rental {self.name:.16}... {format_credits(spent)}",
+                "name each job that it paid for",
+            )
         seen = self.seen()
         if proof.amount > seen.locked:
             raise grid_error(

@@ -228,6 +228,14 @@ CODES: dict[str, ErrorSpec] = _table(
         "wait until its lock is confirmed; agree to a rental before you lock for it",
     ),
     (
+        "RENTAL_BUSY",
+        "a job holds credits of the rental, or it was not ended before its last voucher",
+        True,
+        409,
+        EXIT_POLICY,
+        "wait until its jobs have ended, then say it again",
+    ),
+    (
         "SETTLEMENT_DOWN",
         "the settlement is not there: nothing reaches the chain now",
         True,

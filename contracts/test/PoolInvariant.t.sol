@@ -84,8 +84,8 @@ contract PoolHandler is Base {
         vm.warp(time);
     }
 
-    /// @dev What was earned, with the sum or (`lie`) another total, when it can be posted or (`early`)
-    /// at once; refused or not, as it may be.
+    /// @dev What was earned, with the sum or (`lie`) another total, when it can be posted or
+    /// (`early`) at once; refused or not, as it may be.
     function post(uint256 lie, uint256 early) external watched {
         if (early % 4 != 3 && time < POOL.postableFrom()) time = POOL.postableFrom();
         vm.warp(time);

@@ -84,10 +84,11 @@ class Service:
                 settings.fee_day_gwei * GWEI,
             ),
             epochs.Settings(
-                int(placed.contracts["ComputeRental"].arguments["grace_"]),
+                int(placed.contracts["ComputeRental"].arguments["grace"]),
                 settings.hurry // 1000,
                 settings.redeem_min,
-                int(placed.contracts["WorkPool"].arguments["capPerEpoch_"]),
+                int(placed.contracts["WorkPool"].arguments["capPerEpoch"]),
+                signer.address,
             ),
             Pace(settings.epoch / 1000, settings.reconcile / 1000),
             settings.state,

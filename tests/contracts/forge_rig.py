@@ -123,6 +123,45 @@ def coverage(lcov: str) -> dict[str, Covered]:
     return found
 
 
+def described(contract: str) -> tuple[set[str], set[str]]:
+    """Signatures in the interface of a contract of src/, and those that have NatSpec (a notice, or
+    what a developer is told), as the last build of ``tests`` says.
+
+    A function with parameters or results has it only if each of them is described, too; a getter of
+    a variable needs its notice alone. What OpenZeppelin brings is not asked for.
+    """
+    file = FOLDER / "out" / "tests" / f"{contract}.sol" / f"{contract}.json"
+    # As a string: what forge took apart has lost events and errors.
+    said = json.loads(json.loads(file.read_text())["rawMetadata"])["output"]
+    source = "".join(path.read_text() for path in sorted((FOLDER / "src").glob("*.sol")))
+    public, told = set(), set()
+    for entry in said["abi"]:
+        name, kind = entry.get("name", ""), entry["type"]
+        if kind not in ("function", "event", "error"):
+            continue
+        variable = re.search(rf"public (?:immutable |constant )?{name}\b", source)
+        function = re.search(rf"function {name}\(", source)
+        if not (variable or function or re.search(rf"(?:event|error) {name}\(", source)):
+            continue
+        types = ",".join(_type(each) for each in entry["inputs"])
+        signature = f"{name}({types})"
+        public.add(signature)
+        notice = said["userdoc"].get(f"{kind}s".replace("functions", "methods"), {}).get(signature)
+        more = said["devdoc"]["methods"].get(signature, {})
+        given = {each["name"] for each in entry["inputs"]}
+        if (notice or "details" in more) and (not function or given <= set(more.get("params", {}))):
+            told.add(signature)
+    return public, told
+
+
+def _type(value: dict) -> str:
+    """As in a signature: a struct is the tuple of its fields."""
+    if not value["type"].startswith("tuple"):
+        return str(value["type"])
+    fields = ",".join(_type(each) for each in value["components"])
+    return f"({fields}){value['type'].removeprefix('tuple')}"
+
+
 def snapshots(kind: str) -> dict[str, int]:
     """Gas by ``contract: operation`` that the last run of ``kind`` noted."""
     noted = {}

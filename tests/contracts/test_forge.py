@@ -62,6 +62,20 @@ def test_tests_reach_the_branches_of_each_file(figures: Callable[..., None]) -> 
     assert not few
 
 
+def test_everything_public_is_described(figures: Callable[..., None]) -> None:
+    run = forge_rig.forge("tests", "build")
+    assert run.returncode == 0, run.stderr[-2000:]
+    number, bare = 0, {}
+    for path in sorted((forge_rig.FOLDER / "src").glob("*.sol")):
+        public, told = forge_rig.described(path.stem)
+        number += len(public)
+        if public - told:
+            bare[path.stem] = sorted(public - told)
+    figures(described=number)
+    assert not bare
+    assert number > 100
+
+
 def test_gas_is_what_it_was(figures: Callable[..., None]) -> None:
     after = gas.measured()
     figures(operations=len(after))
