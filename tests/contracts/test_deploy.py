@@ -376,6 +376,8 @@ def test_another_chain(desk: Desk, run: Run, mainnet: ChainRig) -> None:
 
 def test_an_rpc_that_turns_into_another_chain_gets_nothing(desk: Desk, run: Run) -> None:
     asked = {"eth_chainId": 0}
+    people = (bytes([at]) * 20 for at in range(1, 5))
+    wanted = plan.Wanted(b"", *people, 60, 1, 60, 60)
 
     def answer(method: str, params: Any) -> Any:
         if method == "eth_chainId":

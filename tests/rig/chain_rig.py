@@ -26,6 +26,7 @@ FORGE = PACKAGES / "forge-linux-amd64" / "bin" / "forge"
 CHAIN_ID = 31337
 #: a runner that is killed leaves no node behind
 _DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+_OPTIONS = ("--host", "127.0.0.1", "--port", "0", "--hardfork", "cancun")
 _LISTENS = re.compile(r"Listening on ([0-9.]+):(\d+)")
 _ACCOUNT = re.compile(r"\(\d\) (0x[0-9a-fA-F]{40}) ")
 _SECRET = re.compile(r"\(\d\) (0x[0-9a-f]{64})$")
