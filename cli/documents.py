@@ -11,12 +11,7 @@ from typing import Any
 import msgspec
 
 from gristmill.cli.document import Document
-from gristmill.cli.documents_chain import (
-    ChainDeploy,
-    ChainKey,
-    ChainPins,
-    ChainStatus,
-)
+from gristmill.cli.documents_chain import ChainDeploy, ChainKey, ChainPins, ChainStatus
 from gristmill.cli.documents_rental import DOCUMENTS as RENTALS
 from gristmill.wire.client import (
     AccountRow,

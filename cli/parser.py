@@ -145,8 +145,8 @@ def build() -> Parser:
         parser_registry.add,
         parser_doctor.add,
         parser_deploy.add,
-        parser_rental.add,
         parser_chain.add,
+        parser_rental.add,
         _drill,
         _schema,
     ):

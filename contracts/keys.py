@@ -246,7 +246,8 @@ def _keystore(path: pathlib.Path) -> dict[str, Any]:
         found = json.loads(body)
         crypto = found.get("crypto") or found["Crypto"]
         rounds = crypto["kdfparams"]
-        is_ours = found["version"] == 3 and crypto["kdf"] in ("scrypt", "pbkdf2")
+        is_ours = found["version"] == 3 and crypto["cipher"] == "aes-128-ctr"
+        is_ours = is_ours and crypto["kdf"] in ("scrypt", "pbkdf2")
         limits = {"n": SCRYPT_N_MAX, "r": SCRYPT_R_MAX, "p": SCRYPT_P_MAX, "c": ITERATIONS_MAX}
         dear = [name for name, most in limits.items() if not 0 <= int(rounds.get(name, 0)) <= most]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -31,8 +31,10 @@ from gristmill.wire import chain as wire
 from gristmill.wire.keys import WORKER_KEY, load_key
 from gristmill.wire.units import format_credits
 
-ANVIL = pathlib.Path(__file__).parents[1].joinpath(
-    "contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
+ANVIL = (
+    pathlib.Path(__file__)
+    .parents[1]
+    .joinpath("contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil")
 )
 CREDIT = 1_000_000
 LOCKED = 50 * CREDIT

@@ -376,6 +376,8 @@ def test_another_chain(desk: Desk, run: Run, mainnet: ChainRig) -> None:
 
 def test_an_rpc_that_turns_into_another_chain_gets_nothing(desk: Desk, run: Run) -> None:
     asked = {"eth_chainId": 0}
+    people = (bytes([at]) * 20 for at in range(1, 5))
+    wanted = plan.Wanted(b"", *people, 60, 1, 60, 60)
 
     def answer(method: str, params: Any) -> Any:
         if method == "eth_chainId":
@@ -387,12 +389,7 @@ def test_an_rpc_that_turns_into_another_chain_gets_nothing(desk: Desk, run: Run)
         chain = Chain([server.url])
         chain.close()
         with pytest.raises(RemoteError, match="is chain 1, and not 31337"):
-            plan.make(
-                chain,
-                plan.Wanted(b"", *(bytes([at]) * 20 for at in range(1, 5)), 60, 1, 60, 60),
-                b"\2" * 20,
-                None,
-            )
+            plan.make(chain, wanted, b"\2" * 20, None)
         assert "eth_sendRawTransaction" not in server.asked
 
 
