@@ -111,6 +111,12 @@ class Courier:
             for hash, receipt in node.receipts(hashes).items()
             if self._is_ours(receipt)
         }
+        # Of one that is in no block the last attempt is to be known; the others it has replaced.
+        lost = [
+            intent.attempts[-1].hash
+            for intent in in_flight(self.lane)
+            if intent.attempts and not any(one.hash in receipts for one in intent.attempts)
+        ]
         looked = Looked(
             self._blocks.tip,
             head.number,
@@ -120,7 +126,7 @@ class Courier:
             node.nonce(None),
             node.nonce(applied) if applied >= 0 else 0,
             receipts,
-            node.known(hashes),
+            node.known(lost) | frozenset(receipts),
         )
         self._node = node
         try:
@@ -180,7 +186,8 @@ class Courier:
                 if self._node is None:
                     return Sent(effect.purpose, effect.attempt.hash, "unknown")
                 how, text = self._node.send(effect.attempt)
-                log.info("%s: nonce sent, %s %s", effect.purpose, how, text)
+                nonce = self.lane.intents[effect.purpose].nonce
+                log.info("%s: sent with nonce %d: %s %s", effect.purpose, nonce, how, text)
                 return Sent(effect.purpose, effect.attempt.hash, how, text)
             case Explain():
                 return self._explain(effect)

@@ -31,7 +31,7 @@ from gristmill.ledger.settlement.ports import (
     UnknownRentalError,
 )
 from gristmill.ledger.settlement.rows import Rows
-from gristmill.wire.chain import Shown, ShowVoucher, VoucherRuling
+from gristmill.wire.chain import HASH_BYTES, Shown, ShowVoucher, VoucherRuling
 from gristmill.wire.errors import RemoteError
 
 log = logging.getLogger("gristmill.settlement")
@@ -186,10 +186,6 @@ class Settlement:
         """Tell the ledger what it was not told; it moves the difference."""
         if self.follower.log.halted:
             return
-        now_ms = self._clock()
-        if now_ms >= self._present_ms:  # so that it knows whom vouchers are for
-            self._books.sums()
-            self._present_ms = now_ms + PRESENT_MS
         block = self.follower.log.applied
         for rental in self.mirror.rentals.values():
             if rental.id in self._foreign:
@@ -210,10 +206,14 @@ class Settlement:
             self._rows.put("stated", rental.id.hex(), stated)
             self._stated[rental.id] = stated
         claimed = sums(self.mirror).claimed
-        if claimed > self._claims:
+        now_ms = self._clock()
+        # Said again now and then: so the ledger knows whom vouchers are for.
+        if claimed > self._claims or (claimed == self._claims and now_ms >= self._present_ms):
             self._books.state_claims(claimed, block)
-            self._rows.put("claims", 0, claimed)
-            self._claims = claimed
+            self._present_ms = now_ms + PRESENT_MS
+            if claimed > self._claims:
+                self._rows.put("claims", 0, claimed)
+                self._claims = claimed
 
     # ------------------------------------------------------------ what to do
 
@@ -342,11 +342,16 @@ class Settlement:
         """
         here = (self._place.chain_id, self._place.rental.address)
         rental = self.mirror.rentals.get(voucher.rental)
-        asked = vouchers.Voucher(voucher.rental, voucher.cumulative, voucher.receipts_root)
-        signer = b""
-        if rental is not None and len(voucher.receipts_root) == 32 and voucher.cumulative >= 0:
-            signer = vouchers.recover(asked, *here, voucher.signature)
         kept = self._vouchers.get(voucher.rental)
+        if kept == voucher:
+            return  # it is on disk: its answer was lost
+
+        def signer() -> bytes:
+            if len(voucher.receipts_root) != HASH_BYTES:
+                return b""
+            asked = vouchers.Voucher(voucher.rental, voucher.cumulative, voucher.receipts_root)
+            return vouchers.recover(asked, *here, voucher.signature)
+
         safe_s = epochs.refund_s(rental, self._epoch) - self._epoch.hurry_s if rental else 0
         refusal = judge(voucher, signer, here, rental, kept, self._time_s, safe_s)
         if refusal is not None:

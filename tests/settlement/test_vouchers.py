@@ -15,7 +15,7 @@ GOOD = Voucher(*HERE, RENTAL.id, 60, b"t" * 32, b"signature")
 def refused(voucher: Voucher = GOOD, signer: bytes = CLIENT, now_s: int = 0, **more: object) -> str:
     rental = more.get("rental", RENTAL)
     kept = more.get("kept")
-    found = judge(voucher, signer, HERE, rental, kept, now_s, 2_000)  # type: ignore[arg-type]
+    found = judge(voucher, lambda: signer, HERE, rental, kept, now_s, 2_000)  # type: ignore[arg-type]
     return f"{found.code}: {found.message}" if found else ""
 
 

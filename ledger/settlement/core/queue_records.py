@@ -130,8 +130,8 @@ class Looked(msgspec.Struct, frozen=True):
     ``head``: the last block of our log of blocks; ``node_head``: the node's, which may lag.
     ``confirmed``: the last block that is K deep in our log. ``nonce``: transactions of
     our account at the head, ``nonce_confirmed``: up to that block. ``receipts``: of our attempts,
-    those in blocks that our log contradicts left out. ``known``: attempts that the node has, mined
-    or not.
+    those in blocks that our log contradicts left out. ``known``: the last attempts that the
+    node has, mined or not.
     """
 
     head: int
