@@ -237,4 +237,6 @@ class Courier:
             return Explained(effect.purpose, str(error))
         except NodeDownError:
             return None
-        return Explained(effect.purpose, "it was refused in its block and not before it")
+        return Explained(
+            effect.purpose, "it ran out of gas, or something before it in its block was in its way"
+        )
