@@ -14,6 +14,7 @@ from gristmill.ledger.settlement.core.queue_records import (
     Explain,
     Explained,
     Halted,
+    Intent,
     Lane,
     Limits,
     Looked,
@@ -105,12 +106,15 @@ class Courier:
         """
         head = node.head()
         applied = self._blocks.applied
-        hashes = [one.hash for intent in in_flight(self.lane) for one in intent.attempts]
-        receipts = {
-            hash: receipt
-            for hash, receipt in node.receipts(hashes).items()
-            if self._is_ours(receipt)
-        }
+        nonce = node.nonce(None)
+        receipts = self._receipts(node, in_flight(self.lane))
+        # What has used its nonce has a receipt: who does not find it is asked once more.
+        hidden = [
+            intent
+            for intent in in_flight(self.lane)
+            if intent.nonce < nonce and not any(one.hash in receipts for one in intent.attempts)
+        ]
+        receipts |= self._receipts(node, hidden)
         # Of one that is in no block the last attempt is to be known; the others it has replaced.
         lost = [
             intent.attempts[-1].hash
@@ -123,7 +127,7 @@ class Courier:
             head.base_fee_wei,
             head.tip_wei,
             applied,
-            node.nonce(None),
+            nonce,
             node.nonce(applied) if applied >= 0 else 0,
             receipts,
             node.known(lost) | frozenset(receipts),
@@ -133,6 +137,11 @@ class Courier:
             self._do(looked)
         finally:
             self._node = None
+
+    def _receipts(self, node: Node, intents: Sequence[Intent]) -> dict[bytes, Receipt]:
+        hashes = [one.hash for intent in intents for one in intent.attempts]
+        found = node.receipts(hashes)
+        return {hash: receipt for hash, receipt in found.items() if self._is_ours(receipt)}
 
     def _is_ours(self, receipt: Receipt) -> bool:
         """Whether our log of blocks has the block of this receipt, or is still to have it."""

@@ -1,4 +1,4 @@
-"""What a settlement is told: wrong fields, unknown ones, other chains and keys in the wrong place."""
+"""What a settlement is told: wrong fields, unknown ones, other chains, keys where none may be."""
 
 import pathlib
 

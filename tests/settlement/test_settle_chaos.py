@@ -28,7 +28,7 @@ from gristmill.wire.ledger import LedgerAnswer, LedgerRefused, decode_from_ledge
 
 IS_RELEASE = os.environ.get("GRISTMILL_SIZE") == "release"
 RENTALS = 2_000 if IS_RELEASE else 500
-KILLS = 40 if IS_RELEASE else 6
+KILLS = 40 if IS_RELEASE else 5
 RE_ORGS = 40 if IS_RELEASE else 10
 DEPTH = 4
 BLOCK_S = 0.25
