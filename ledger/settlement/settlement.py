@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from msgspec.structs import asdict
+
 from gristmill.contracts import merkle, vouchers
 from gristmill.contracts.rpc import Contract
 from gristmill.ledger.settlement.core import chain_log, epochs, queue_records, reconcile
@@ -172,13 +174,9 @@ class Settlement:
 
     def _on_rewound(self, block: int) -> None:
         """What was certain above a block is taken back: tell by how much."""
-        before, self.mirror = sums(self.mirror), self._fresh()
-        now = sums(self.mirror)
-        changed = [
-            f"{name} {getattr(before, name)} -> {getattr(now, name)}"
-            for name in before.__struct_fields__
-            if getattr(before, name) != getattr(now, name)
-        ]
+        before, self.mirror = asdict(sums(self.mirror)), self._fresh()
+        now = asdict(sums(self.mirror))
+        changed = [f"{n} {before[n]} -> {now[n]}" for n in now if now[n] != before[n]]
         log.error("ALARM taken back above block %d: %s", block, "; ".join(changed) or "nothing")
         self.courier.rewind(block)
 
