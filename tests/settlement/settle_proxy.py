@@ -24,10 +24,13 @@ class Proxy:
         self.told: dict[str, int] = {}
         self._port = port
         self._lock = threading.Lock()
+        self._mine = threading.local()
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # 40 ms for each answer
+            wbufsize = -1
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -41,6 +44,7 @@ class Proxy:
                     self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
                     self.wfile.write(answer)
+                    self.wfile.flush()
                 except OSError:
                     self.close_connection = True  # it waited no longer, or was killed
 
@@ -106,9 +110,9 @@ class Proxy:
         return json.dumps(told).encode()
 
     def _forward(self, body: bytes) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        try:
-            connection.request("POST", "/", body, {"Content-Type": "application/json"})
-            return connection.getresponse().read()
-        finally:
-            connection.close()
+        """On a connection of the thread's own."""
+        known: http.client.HTTPConnection | None = getattr(self._mine, "connection", None)
+        connection = known or http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        self._mine.connection = connection
+        connection.request("POST", "/", body, {"Content-Type": "application/json"})
+        return connection.getresponse().read()

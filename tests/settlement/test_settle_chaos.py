@@ -46,7 +46,7 @@ class Daemon:
         config.write_text(
             f'rpcs = ["{url}"]\ndeployment = "{market.file}"\nkeystore = "{keystore}"\n'
             f'password_file = "{password}"\ndepth = {DEPTH}\npoll_s = 0.05\nepoch = "1s"\n'
-            'reconcile = "2s"\nredeem_min = "0.000001"\ntimeout = "500ms"\nin_flight = 64\n'
+            'reconcile = "2s"\nredeem_min = "0.000001"\ntimeout = "500ms"\nin_flight = 128\n'
             "bump_blocks = 3\nrange_blocks = 50\npending_max = 10000\n"
             "fee_day_gwei = 1000000000000\n"
         )
