@@ -14,6 +14,7 @@ from gristmill.ledger.settlement.core.queue_records import (
     Explain,
     Explained,
     Halted,
+    Intent,
     Lane,
     Limits,
     Looked,
@@ -105,28 +106,42 @@ class Courier:
         """
         head = node.head()
         applied = self._blocks.applied
-        hashes = [one.hash for intent in in_flight(self.lane) for one in intent.attempts]
-        receipts = {
-            hash: receipt
-            for hash, receipt in node.receipts(hashes).items()
-            if self._is_ours(receipt)
-        }
+        nonce = node.nonce(None)
+        receipts = self._receipts(node, in_flight(self.lane))
+        # What has used its nonce has a receipt: who does not find it is asked once more.
+        hidden = [
+            intent
+            for intent in in_flight(self.lane)
+            if intent.nonce < nonce and not any(one.hash in receipts for one in intent.attempts)
+        ]
+        receipts |= self._receipts(node, hidden)
+        # Of one that is in no block the last attempt is to be known; the others it has replaced.
+        lost = [
+            intent.attempts[-1].hash
+            for intent in in_flight(self.lane)
+            if intent.attempts and not any(one.hash in receipts for one in intent.attempts)
+        ]
         looked = Looked(
             self._blocks.tip,
             head.number,
             head.base_fee_wei,
             head.tip_wei,
             applied,
-            node.nonce(None),
+            nonce,
             node.nonce(applied) if applied >= 0 else 0,
             receipts,
-            node.known(hashes),
+            node.known(lost) | frozenset(receipts),
         )
         self._node = node
         try:
             self._do(looked)
         finally:
             self._node = None
+
+    def _receipts(self, node: Node, intents: Sequence[Intent]) -> dict[bytes, Receipt]:
+        hashes = [one.hash for intent in intents for one in intent.attempts]
+        found = node.receipts(hashes)
+        return {hash: receipt for hash, receipt in found.items() if self._is_ours(receipt)}
 
     def _is_ours(self, receipt: Receipt) -> bool:
         """Whether our log of blocks has the block of this receipt, or is still to have it."""
@@ -180,7 +195,8 @@ class Courier:
                 if self._node is None:
                     return Sent(effect.purpose, effect.attempt.hash, "unknown")
                 how, text = self._node.send(effect.attempt)
-                log.info("%s: nonce sent, %s %s", effect.purpose, how, text)
+                nonce = self.lane.intents[effect.purpose].nonce
+                log.info("%s: sent with nonce %d: %s %s", effect.purpose, nonce, how, text)
                 return Sent(effect.purpose, effect.attempt.hash, how, text)
             case Explain():
                 return self._explain(effect)
@@ -230,4 +246,6 @@ class Courier:
             return Explained(effect.purpose, str(error))
         except NodeDownError:
             return None
-        return Explained(effect.purpose, "it was refused in its block and not before it")
+        return Explained(
+            effect.purpose, "it ran out of gas, or something before it in its block was in its way"
+        )

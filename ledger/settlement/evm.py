@@ -6,8 +6,8 @@ whose bits others set as well. What a node adds or tells otherwise is found by a
 the reconciliation.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from gristmill.contracts import faults
 from gristmill.contracts.ethereum import keccak
@@ -20,6 +20,8 @@ from gristmill.ledger.settlement.ports import Head, NodeDownError, RevertedError
 from gristmill.wire.errors import RemoteError
 
 BLOOM_BYTES = 256
+ASKED_MAX = 3
+_Kind = TypeVar("_Kind")
 
 
 class EvmNode:
@@ -111,31 +113,25 @@ class EvmNode:
         return sorted(facts, key=lambda fact: fact.index), bytes(bloom)
 
     def facts(self, first: int, last: int) -> list[Fact]:
-        """See ``Node``; a range that the node finds too large is halved inside."""
-        try:
-            events = self._chain.logs(first, last, [self._rental, self._pool])
-        except RemoteError as error:
-            raise NodeDownError(error.message) from None
-        return [
-            Fact(
-                event.block,
-                event.log_index,
-                self._names[event.address],
-                event.name,
-                dict(event.arguments),
-                event.transaction,
-            )
-            for event in events
-        ]
+        """See ``Node``. Every header is looked at, so events that are left out are found here, too.
+
+        A question for each block, against one for thousands that nobody could check.
+        """
+        found: list[Fact] = []
+        parent = b""
+        for number in range(first, last + 1):
+            block = self.block(number)
+            if block is None or block.is_short or (parent and block.parent != parent):
+                raise NodeDownError(f"{self.name} does not tell all events of block {number}")
+            parent = block.hash
+            found += block.facts
+        return found
 
     def receipts(self, hashes: Sequence[bytes]) -> Mapping[bytes, Receipt]:
         """See ``Node``."""
         found = {}
         for hash in hashes:
-            try:
-                told = self._chain.receipt(hash)
-            except RemoteError as error:
-                raise NodeDownError(error.message) from None
+            told = self._again(self._chain.receipt, hash)
             if told is not None:
                 paid = told.gas_used * told.gas_price
                 found[hash] = Receipt(hash, told.block, told.block_hash, not told.is_ok, paid)
@@ -143,17 +139,12 @@ class EvmNode:
 
     def known(self, hashes: Sequence[bytes]) -> frozenset[bytes]:
         """See ``Node``."""
-        try:
-            return frozenset(hash for hash in hashes if self._chain.is_known(hash))
-        except RemoteError as error:
-            raise NodeDownError(error.message) from None
+        return frozenset(hash for hash in hashes if self._again(self._chain.is_known, hash))
 
     def nonce(self, block: int | None) -> int:
         """See ``Node``."""
-        try:
-            return self._chain.nonce(self._account, "latest" if block is None else block)
-        except RemoteError as error:
-            raise NodeDownError(error.message) from None
+        place = "latest" if block is None else block
+        return self._again(self._chain.nonce, self._account, place)
 
     def preflight(self, target: bytes, call: bytes, block: int | None = None) -> int:
         """See ``Node``; at the last block: what waits may be this very call, sent before."""
@@ -213,10 +204,17 @@ class EvmNode:
             raise NodeDownError(error.message) from None
 
     def _ask(self, method: str, params: list[Any]) -> Any:
-        try:
-            return self._chain.ask(method, params)
-        except RemoteError as error:
-            raise NodeDownError(error.message) from None
+        return self._again(self._chain.ask, method, params)
+
+    def _again(self, ask: Callable[..., _Kind], *arguments: Any) -> _Kind:
+        """A question, asked up to ``ASKED_MAX`` times: a turn has hundreds, and needs them all."""
+        for number in range(1, ASKED_MAX + 1):
+            try:
+                return ask(*arguments)
+            except RemoteError as error:
+                if error.code != "CHAIN_DOWN" or number == ASKED_MAX:
+                    raise NodeDownError(error.message) from None
+        raise AssertionError
 
     def _odd(self, what: str, error: Exception) -> NodeDownError:
         return NodeDownError(f"{self.name} tells nonsense of {what}: {error!r:.100}")

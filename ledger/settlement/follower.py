@@ -63,9 +63,6 @@ class Follower:
 
     def forget(self, start: int) -> None:
         """Read everything again, from a first block on; facts are the caller's to remove."""
-        limits = self.log.limits
-        for name in self.log.__struct_fields__:
-            setattr(self.log, name, getattr(Log(limits), name))
         begin(self.log, start)
         self._rows.forget_blocks(0, 1 << 62)
         self._rows.save_log(self.log)

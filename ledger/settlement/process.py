@@ -34,6 +34,8 @@ log = logging.getLogger("gristmill.settlement")
 
 KEY = "settlement.key"  #: what it speaks to the ledger as; no money is under it
 START_PAUSE_S = 2.0
+VOUCHERS_MAX = 1_000  #: that wait for an answer
+VOUCHERS_AT_ONCE = 20  #: each takes some 20 ms to check; a turn is not kept waiting longer
 
 
 class Service:
@@ -49,7 +51,7 @@ class Service:
         placed = deployment.read(settings.deployment)
         self._rows = Rows(settings.state / FILE)
         signer = _signer(settings)
-        self._vouchers: queue.SimpleQueue[ShowVoucher] = queue.SimpleQueue()
+        self._vouchers: queue.Queue[ShowVoucher] = queue.Queue(VOUCHERS_MAX)
         self._bell, self._woken = socket.socketpair()
         self._bell.setblocking(False)
         self._line = Line(
@@ -100,7 +102,8 @@ class Service:
 
     def _on_shown(self, voucher: ShowVoucher) -> None:
         """On the line's thread."""
-        self._vouchers.put(voucher)
+        with contextlib.suppress(queue.Full):  # without an answer it is said again
+            self._vouchers.put_nowait(voucher)
         with contextlib.suppress(BlockingIOError):  # it has been rung often enough
             self._bell.send(b"v")
 
@@ -109,13 +112,15 @@ class Service:
         announce_ready("settlement", self.told, self._settings.ready_fd)
         next_s = 0.0
         while True:
-            pause_s = max(0.0, next_s - time.monotonic())
+            pause_s = max(0.0, next_s - time.monotonic()) if self._vouchers.empty() else 0.0
             ready, _, _ = select.select([stop, self._woken], [], [], pause_s)
             if stop in ready:
                 return
             if self._woken in ready:
                 self._woken.recv(1 << 16)
-            while not self._vouchers.empty():
+            for _ in range(VOUCHERS_AT_ONCE):
+                if self._vouchers.empty():
+                    break
                 self._line.tell(self.settlement.show_voucher(self._vouchers.get()))
             if time.monotonic() >= next_s:
                 self.settlement.turn()

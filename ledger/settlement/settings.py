@@ -54,7 +54,7 @@ class Settings(pydantic.BaseModel):
     account: str = ""
     depth: int = pydantic.Field(default=12, ge=1, le=1_000)
     start: int = pydantic.Field(default=0, ge=0)
-    range_blocks: int = pydantic.Field(default=2_000, ge=1, le=100_000)
+    range_blocks: int = pydantic.Field(default=200, ge=1, le=10_000)
     timeout: int = pydantic.Field(default=15_000, ge=100, le=120_000)
     poll_s: float = pydantic.Field(default=2.0, gt=0, le=600)
     epoch: int = pydantic.Field(default=3_600_000, ge=100, le=7 * 86_400_000)

@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from msgspec.structs import asdict
+
 from gristmill.contracts import merkle, vouchers
 from gristmill.contracts.rpc import Contract
 from gristmill.ledger.settlement.core import chain_log, epochs, queue_records, reconcile
@@ -31,7 +33,7 @@ from gristmill.ledger.settlement.ports import (
     UnknownRentalError,
 )
 from gristmill.ledger.settlement.rows import Rows
-from gristmill.wire.chain import Shown, ShowVoucher, VoucherRuling
+from gristmill.wire.chain import HASH_BYTES, Shown, ShowVoucher, VoucherRuling
 from gristmill.wire.errors import RemoteError
 
 log = logging.getLogger("gristmill.settlement")
@@ -172,13 +174,9 @@ class Settlement:
 
     def _on_rewound(self, block: int) -> None:
         """What was certain above a block is taken back: tell by how much."""
-        before, self.mirror = sums(self.mirror), self._fresh()
-        now = sums(self.mirror)
-        changed = [
-            f"{name} {getattr(before, name)} -> {getattr(now, name)}"
-            for name in before.__struct_fields__
-            if getattr(before, name) != getattr(now, name)
-        ]
+        before, self.mirror = asdict(sums(self.mirror)), self._fresh()
+        now = asdict(sums(self.mirror))
+        changed = [f"{n} {before[n]} -> {now[n]}" for n in now if now[n] != before[n]]
         log.error("ALARM taken back above block %d: %s", block, "; ".join(changed) or "nothing")
         self.courier.rewind(block)
 
@@ -186,10 +184,6 @@ class Settlement:
         """Tell the ledger what it was not told; it moves the difference."""
         if self.follower.log.halted:
             return
-        now_ms = self._clock()
-        if now_ms >= self._present_ms:  # so that it knows whom vouchers are for
-            self._books.sums()
-            self._present_ms = now_ms + PRESENT_MS
         block = self.follower.log.applied
         for rental in self.mirror.rentals.values():
             if rental.id in self._foreign:
@@ -210,10 +204,14 @@ class Settlement:
             self._rows.put("stated", rental.id.hex(), stated)
             self._stated[rental.id] = stated
         claimed = sums(self.mirror).claimed
-        if claimed > self._claims:
+        now_ms = self._clock()
+        # Said again now and then: so the ledger knows whom vouchers are for.
+        if claimed > self._claims or (claimed == self._claims and now_ms >= self._present_ms):
             self._books.state_claims(claimed, block)
-            self._rows.put("claims", 0, claimed)
-            self._claims = claimed
+            self._present_ms = now_ms + PRESENT_MS
+            if claimed > self._claims:
+                self._rows.put("claims", 0, claimed)
+                self._claims = claimed
 
     # ------------------------------------------------------------ what to do
 
@@ -350,11 +348,16 @@ class Settlement:
         """
         here = (self._place.chain_id, self._place.rental.address)
         rental = self.mirror.rentals.get(voucher.rental)
-        asked = vouchers.Voucher(voucher.rental, voucher.cumulative, voucher.receipts_root)
-        signer = b""
-        if rental is not None and len(voucher.receipts_root) == 32 and voucher.cumulative >= 0:
-            signer = vouchers.recover(asked, *here, voucher.signature)
         kept = self._vouchers.get(voucher.rental)
+        if kept == voucher:
+            return  # it is on disk: its answer was lost
+
+        def signer() -> bytes:
+            if len(voucher.receipts_root) != HASH_BYTES:
+                return b""
+            asked = vouchers.Voucher(voucher.rental, voucher.cumulative, voucher.receipts_root)
+            return vouchers.recover(asked, *here, voucher.signature)
+
         safe_s = epochs.refund_s(rental, self._epoch) - self._epoch.hurry_s if rental else 0
         refusal = judge(voucher, signer, here, rental, kept, self._time_s, safe_s, spent)
         if refusal is not None:

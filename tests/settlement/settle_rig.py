@@ -15,7 +15,9 @@ from gristmill.contracts.abi import show_address
 from gristmill.contracts.ethereum import Account, keccak
 from gristmill.contracts.keys import AccountKey
 from gristmill.contracts.rpc import Chain
+from gristmill.ledger import chain_rows
 from gristmill.ledger.settlement.core.vouchers import Voucher
+from gristmill.ledger.sqlite_checks import open_for_reading
 from gristmill.wire import chain as wire
 from gristmill.wire.ledger import Contribution, Hold, LedgerAnswer, Release
 
@@ -23,6 +25,7 @@ CREDIT = 1_000_000
 DAY_S = 86_400
 WINDOW_S = 60
 NODES = 7
+ENTRIES_MAX = 300  #: of one frame
 TENANT = "ann"
 
 
@@ -42,6 +45,10 @@ class Grid:
         answer = self.ledger.ask(message)
         assert isinstance(answer, LedgerAnswer), answer
         return msgspec.msgpack.decode(answer.body, type=kind)
+
+    def order(self, message: Any) -> None:
+        """An operator's message, which must be carried out."""
+        self._ask(message)
 
     def agree(self, market: "Market") -> bytes:
         """The spec of one more agreement of the tenant."""
@@ -79,13 +86,19 @@ class Grid:
                 ),
                 Release(ref),
             ]  # fmt: skip
-        acked = self.ledger.post(self.ledger.applied() + 1, *entries)
-        wrong = [verdict for verdict in acked.verdicts if verdict.code]
-        assert not wrong, wrong[:3]
+        for at in range(0, len(entries), ENTRIES_MAX):
+            page = entries[at : at + ENTRIES_MAX]
+            acked = self.ledger.post(self.ledger.applied() + 1, *page)
+            wrong = [verdict for verdict in acked.verdicts if verdict.code]
+            assert not wrong, wrong[:3]
 
     def books(self, pool: str) -> wire.ChainBooks:
-        found: wire.ChainBooks = self._ask(wire.AskChainBooks(1, pool), wire.ChainBooks)
-        return found
+        """As the file has them: whoever asks for these over ipc is taken for the settlement."""
+        db = open_for_reading(self.ledger.state / "ledger.db")
+        try:
+            return chain_rows.books(db, pool)
+        finally:
+            db.close()
 
     def payout(self, pool: str) -> wire.Payout:
         found: wire.Payout = self._ask(wire.AskPayout(1, pool), wire.Payout)

@@ -35,7 +35,7 @@ from gristmill.ledger.settlement.core.queue_records import (
 )
 
 GWEI = 10**9
-LIMITS = Limits(in_flight_max=2, pending_max=3, bump_blocks=3, fee_cap_wei=100 * GWEI)
+LIMITS = Limits(gas_extra=0, in_flight_max=2, pending_max=3, bump_blocks=3, fee_cap_wei=100 * GWEI)
 
 
 def look(head: int = 10, **more: Any) -> Looked:
@@ -213,7 +213,7 @@ def test_a_bump_goes_up_to_the_cap_and_stays(lane: Lane) -> None:
 
 
 def test_the_day_has_a_budget() -> None:
-    lane = Lane(Limits(fee_day_wei=125_000 * 21 * GWEI + 10**14))
+    lane = Lane(Limits(gas_extra=0, fee_day_wei=125_000 * 21 * GWEI + 10**14))
     step(lane, look(), 0)
     step(lane, Asked("a", b"c" * 20, b""), 0)
     step(lane, Asked("b", b"c" * 20, b""), 0)

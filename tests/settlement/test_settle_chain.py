@@ -277,8 +277,8 @@ def test_drift_stops_payouts_until_somebody_says_go(stage: Stage) -> None:
     stage.mine(DEPTH + 2)
     stage.good()
     # Somebody brings money into a rental's account by hand.
-    stage.grid.ledger.ask(Fund(9, TENANT, 7, "by hand"))
-    stage.grid.ledger.ask(Transfer(9, [Leg(bytes(16), TENANT, f"rental:{id.hex()}", 7)]))
+    stage.grid.order(Fund(9, TENANT, 7, "by hand"))
+    stage.grid.order(Transfer(9, [Leg(bytes(15) + b"1", "tenant:ann", f"rental:{id.hex()}", 7)]))
     stage.mine(1)
     assert "drift 7" in stage.settlement.halted
     stage.settlement.take_voucher(stage.market.voucher(id, CREDIT))
@@ -287,7 +287,7 @@ def test_drift_stops_payouts_until_somebody_says_go(stage: Stage) -> None:
     stage.again()
     stage.mine(1)
     assert "drift 7" in stage.settlement.halted
-    stage.grid.ledger.ask(Transfer(9, [Leg(bytes([1] * 16), f"rental:{id.hex()}", TENANT, 7)]))
+    stage.grid.order(Transfer(9, [Leg(bytes(15) + b"2", f"rental:{id.hex()}", "tenant:ann", 7)]))
     (stage.folder / GO).touch()
     stage.until(lambda: stage.grid.books(stage.pool).paid == CREDIT)
     stage.mine(1)

@@ -212,9 +212,11 @@ def step(log: Log, event: Event) -> list[Effect]:
 
 
 def begin(log: Log, number: int) -> None:
-    """Nothing of ours is on the chain before this block, so it is read from there on."""
+    """Nothing of ours is on the chain before this block, so it is read from there on, or again."""
     log.start = number
     log.tip = log.applied = log.witnessed = number - 1
+    log.blocks.clear()
+    log.halted, log.rereads, log.range_now, log.is_disputed = "", 0, 0, False
 
 
 def certain(log: Log) -> int:

@@ -305,6 +305,10 @@ def _fee(lane: Lane) -> tuple[int, int]:
     return min(cap, 2 * lane.base_fee_wei + tip), tip
 
 
+def _gas(lane: Lane, estimate: int) -> int:
+    return estimate * lane.limits.gas_percent // 100 + lane.limits.gas_extra
+
+
 def _raised(fee_wei: int) -> int:
     return -(-fee_wei * 9 // 8)  # 12.5 % is what nodes ask of a replacement
 
@@ -349,7 +353,7 @@ def _on_preflight(lane: Lane, event: PreflightDone, effects: list[Effect]) -> No
         _bump(lane, intent, effects)
         return
     is_cancel = intent.is_unwanted
-    gas = CANCEL_GAS if is_cancel else event.gas * lane.limits.gas_percent // 100
+    gas = CANCEL_GAS if is_cancel else _gas(lane, event.gas)
     fee, tip = _fee(lane)
     if not fee:
         return  # told by _begin

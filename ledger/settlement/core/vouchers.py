@@ -5,15 +5,17 @@
     another chain or contract                   | CHAIN_WRONG      | its signature counts there only
     no rental that is K deep                    | UNKNOWN_RENTAL   | nothing is locked for it
     the rental is closed                        | LEDGER_CONFLICT  | nothing is left in it
-    the client did not sign it                  | UNAUTHORISED     | forged, or of another client
     more than is locked                         | INVALID_SPEC     | nobody could be paid
     no more than was paid                       | LEDGER_CONFLICT  | replayed
     less than the last one that was taken       | LEDGER_CONFLICT  | out of order
     the last one, below what the jobs spent     | INVALID_SPEC     | the grid would lose the rest
     too near to the refund                      | INVALID_SPEC     | it may not be redeemed in time
+    the client did not sign it                  | UNAUTHORISED     | forged, or of another client
 
 The same voucher again is taken again, and nothing changes: it is the answer that was lost.
 """
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -45,7 +47,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 def judge(
     voucher: Voucher,
-    signer: bytes,
+    signer: Callable[[], bytes],
     here: tuple[int, bytes],
     rental: Rental | None,
     kept: Voucher | None,
@@ -57,7 +59,8 @@ def judge(
 
     Args:
         voucher: what came.
-        signer: whose signature it has (20 bytes), found for our chain and contract; empty: none's.
+        signer: finds whose signature it has (20 bytes, for our chain and contract; empty: none's).
+            It takes long, so it is asked last.
         here: our chain id and contract.
         rental: of the voucher's id, certain; None: there is none.
         kept: the largest that was taken for it.
@@ -77,14 +80,6 @@ def judge(
         return Refusal("UNKNOWN_RENTAL", f"{name} is not on the chain, or not deep enough yet")
     if rental.state == "closed":
         return Refusal("LEDGER_CONFLICT", f"{name} is closed: {rental.paid} were paid in all")
-    if signer != rental.client:
-        by = f"by 0x{signer.hex()}" if signer else "by nobody"
-        return Refusal(
-            "UNAUTHORISED",
-            f"the voucher over {voucher.cumulative} is signed {by}; the client of {name} is "
-            f"0x{rental.client.hex()}",
-            "sign with the key that locked the money",
-        )
     if voucher.cumulative > rental.locked:
         return Refusal(
             "INVALID_SPEC",
@@ -117,5 +112,13 @@ def judge(
             f"{name} can be refunded soon, at its deadline {rental.deadline_s} and the grace: the "
             "voucher may not be redeemed in time",
             "move the deadline with topUp, then send the voucher again",
+        )
+    if (found := signer()) != rental.client:
+        by = f"by 0x{found.hex()}" if found else "by nobody"
+        return Refusal(
+            "UNAUTHORISED",
+            f"the voucher over {voucher.cumulative} is signed {by}; the client of {name} is "
+            f"0x{rental.client.hex()}",
+            "sign with the key that locked the money, for this chain and this contract",
         )
     return None

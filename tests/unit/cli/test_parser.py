@@ -137,10 +137,12 @@ def test_every_verb_has_its_module_and_speaks_json() -> None:
             "audit",
             "chain",
             "chain key",
+            "claim",
             "credits",
             "deploy",
             "ledger",
             "node",
+            "rental",
             "token",
             "worker",
         )

@@ -288,6 +288,8 @@ WRITERS = {
     "broker/registry/app.py": "settings", "broker/registry/db.py": "settings",
     "ledger/app.py": "settings", "ledger/payments/callbacks.py": "settings",
     "ledger/payments/http.py": "settings", "ledger/payments/settings.py": "settings",
+    "ledger/settlement/books.py": "digests", "ledger/settlement/rows.py": "settings",
+    "ledger/settlement/settings.py": "settings", "ledger/settlement/settlement.py": "settings",
     "ledger/sqlite.py": "settings",
     "store/address.py": "settings", "store/app.py": "settings",
     "store/bucket.py": "digests", "store/client.py": "what its caller gives",
