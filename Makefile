@@ -1,6 +1,6 @@
 # Every target runs from a fresh clone, as root or as a plain user: `make demo` is a good first one.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench bench-endless bench-setup bench-peers flows docs sim chaos fleet release-check release-disk release-rest clean
+.PHONY: help setup demo test contracts lint bench bench-endless bench-setup bench-peers flows docs sim chaos fleet release-check release-disk release-rest clean
 
 # More options for the test runner: make test PYTEST="-x -k lease"
 PYTEST =
@@ -8,6 +8,7 @@ WORKERS = 2
 # Options of bench-peers.
 PEERS =
 LIGHTNING = tests/rig/lightning/node_modules
+CHAIN = contracts/node_modules
 # What to measure, and with what options: make bench QUESTIONS=bench/latency.py BENCH="--n 100"
 QUESTIONS = $(sort $(filter-out bench/endless.py,$(wildcard bench/*.py)))
 BENCH =
@@ -35,7 +36,7 @@ demo: .venv/.stamp ## three real jobs on a grid of this machine; results in out/
 # Bytecode once, for the thousands of processes that the tests start: where PYTHONDONTWRITEBYTECODE
 # is set each would compile our modules again. With options there is one runner, which
 # -x can stop.
-test: lint $(LIGHTNING)/.stamp ## lint, then every suite with its minutes
+test: lint $(LIGHTNING)/.stamp $(CHAIN)/.stamp ## lint, then every suite with its minutes
 	@.venv/bin/python -m compileall -q $(notdir $(wildcard namespace/gristmill/*))
 	$(if $(PYTEST),.venv/bin/pytest $(PYTEST),.venv/bin/python .ci/lanes.py .venv/bin/pytest)
 
@@ -46,6 +47,17 @@ $(LIGHTNING)/.stamp: tests/rig/lightning/package-lock.json
 	else \
 		echo "make: no npm on this host: tests of Lightning are skipped" >&2; \
 	fi
+
+# Compiler, forge and anvil of the contracts; without npm their tests are skipped, as above.
+$(CHAIN)/.stamp: contracts/package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm ci --ignore-scripts --no-progress --prefix contracts && touch $@; \
+	else \
+		echo "make: no npm on this host: tests of the contracts are skipped" >&2; \
+	fi
+
+contracts: .venv/.stamp $(CHAIN)/.stamp ## the contracts, their artifacts and their binding
+	.venv/bin/pytest tests/contracts tests/unit/contracts $(PYTEST)
 
 lint: .venv/.stamp ## style, types and the import law
 	.venv/bin/ruff check .
@@ -76,6 +88,7 @@ flows: .venv/.stamp ## write docs/flows.md from tests/flows/
 
 docs: flows ## write the pages that are made from code
 	.venv/bin/python -P tests/tidy/errors_page.py
+	.venv/bin/python -P tests/contracts/contracts_page.py
 
 sim: .venv/.stamp ## the cores on virtual time under faults: make sim SEEDS=0:10000
 	GRISTMILL_SEEDS="$(SEEDS)" .venv/bin/pytest tests/sim $(PYTEST)
@@ -99,6 +112,6 @@ release-disk release-rest:
 		.venv/bin/pytest $(LANE) -o faulthandler_timeout=3600 $(PYTEST) > out/$@.log 2>&1
 
 clean: ## remove what the other targets made
-	rm -rf .venv bench/peers/.venvs $(LIGHTNING) build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+	rm -rf .venv bench/peers/.venvs $(LIGHTNING) $(CHAIN) contracts/out contracts/cache build dist out .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
 		*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

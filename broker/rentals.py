@@ -4,7 +4,7 @@ import msgspec
 
 from gristmill.broker.bills import Relay
 from gristmill.broker.sessions import ClientSession
-from gristmill.wire.chain import Agree, ShowVoucher, decode_by_clients
+from gristmill.wire.chain import Agree, EndRental, ShowVoucher, decode_by_clients
 from gristmill.wire.client import OnChain
 
 
@@ -26,6 +26,6 @@ class Rentals:
         if isinstance(said, Agree):
             mine = msgspec.structs.replace(said.agreement, tenant=session.tenant)
             said = msgspec.structs.replace(said, agreement=mine)
-        elif isinstance(said, ShowVoucher):
+        elif isinstance(said, EndRental | ShowVoucher):
             said = msgspec.structs.replace(said, tenant=session.tenant)
         self._relay.ask(session, message.request, said)

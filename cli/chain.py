@@ -152,7 +152,8 @@ def _effects(wanted: "Wanted", sender: bytes) -> list[str]:
 
     return [
         f"{show(wanted.coordinator)} owns WorkPool, posts its roots, each at most "
-        f"{format_credits(wanted.cap_ucredits)} credits above the last, and appoints who posts",
+        f"{format_credits(wanted.cap_ucredits)} credits above the last; it can appoint who posts, "
+        "and propose another guardian, whom anybody can put in place 30 days later",
         f"{show(wanted.guardian)} can veto a root in the {days(wanted.window_s)} before it opens",
         f"{show(wanted.arbiter)} decides disputes, between what the client signed and what is "
         f"locked; after {days(wanted.dispute_window_s)} of silence what was signed is paid",
@@ -161,7 +162,7 @@ def _effects(wanted: "Wanted", sender: bytes) -> list[str]:
         f"{show(wanted.fee_wallet)} is owed 3 % of what is paid",
         f"{show(sender)} owns ComputeRental and PromptMarketplace: it can propose another fee "
         "wallet, which anybody can put in place two days later; it can move nobody's money",
-        "nobody can change the code, the token, the times or the cap",
+        "nobody can change the code, the token, the arbiter, the times or the cap",
     ]
 
 

@@ -11,12 +11,8 @@ from typing import Any
 import msgspec
 
 from gristmill.cli.document import Document
-from gristmill.cli.documents_chain import (
-    ChainDeploy,
-    ChainKey,
-    ChainPins,
-    ChainStatus,
-)
+from gristmill.cli.documents_chain import ChainDeploy, ChainKey, ChainPins, ChainStatus
+from gristmill.cli.documents_rental import DOCUMENTS as RENTALS
 from gristmill.wire.client import (
     AccountRow,
     JobStatus,
@@ -587,6 +583,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     ChainStatus,
     ChainPins,
     ChainKey,
+    *RENTALS,
     Fault,
 )
 BY_NAME: dict[str, type[Document]] = {

@@ -31,7 +31,9 @@ WORKER_GRACE_S = 3.0  #: for what workers run when the grid ends; what is left r
 NAME_PAUSE_S = 0.5  #: between two starts of a worker whose name is not free yet
 END_S = 10.0  #: broker, ledger and store write what they have within this
 TIERS = ("strict", "job", "batch")
-_SERVICES = ("ledger", "store", "broker", "treasury")
+_SERVICES = ("ledger", "store", "broker", "treasury", "settlement")
+#: services whose module is not their name
+_MODULES = {"treasury": "ledger.payments", "settlement": "ledger.settlement"}
 
 
 class Grid:
@@ -53,6 +55,7 @@ class Grid:
         fund: ``TENANT=CREDITS`` to mint at the first start; empty for nothing.
         payments: file of the treasury's settings, empty for what an operator confirms only; None
             for no treasury: no credits are sold.
+        settlement: file of the settlement's settings; empty for none: nothing is on a chain.
         on_event: told, in words, what happens (a process that had to be killed, say).
         stop_fd: when this becomes readable while processes start, ``KeyboardInterrupt``.
 
@@ -80,6 +83,7 @@ class Grid:
         back: str = "",
         fund: str = FUND,
         payments: str | None = None,
+        settlement: str = "",
         on_event: Callable[[str], None] | None = None,
         stop_fd: int | None = None,
     ) -> None:
@@ -97,6 +101,7 @@ class Grid:
         self.back = back or f"ipc://{self.run}/back"
         self.fund = fund
         self.payments = payments
+        self.settlement = settlement
         self._stop_fds = [] if stop_fd is None else [stop_fd]
         self._tell = on_event or (lambda _: None)
         self._processes: dict[str, Process] = {}
@@ -119,14 +124,18 @@ class Grid:
     # ------------------------------------------------------------ life
 
     def start(self, timeout_s: float = START_S) -> "Grid":
-        """Start every process and wait until all are ready."""
+        """Start every process and wait until all are ready.
+
+        But for the settlement, which waits for its chain: a grid works without it.
+        """
         for name in ("front", "back", "ledger"):
             check_listen_address(f"ipc://{self.run}/{name}")
         try:
             self._claim()
-            services = [n for n in _SERVICES if n != "treasury" or self.payments is not None]
+            left_out = {"settlement"} if self.payments is not None else {"treasury", "settlement"}
+            services = [name for name in _SERVICES if name not in left_out]
             names = [*services, *(f"worker-{number}" for number in range(self.workers))]
-            for name in names:
+            for name in [*names, *(["settlement"] if self.settlement else [])]:
                 self._spawn(name, self.command(name))
             self._await(names, timeout_s)
         except BaseException:
@@ -143,7 +152,7 @@ class Grid:
         names = list(self._processes)
         try:
             self._end([name for name in names if name not in _SERVICES], grace_s)
-            for name in ("treasury", "broker", "store", "ledger"):
+            for name in ("settlement", "treasury", "broker", "store", "ledger"):
                 self._end([name] if name in names else [], END_S)
         finally:
             for claim in self._claims:
@@ -267,8 +276,11 @@ class Grid:
                 *("--ledger", ledger),
                 *(["--config", os.path.abspath(self.payments)] if self.payments else []),
             ],
+            "settlement": lambda: [
+                *("--ledger", ledger, "--config", os.path.abspath(self.settlement)),
+            ],
         }
-        module = "ledger.payments" if kind == "treasury" else kind
+        module = _MODULES.get(kind, kind)
         argv = [sys.executable, "-P", "-m", f"gristmill.{module}", "--state", state, *own[kind]()]
         return argv + self.options.get(kind, []) + (self.options.get(name, []) * (name != kind))
 

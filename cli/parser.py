@@ -118,6 +118,7 @@ def build() -> Parser:
         parser_money,
         parser_receipts,
         parser_registry,
+        parser_rental,
     )
 
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
@@ -145,6 +146,7 @@ def build() -> Parser:
         parser_doctor.add,
         parser_deploy.add,
         parser_chain.add,
+        parser_rental.add,
         _drill,
         _schema,
     ):
@@ -235,6 +237,7 @@ def _up(verbs: Verbs) -> None:
         help="also admit tier 'trusted': such jobs run WITHOUT a jail, as you",
     )
     parser.add_argument("--payments", metavar="FILE", help="how credits are paid for, in TOML")
+    parser.add_argument("--settlement", metavar="FILE", help="how it settles on a chain, in TOML")
     parser.add_argument(
         "--label",
         type=typed(_pair),

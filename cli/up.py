@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             tiers=[*(args.tier or TIERS), *(["trusted"] if args.with_trusted else [])],
             labels=dict(args.label),
             payments=args.payments or "",
+            settlement=args.settlement or "",
             options={"broker": [part for text in args.tariff for part in ("--tariff", text)]},
             on_event=terminal.say,
             stop_fd=signals.fd,

@@ -110,6 +110,13 @@ class Interface:
         assert len(values) == len(self._inputs), (values, self.constructor_names())
         return encode([entry["type"] for entry in self._inputs], values)
 
+    def name_of(self, body: bytes) -> str:
+        """The function that the data of a call is for; empty for none of the ABI."""
+        for name, entry in self._functions.items():
+            if bytes(utils.function_abi_to_4byte_selector(entry)) == body[:4]:
+                return str(name)
+        return ""
+
     def encode_call(self, function: str, values: Sequence[Any]) -> bytes:
         """The data of a call."""
         entry = self._functions[function]

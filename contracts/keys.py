@@ -246,7 +246,8 @@ def _keystore(path: pathlib.Path) -> dict[str, Any]:
         found = json.loads(body)
         crypto = found.get("crypto") or found["Crypto"]
         rounds = crypto["kdfparams"]
-        is_ours = found["version"] == 3 and crypto["kdf"] in ("scrypt", "pbkdf2")
+        is_ours = found["version"] == 3 and crypto["cipher"] == "aes-128-ctr"
+        is_ours = is_ours and crypto["kdf"] in ("scrypt", "pbkdf2")
         limits = {"n": SCRYPT_N_MAX, "r": SCRYPT_R_MAX, "p": SCRYPT_P_MAX, "c": ITERATIONS_MAX}
         dear = [name for name, most in limits.items() if not 0 <= int(rounds.get(name, 0)) <= most]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -275,7 +276,17 @@ def make_keystore(path: pathlib.Path, password: str) -> bytes:
             "take a longer one",
         )
     made = Account.create()
-    body = json.dumps(Account.encrypt(made.key, password), sort_keys=True).encode() + b"\n"
+    write_keystore(path, bytes(made.key), password)
+    return bytes.fromhex(str(made.address)[2:])
+
+
+def write_keystore(path: pathlib.Path, secret: bytes, password: str) -> None:
+    """Put a key (32 bytes) into a new keystore of mode 0600.
+
+    Raises:
+        RemoteError: ``UNAUTHORISED``: the file is there already, or cannot be made.
+    """
+    body = json.dumps(Account.encrypt(secret, password), sort_keys=True).encode() + b"\n"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "wb") as file:
@@ -288,4 +299,3 @@ def make_keystore(path: pathlib.Path, password: str) -> bytes:
             f"{path} cannot be made: {error.strerror}",
             "name a new file: a key is never written over",
         ) from None
-    return bytes.fromhex(str(made.address)[2:])

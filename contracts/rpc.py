@@ -293,8 +293,8 @@ class Chain:
 
     # ------------------------------------------------------------ transactions
 
-    def estimate(self, transaction: Transaction, sender: bytes) -> int:
-        """Gas that a transaction would use, by trying it.
+    def estimate(self, transaction: Transaction, sender: bytes, what: str = "") -> int:
+        """Gas that a transaction would use, by trying it; ``what`` names it in a refusal.
 
         Its own ``gas``, fees and nonce are left out.
 
@@ -304,7 +304,7 @@ class Chain:
         told = transaction.as_rpc(sender)
         for field in ("gas", "nonce", "maxFeePerGas", "maxPriorityFeePerGas"):
             del told[field]
-        return self._quantity(self.ask("eth_estimateGas", [told]), "eth_estimateGas")
+        return self._quantity(self.ask("eth_estimateGas", [told], what), "eth_estimateGas")
 
     def send(self, raw: bytes) -> bytes:
         """Hand a signed transaction in; its hash. One that the node has already is no error.

@@ -112,8 +112,10 @@ class Endpoint:
             RpcError: the other side refuses.
             RemoteError: ``CHAIN_DOWN``: no whole answer in time, or one that is no JSON-RPC.
         """
-        if self._connection is not None and time.monotonic() > self._until:
-            self.close()
+        if self._connection is not None and (
+            self._connection.sock is None or time.monotonic() > self._until
+        ):
+            self.close()  # the other side ended it with its last answer, or it is old
         if self._connection is not None:
             try:
                 return self._ask(method, params)

@@ -121,7 +121,9 @@ class Book:
             f"SELECT {schema.PUBLIC_KEY} FROM public_key ORDER BY from_ms"
         ):
             state.keys[kind, name] = public, from_ms
-        for id_, tenant in self.db.execute("SELECT id, tenant FROM rental WHERE is_closed = 0"):
+        for id_, tenant in self.db.execute(
+            "SELECT id, tenant FROM rental WHERE is_closed = 0 AND is_ending = 0"
+        ):
             state.rentals.setdefault(tenant, {})[id_.hex()] = None
         self.state = state
 

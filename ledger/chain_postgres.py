@@ -5,7 +5,8 @@ from gristmill.ledger.chain_rows import MONEY, NEVER_CHANGED
 _RENTAL = """
   IF (NEW.id, NEW.spec, NEW.tenant) <> (OLD.id, OLD.spec, OLD.tenant)
       OR NEW.locked < OLD.locked OR NEW.paid < OLD.paid OR NEW.returned < OLD.returned
-      OR NEW.is_closed < OLD.is_closed OR NEW.block < OLD.block THEN
+      OR NEW.is_ending < OLD.is_ending OR NEW.is_closed < OLD.is_closed
+      OR NEW.block < OLD.block THEN
     RAISE EXCEPTION 'a rental only grows';
   END IF;
 """

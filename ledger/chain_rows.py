@@ -17,7 +17,7 @@ from gristmill.wire import chain as wire
 from gristmill.wire.receipts import is_by
 
 AGREEMENT = "spec, tenant, grid, chain_id, contract, provider, number, at_ms"
-RENTAL = "id, spec, tenant, locked, paid, returned, short, is_closed, block"
+RENTAL = "id, spec, tenant, locked, paid, returned, short, is_ending, is_closed, block"
 MOVE = "transfer, move, subject, pool, number, amount"
 PAYEE = "node, pool, address, from_ms, signature"
 EARNING = "pool, address, cumulative"
@@ -54,6 +54,7 @@ CREATE TABLE rental(
   paid INTEGER NOT NULL CHECK(paid >= 0),
   returned INTEGER NOT NULL CHECK(returned >= 0),
   short INTEGER NOT NULL CHECK(short BETWEEN 0 AND returned),
+  is_ending INTEGER NOT NULL CHECK(is_ending IN (0, 1)),
   is_closed INTEGER NOT NULL CHECK(is_closed IN (0, 1)),
   block INTEGER NOT NULL,
   crc INTEGER NOT NULL,
@@ -112,7 +113,8 @@ CREATE TABLE payout(
 TRIGGERS = f"""
 CREATE TRIGGER rental_grows BEFORE UPDATE ON rental WHEN NEW.id <> OLD.id OR NEW.spec <> OLD.spec
   OR NEW.tenant <> OLD.tenant OR NEW.locked < OLD.locked OR NEW.paid < OLD.paid
-  OR NEW.returned < OLD.returned OR NEW.is_closed < OLD.is_closed OR NEW.block < OLD.block
+  OR NEW.returned < OLD.returned OR NEW.is_ending < OLD.is_ending
+  OR NEW.is_closed < OLD.is_closed OR NEW.block < OLD.block
   BEGIN SELECT RAISE(ABORT, 'a rental only grows'); END;
 CREATE TRIGGER earning_grows BEFORE UPDATE ON earning WHEN NEW.pool <> OLD.pool
   OR NEW.address <> OLD.address OR NEW.cumulative <= OLD.cumulative
@@ -199,6 +201,9 @@ def event_of(db: Database, asked: wire.Said, public: str) -> cr.ChainEvent:
                 row[0] if row else "",
                 _rental(db, asked.id),
             )
+        case wire.EndRental():
+            spent = spent_of(db, asked.rental)
+            return cr.RentalEnded(asked.rental, asked.tenant, _rental(db, asked.rental), spent)
         case wire.CommitPayouts():
             payees = [
                 (node, address) for node, address in db.execute(_LATEST_PAYEES, (asked.pool,))
@@ -240,14 +245,19 @@ def _rental(db: Database, id_: bytes) -> cr.Rental | None:
     if row is None:
         return None
     rental = cr.Rental(*row)
-    rental.is_closed = bool(rental.is_closed)
+    rental.is_ending, rental.is_closed = bool(rental.is_ending), bool(rental.is_closed)
     return rental
 
 
-def tenant_of(db: Database, rental: bytes) -> str:
-    """Whose rental it is; empty where the books have none of this id."""
-    row = _row(db, "SELECT tenant FROM rental WHERE id = ?", (rental,))
-    return row[0] if row else ""
+def ending_of(db: Database, rental: bytes) -> tuple[str, bool]:
+    """(tenant, whether it is ending) of a rental; no tenant where the books have none of it."""
+    row = _row(db, "SELECT tenant, is_ending FROM rental WHERE id = ?", (rental,))
+    return (row[0], bool(row[1])) if row else ("", False)
+
+
+def spent_of(db: Database, rental: bytes) -> int:
+    """What the jobs of a rental have cost so far."""
+    return _sum(db, "spent), 0) FROM hold WHERE rental = ? AND rental <> ''", (rental.hex(),))
 
 
 def last_payout(db: Database, pool: str) -> cr.PayoutRow | None:

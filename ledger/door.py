@@ -39,6 +39,7 @@ VERBS: dict[type, frozenset[Role]] = {
     payments.ReportInvoice: frozenset({"treasury"}),
     payments.Observe: frozenset({"treasury"}),
     chain.Agree: frozenset({"broker"}),
+    chain.EndRental: frozenset({"broker"}),
     chain.StatePayee: frozenset({"broker", "operator", "settlement"}),
     chain.StateRental: frozenset({"settlement"}),
     chain.CommitPayouts: frozenset({"settlement"}),

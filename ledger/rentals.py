@@ -59,16 +59,22 @@ class Rentals:
         return None
 
     def _forward(self, peer: bytes, message: chain.ShowVoucher) -> None:
-        if chain_rows.tenant_of(self._book.db, message.rental) != message.tenant:
-            told = f"{message.tenant} has no rental {message.rental.hex():.64}"
-            raise RemoteError("UNKNOWN_RENTAL", told)
+        tenant, is_ending = chain_rows.ending_of(self._book.db, message.rental)
+        name = message.rental.hex()
+        if tenant != message.tenant:
+            raise RemoteError("UNKNOWN_RENTAL", f"{message.tenant} has no rental {name:.64}")
+        if message.is_last and not is_ending:
+            told = f"rental {name:.16}... was not ended: its jobs may still spend of it"
+            raise RemoteError("RENTAL_BUSY", told)
         if not self._settlement:
             raise RemoteError("SETTLEMENT_DOWN", "no settlement has spoken to this ledger yet")
         self._last += 1
         self._waiting[self._last] = (peer, message.request)
         while len(self._waiting) > WAITING_MAX:
             self._waiting.popitem(last=False)
-        self._send(self._settlement, msgspec.structs.replace(message, request=self._last))
+        spent = chain_rows.spent_of(self._book.db, message.rental)
+        message = msgspec.structs.replace(message, request=self._last, spent=spent)
+        self._send(self._settlement, message)
 
     def _bring(self, ruling: chain.VoucherRuling) -> None:
         peer, request = self._waiting.pop(ruling.request, (b"", 0))

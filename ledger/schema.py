@@ -90,6 +90,7 @@ CREATE TABLE hold(
   crc INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX hold_of_tenant ON hold(tenant, id);
+CREATE INDEX hold_of_rental ON hold(rental) WHERE rental <> '';
 CREATE INDEX open_hold ON hold(id) WHERE closed_ms = 0;
 
 -- How far each broker's outbox is applied, when it was heard, and what became of each entry.

@@ -178,6 +178,9 @@ class AskChainBooks(Message, frozen=True, tag=38):
 class ShowVoucher(Message, frozen=True, tag=39):
     """A tenant pays so much of its rental, all vouchers before included.
 
+    ``is_last``: the rental was ended (``EndRental``), and what is left may go back at once.
+    ``spent``: by its jobs; the ledger's word, which fills it in for the settlement.
+
     ``signature``: of the contract's EIP-712 ``Voucher``, by the escrow's client. Brought to the
     settlement, which answers with ``Shown`` when it has it on its disk.
     """
@@ -188,6 +191,8 @@ class ShowVoucher(Message, frozen=True, tag=39):
     cumulative: Integer
     receipts_root: bytes
     signature: bytes
+    is_last: bool = False
+    spent: Integer = 0
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -206,10 +211,21 @@ class VoucherRuling(Message, frozen=True, tag=40):
     shown: Shown
 
 
-Said = Agree | StatePayee | StateRental | CommitPayouts | StateRoot | StateClaims
+class EndRental(Message, frozen=True, tag=41):
+    """A tenant: no more jobs of this rental. Answered with what its jobs have spent.
+
+    Refused with ``RENTAL_BUSY`` while a job holds some of it.
+    """
+
+    request: Integer
+    tenant: str
+    rental: bytes
+
+
+Said = EndRental | Agree | StatePayee | StateRental | CommitPayouts | StateRoot | StateClaims
 Question = AskPayout | AskLeaves | AskChainBooks
 #: what clients say and ask, through their broker, which fills in who they are
-ByClients = Agree | StatePayee | ShowVoucher | AskPayout | AskLeaves
+ByClients = EndRental | Agree | StatePayee | ShowVoucher | AskPayout | AskLeaves
 decode_by_clients: HeaderDecoder[Any] = HeaderDecoder(ByClients)
 LEAVES_MAX = 1_000  #: of one answer
 

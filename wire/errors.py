@@ -7,6 +7,8 @@ docs/errors.md is generated from ``CODES``; a code without a row here cannot be 
 
 from typing import NamedTuple
 
+from gristmill.wire.errors_chain import CHAIN_ROWS
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_AUTH, EXIT_POLICY = 0, 1, 2, 3, 4, 5
 EXIT_UNPICKLED = 70  #: EX_SOFTWARE: something in a process that must not unpickled a class
 EXIT_MEMORY = 71  #: EX_OSERR: a process ended itself at its memory limit; start it again at once
@@ -226,6 +228,14 @@ CODES: dict[str, ErrorSpec] = _table(
         "wait until its lock is confirmed; agree to a rental before you lock for it",
     ),
     (
+        "RENTAL_BUSY",
+        "a job holds credits of the rental, or it was not ended before its last voucher",
+        True,
+        409,
+        EXIT_POLICY,
+        "wait until its jobs have ended, then say it again",
+    ),
+    (
         "SETTLEMENT_DOWN",
         "the settlement is not there: nothing reaches the chain now",
         True,
@@ -274,62 +284,7 @@ CODES: dict[str, ErrorSpec] = _table(
         "upload it again",
     ),
     # the chain
-    (
-        "CHAIN_DOWN",
-        "no RPC of the chain gave a whole, sensible answer in time; what was sent may have arrived",
-        True,
-        503,
-        EXIT_UNREACHABLE,
-        "wait, or name another RPC with --rpc; saying the same again is safe",
-    ),
-    (
-        "CHAIN_WRONG",
-        "the chain, a contract or a token there is not the one that was named or pinned",
-        False,
-        409,
-        EXIT_POLICY,
-        "compare what the message names; nothing was sent",
-    ),
-    (
-        "CHAIN_REVERTED",
-        "a contract refused; its reason is in the message",
-        False,
-        409,
-        EXIT_FAILED,
-        "correct what the reason names; nothing has changed on the chain",
-    ),
-    (
-        "CHAIN_REFUSED",
-        "the RPC refused the request in its own words",
-        False,
-        409,
-        EXIT_FAILED,
-        "read its words, or name another RPC with --rpc",
-    ),
-    (
-        "CHAIN_FUNDS",
-        "the sending address has less of the chain's coin than the transaction may cost",
-        True,
-        402,
-        EXIT_POLICY,
-        "send coin to the address, then say the same again",
-    ),
-    (
-        "CHAIN_NONCE",
-        "a transaction of that sender and number is in a block already",
-        True,
-        409,
-        EXIT_FAILED,
-        "look which one it is, then say the same again with the next number",
-    ),
-    (
-        "CHAIN_UNDERPRICED",
-        "the fee is too low for the next blocks, or for taking the place of a waiting transaction",
-        True,
-        409,
-        EXIT_FAILED,
-        "say the same again with a higher fee",
-    ),
+    *CHAIN_ROWS,
     # who is who
     (
         "REJOIN",

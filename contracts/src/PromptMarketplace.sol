@@ -17,14 +17,14 @@ import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/Signa
 import {FeeWallet} from "./FeeWallet.sol";
 
 /// @title Prompts as tokens, and a market for them at fixed prices
-/// @notice A token stands for a prompt by the hash of its content, never by its text: the hash is the
-/// token's id, so a content is registered once. The first owner is its creator, and has a royalty of
-/// later sales. Nothing burns a token.
+/// @notice A token stands for a prompt by the hash of its content, never by its text: the hash is
+/// the token's id, so a content is registered once. The first owner is its creator, and has a
+/// royalty of later sales. Nothing burns a token.
 ///
-/// A buyer pays exactly the price, in one transaction with getting the token. Of it floor(3 %) is the
-/// fee wallet's, floor(royalty) the creator's unless it sells itself, and the rest, with what
-/// rounding left, the seller's. All three are owed it and withdraw it: nobody's account can hold up a
-/// sale.
+/// A buyer pays exactly the price, in one transaction with getting the token. Of it floor(3 %) is
+/// the fee wallet's, floor(royalty) the creator's unless it sells itself, and the rest, with what
+/// rounding left, the seller's. All three are owed it and withdraw it: nobody's account can hold up
+/// a sale.
 ///
 /// Who knows a hash can register it: hash a manifest that names its creator, not the bare text.
 contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuardTransient {
@@ -154,8 +154,8 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
 
     // What a seller does.
 
-    /// @notice Ask a price for a token, or another price. It stays its owner's until it is sold; when
-    /// it is given to somebody else it is not for sale any more.
+    /// @notice Ask a price for a token, or another price. It stays its owner's until it is sold;
+    /// when it is given to somebody else it is not for sale any more.
     /// @param id Of the token.
     /// @param price Base units; not zero.
     function list(uint256 id, uint128 price) external {
@@ -177,7 +177,8 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
 
     /// @notice Buy a token that is for sale.
     /// @param id Of the token.
-    /// @param maxPrice The most the caller pays, base units: a price that rises meanwhile is refused.
+    /// @param maxPrice The most the caller pays, base units: a price that rises meanwhile is
+    /// refused.
     function buy(uint256 id, uint128 maxPrice) external nonReentrant {
         address seller = ownerOf(id);
         uint128 price = priceOf[id];
@@ -236,7 +237,9 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         token.safeTransfer(account, amount);
     }
 
-    /// @inheritdoc ERC721
+    /// @notice Whether this is what an interface says (ERC-165): ERC-721 and ERC-2981 it is.
+    /// @param id Of the interface.
+    /// @return True if it is.
     function supportsInterface(bytes4 id) public view override(ERC721, ERC2981) returns (bool) {
         return super.supportsInterface(id);
     }
@@ -278,7 +281,11 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
     }
 
     /// @dev A token that changes hands is not for sale: its new owner has asked no price.
-    function _update(address to, uint256 id, address auth) internal override returns (address from) {
+    function _update(address to, uint256 id, address auth)
+        internal
+        override
+        returns (address from)
+    {
         from = super._update(to, id, auth);
         if (priceOf[id] != 0) _unlist(id);
     }
@@ -288,8 +295,8 @@ contract PromptMarketplace is ERC721, ERC2981, FeeWallet, EIP712, ReentrancyGuar
         emit Unlisted(id);
     }
 
-    /// @dev A key's own signature is good whatever code its account has (EIP-7702); else a contract's
-    /// by ERC-1271.
+    /// @dev A key's own signature is good whatever code its account has (EIP-7702); else a
+    /// contract's by ERC-1271.
     function _checkSignature(address creator, bytes32 digest, bytes calldata signature)
         private
         view

@@ -12,22 +12,24 @@ import {
 
 /// @title What workers earned, paid by one Merkle root for each epoch
 /// @notice Money comes by plain transfers, as from `ComputeRental.withdrawTo(pool)`. For each epoch
-/// the coordinator posts one root over (worker, cumulative earnings), whatever the number of workers
-/// and subtasks; who has missed ten epochs claims all ten at once, from the newest root alone.
+/// the coordinator posts one root over (worker, cumulative earnings), whatever the number of
+/// workers and subtasks; who has missed ten epochs claims all ten at once, from the newest root
+/// alone.
 ///
-/// A root waits `window` seconds, in which everybody can rebuild it from the published list, and the
-/// guardian (or the owner) can veto it; after a veto as long again nothing can be posted. All that was
-/// ever claimed is never more than the total of the root that is claimed from, and no total is more
-/// than what the pool ever had: a wrong root pays at most its own total.
+/// A root waits `window` seconds, in which everybody can rebuild it from the published list, and
+/// the guardian (or the owner) can veto it; after a veto as long again nothing can be posted. All
+/// that was ever claimed is never more than the total of the root that is claimed from, and no
+/// total is more than what the pool ever had: a wrong root pays at most its own total.
 ///
-/// Whoever holds the coordinator's key gets, for each window in which nobody vetoes, at most what is
-/// not yet claimed plus `capPerEpoch`. What the last root granted can be claimed while a bad one waits,
-/// by anybody for everybody: then the cap is all that is at stake.
+/// Whoever holds the coordinator's key gets, for each window in which nobody vetoes, at most what
+/// is not yet claimed plus `capPerEpoch`. What the last root granted can be claimed while a bad one
+/// waits, by anybody for everybody: then the cap is all that is at stake.
 ///
 /// When the coordinator vanishes, the last root stays claimable for ever.
 ///
-/// @dev Leaf: keccak256(bytes.concat(keccak256(abi.encode(worker, cumulative)))), pairs are hashed in
-/// sorted order: OpenZeppelin's standard tree. Hashed twice, a leaf cannot be taken for an inner node.
+/// @dev Leaf: keccak256(bytes.concat(keccak256(abi.encode(worker, cumulative)))), pairs are hashed
+/// in sorted order: OpenZeppelin's standard tree. Hashed twice, a leaf cannot be taken for an inner
+/// node.
 contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
@@ -50,7 +52,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
 
     /// @notice What is paid, in base units.
     IERC20 public immutable token;
-    /// @notice Seconds from the post of a root until it is claimed from; also the rest after a veto.
+    /// @notice Seconds from the post of a root until it is claimed from; also the rest after a
+    /// veto.
     uint64 public immutable window;
     /// @notice How much larger than the last a total may be, base units.
     uint128 public immutable capPerEpoch;
@@ -71,7 +74,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
 
     /// @dev The root before the newest; what is claimed from while the newest waits.
     Epoch private _active;
-    /// @dev The newest root, open or not. After a veto: no root, and `activeAt` is the end of the rest.
+    /// @dev The newest root, open or not. After a veto: no root, and `activeAt` is the end of the
+    /// rest.
     Epoch private _newest;
 
     /// @notice A root was posted, and can be claimed from at `activeAt` (seconds of Unix time).
@@ -128,7 +132,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
     error BadProof(uint256 index, uint64 number);
     /// @notice The pool cannot be a worker of its own: its money would count twice.
     error PoolAsWorker();
-    /// @notice The leaves are worth more than their total: of it `left` is left, `due` is asked for.
+    /// @notice The leaves are worth more than their total: of it `left` is left, `due` is asked
+    /// for.
     error TotalReached(address worker, uint256 due, uint256 left);
     /// @notice Workers, amounts and proofs are not equally many.
     error LengthMismatch(uint256 workers, uint256 cumulatives, uint256 proofs);
@@ -166,7 +171,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
     /// @notice Post the root of the next epoch. Coordinator only.
     /// @param root Over all workers with what they earned since ever.
     /// @param receiptsRoot Commits to the receipts behind it.
-    /// @param listDigest Where the list of leaves is published: without it nobody can check or claim.
+    /// @param listDigest Where the list of leaves is published: without it nobody can check or
+    /// claim.
     /// @param total Sum of the leaves, base units.
     /// @return number Of the root, counted from 1; one that is vetoed keeps its own.
     function post(bytes32 root, bytes32 receiptsRoot, bytes32 listDigest, uint128 total)
@@ -198,11 +204,13 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         emit RootPosted(number, root, receiptsRoot, listDigest, total, activeAt);
     }
 
-    /// @notice Throw away the root that waits. Guardian or owner. Nothing can be posted for `window`
-    /// seconds then, so that a stolen key cannot tire the guardian out in one night.
+    /// @notice Throw away the root that waits. Guardian or owner. Nothing can be posted for
+    /// `window` seconds then, so that a stolen key cannot tire the guardian out in one night.
     /// @param number Of the root: another one than was looked at is not thrown away.
     function veto(uint64 number) external {
-        if (msg.sender != guardian && msg.sender != owner()) revert NotAllowed(msg.sender, guardian);
+        if (msg.sender != guardian && msg.sender != owner()) {
+            revert NotAllowed(msg.sender, guardian);
+        }
         (uint64 waits,,,) = waiting();
         if (number == 0 || number != waits) revert NotWaiting(number, waits);
         _newest = Epoch(0, 0, uint64(block.timestamp) + window, number);
@@ -211,7 +219,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
 
     // Claims.
 
-    /// @notice Pay a worker what it earned and has not had. Anybody may; the money goes to the worker.
+    /// @notice Pay a worker what it earned and has not had. Anybody may; the money goes to the
+    /// worker.
     /// @param worker Who earned it.
     /// @param cumulative All it ever earned, as in its leaf, base units.
     /// @param proof From the leaf to the current root.
@@ -226,8 +235,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         token.safeTransfer(worker, due);
     }
 
-    /// @notice The same for many. Who has nothing new is passed over, and so is (with `Unpaid`) whom
-    /// the token refuses: one barred worker does not hold up the others.
+    /// @notice The same for many. Who has nothing new is passed over, and so is (with `Unpaid`)
+    /// whom the token refuses: one barred worker does not hold up the others.
     /// @param workers Who earned.
     /// @param cumulatives All that each ever earned, as in the leaves, base units.
     /// @param proofs From each leaf to the current root; a bad one undoes all and is named.
@@ -265,8 +274,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         emit CoordinatorAppointed(coordinator_);
     }
 
-    /// @notice Begin to change the guardian, or (zero) take that back. Owner only. The guardian of now
-    /// keeps its veto for `GUARDIAN_DELAY`, but cannot keep it for ever.
+    /// @notice Begin to change the guardian, or (zero) take that back. Owner only. The guardian of
+    /// now keeps its veto for `GUARDIAN_DELAY`, but cannot keep it for ever.
     /// @param guardian_ Who is to veto.
     function proposeGuardian(address guardian_) external onlyOwner {
         proposedGuardian = guardian_;
@@ -322,8 +331,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
         return _newest.activeAt;
     }
 
-    /// @notice All that the pool ever had: what it holds and what was claimed. The largest total that
-    /// can be posted.
+    /// @notice All that the pool ever had: what it holds and what was claimed. The largest total
+    /// that can be posted.
     /// @return Base units.
     function funds() public view returns (uint256) {
         return token.balanceOf(address(this)) + claimedTotal;
@@ -339,7 +348,8 @@ contract WorkPool is Ownable2Step, ReentrancyGuardTransient {
 
     // Within.
 
-    /// @dev Check a claim of more than `before` and write it down; the caller pays what is returned.
+    /// @dev Check a claim of more than `before` and write it down; the caller pays what is
+    /// returned.
     function _book(
         address worker,
         uint128 before,

@@ -7,8 +7,8 @@ import {DevToken} from "../src/DevToken.sol";
 import {WorkPool} from "../src/WorkPool.sol";
 import {Base} from "./Vm.sol";
 
-/// @dev Trees as OpenZeppelin's JavaScript builds them (`nodes`, the root first), with nothing of the
-/// contract's own code.
+/// @dev Trees as OpenZeppelin's JavaScript builds them (`nodes`, the root first), with nothing of
+/// the contract's own code.
 library Tree {
     /// @dev In scratch space: a hundred thousand of them must not fill the memory.
     function leaf(address worker, uint128 cumulative) internal pure returns (bytes32 hash) {

@@ -99,8 +99,8 @@ contract PoolClaimsTest is PoolCase {
         claimRefused(BEN, 200, old, abi.encodeWithSelector(WorkPool.BadProof.selector, 0, 2));
     }
 
-    /// @dev What a thief would need: an inner node that reads as a leaf. Nodes are hashes of 64 bytes
-    /// like abi.encode(worker, cumulative), but a leaf is the hash of such a hash.
+    /// @dev What a thief would need: an inner node that reads as a leaf. Nodes are hashes of 64
+    /// bytes like abi.encode(worker, cumulative), but a leaf is the hash of such a hash.
     function test_an_inner_node_is_no_leaf() public {
         fund(10_000);
         bytes32 left = bytes32(uint256(uint160(STRANGER))); // a "hash" that is an address

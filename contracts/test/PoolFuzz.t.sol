@@ -166,6 +166,7 @@ contract PoolFuzzTest is PoolCase {
         same("ANN", token.balanceOf(ANN), most);
         fund(most);
         open(pool.leafOf(ANN, most), most); // it can go on, but not grow
-        claimRefused(ANN, most, none, abi.encodeWithSelector(WorkPool.NothingNew.selector, ANN, most));
+        bytes memory why = abi.encodeWithSelector(WorkPool.NothingNew.selector, ANN, most);
+        claimRefused(ANN, most, none, why);
     }
 }

@@ -247,9 +247,9 @@ contract PoolThreatsTest is PoolCase {
 
     function test_a_claim_within_a_claim_is_refused() public {
         (ReentrantToken hostile, bytes32[] memory nodes) = reentrant();
-        bytes32[] memory path = Tree.proof(nodes, 0);
-        hostile.arm(address(pool), abi.encodeCall(WorkPool.claim, (BEN, 200, Tree.proof(nodes, 1))));
-        pool.claim(ANN, 100, path);
+        bytes32[] memory path = Tree.proof(nodes, 1);
+        hostile.arm(address(pool), abi.encodeCall(WorkPool.claim, (BEN, 200, path)));
+        pool.claim(ANN, 100, Tree.proof(nodes, 0));
         refusedWithin(hostile);
         same("BEN", hostile.balanceOf(BEN), 0);
     }

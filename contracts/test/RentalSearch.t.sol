@@ -15,6 +15,10 @@ contract RentalSearchTest is RentalBase {
     uint256 private constant DEPTH = 64;
     uint256 private constant TABLE = 1 << 15;
     uint256 private constant MOST_STATES = 20_000;
+    /// @dev What there is: a search that finds less has lost its way. docs/contracts/rental.md has
+    /// these figures, too.
+    uint256 private constant STATES = 826;
+    uint256 private constant TRANSITIONS = 12_280;
 
     /// @dev One state on the path from the beginning: how to come back to it, what is next there.
     struct Node {
@@ -76,8 +80,9 @@ contract RentalSearchTest is RentalBase {
                 search.isElsewhere = true;
             }
         }
-        require(search.perState[uint8(ComputeRental.State.None)] == 1, "one beginning");
         _write(search);
+        _same(search.states, STATES, "states");
+        _same(search.done, TRANSITIONS, "transitions");
     }
 
     /// @dev One move from a node: the model and the contract do the same. Tried in a call that

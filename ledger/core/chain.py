@@ -13,6 +13,7 @@ the pool has; they leave the grid when they are claimed.
     payee                 | none                        | (no alarm) not signed by the node
     rental, locked more   | POSTED world -> rental:ID   | less than before; nobody agreed
     rental, returned more | POSTED rental:ID -> world   | as above; what is missing is ``short``
+    ended by its tenant   | none: no new hold           | (no alarm) a job holds some of it
     payouts               | POSTED node:N -> pool:P     | below what is committed; out of turn
     root                  | none                        | another root; no such payout
     claims                | POSTED pool:P -> world      | less than before; more than committed
@@ -37,6 +38,7 @@ from gristmill.ledger.core.chain_records import (
     PayoutsAsked,
     Rental,
     RentalAgreed,
+    RentalEnded,
     RentalStated,
     RootStated,
     SetEarning,
@@ -73,6 +75,8 @@ def on_chain_event(
             _on_payee(event, effects)
         case RentalStated():
             _on_rental(state, event, now_ms, effects)
+        case RentalEnded():
+            _on_ended(state, event, effects)
         case PayoutsAsked():
             _on_payouts(state, event, now_ms, effects)
         case RootStated():
@@ -147,7 +151,7 @@ def _on_rental(
     before.locked, before.paid, before.returned = event.locked, event.paid, event.returned
     before.is_closed, before.block = event.is_closed, event.block
     its = state.rentals.setdefault(before.tenant, {})
-    if event.is_closed:
+    if event.is_closed or before.is_ending:
         its.pop(name, None)
     else:
         its[name] = None
@@ -172,6 +176,23 @@ def _on_rental(
         )
         effects.append(RaiseAlarm("", 0, "LEDGER_CONFLICT", told))
     effects.append(AnswerChain("", "", account.posted))
+
+
+def _on_ended(state: LedgerState, event: RentalEnded, effects: list[AnyEffect]) -> None:
+    before, name = event.before, event.id.hex()
+    if before is None or before.tenant != event.tenant:
+        told = f"{event.tenant} has no rental {name:.64}"
+        _refuse(effects, "UNKNOWN_RENTAL", told, is_alarming=False)
+        return
+    if held := state.accounts[rental_account(name)].debits_pending:
+        told = f"jobs hold {format_credits(held)} credits of rental {name:.16}...: not all ended"
+        _refuse(effects, "RENTAL_BUSY", told, is_alarming=False)
+        return
+    state.rentals.get(event.tenant, {}).pop(name, None)
+    if not before.is_ending:
+        before.is_ending = True
+        effects.append(SetRental(before, is_new=False))
+    effects.append(AnswerChain("", "", event.spent))
 
 
 def _wrong_rental(state: LedgerState, before: Rental, event: RentalStated) -> str:

@@ -19,7 +19,8 @@ class Move(enum.IntEnum):
 class Rental(msgspec.Struct):
     """An escrow, as it was stated last: a row of the table of the same name.
 
-    ``short``: of ``returned``, what its account did not have.
+    ``short``: of ``returned``, what its account did not have. ``is_ending``: no new job takes of
+    it.
     """
 
     id: bytes
@@ -29,6 +30,7 @@ class Rental(msgspec.Struct):
     paid: int = 0
     returned: int = 0
     short: int = 0
+    is_ending: bool = False
     is_closed: bool = False
     block: int = 0
 
@@ -84,6 +86,15 @@ class RentalStated(msgspec.Struct, frozen=True):
     before: Rental | None
 
 
+class RentalEnded(msgspec.Struct, frozen=True):
+    """Its tenant wants no more of it; ``spent``: by its jobs so far."""
+
+    id: bytes
+    tenant: str
+    before: Rental | None
+    spent: int
+
+
 class PayoutsAsked(msgspec.Struct, frozen=True):
     """Make the pool's next payout.
 
@@ -120,7 +131,15 @@ class ClaimsStated(msgspec.Struct, frozen=True):
     before: int
 
 
-ChainEvent = RentalAgreed | PayeeStated | RentalStated | PayoutsAsked | RootStated | ClaimsStated
+ChainEvent = (
+    RentalAgreed
+    | PayeeStated
+    | RentalStated
+    | RentalEnded
+    | PayoutsAsked
+    | RootStated
+    | ClaimsStated
+)
 
 # ---------------------------------------------------------------- effects
 

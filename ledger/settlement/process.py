@@ -90,6 +90,7 @@ class Service:
                 settings.hurry // 1000,
                 settings.redeem_min,
                 int(placed.contracts["WorkPool"].arguments["capPerEpoch"]),
+                signer.address,
             ),
             Pace(settings.epoch / 1000, settings.reconcile / 1000),
             settings.state,

@@ -242,8 +242,9 @@ class Settlement:
         match move:
             case epochs.Redeem():
                 v = move.voucher
+                verb = "settle" if move.is_settling else "redeem"
                 call = rental.interface.encode_call(
-                    "redeem", (v.rental, v.cumulative, v.receipts_root, v.signature)
+                    verb, (v.rental, v.cumulative, v.receipts_root, v.signature)
                 )
                 return queue_records.Asked(move.purpose, rental.address, call)
             case epochs.Withdraw():
@@ -324,15 +325,22 @@ class Settlement:
         here = (self._place.chain_id, self._place.rental.address)
         code = message = ""
         try:
-            root, signature = shown.receipts_root, shown.signature
-            self.take_voucher(Voucher(*here, shown.rental, shown.cumulative, root, signature))
+            voucher = Voucher(
+                *here,
+                shown.rental,
+                shown.cumulative,
+                shown.receipts_root,
+                shown.signature,
+                shown.is_last,
+            )
+            self.take_voucher(voucher, shown.spent)
         except RemoteError as error:
             code, message = error.code, error.message
         kept, rental = self._vouchers.get(shown.rental), self.mirror.rentals.get(shown.rental)
         figures = Shown(kept.cumulative if kept else 0, rental.paid if rental else 0)
         return VoucherRuling(shown.request, code, message, figures)
 
-    def take_voucher(self, voucher: Voucher) -> None:
+    def take_voucher(self, voucher: Voucher, spent: int = 0) -> None:
         """Check it and keep it; it is on disk when this returns.
 
         Raises:
@@ -341,7 +349,7 @@ class Settlement:
         here = (self._place.chain_id, self._place.rental.address)
         rental = self.mirror.rentals.get(voucher.rental)
         kept = self._vouchers.get(voucher.rental)
-        if kept == voucher:
+        if kept == voucher and rental is not None and rental.paid < voucher.cumulative:
             return  # it is on disk: its answer was lost
 
         def signer() -> bytes:
@@ -351,10 +359,11 @@ class Settlement:
             return vouchers.recover(asked, *here, voucher.signature)
 
         safe_s = epochs.refund_s(rental, self._epoch) - self._epoch.hurry_s if rental else 0
-        refusal = judge(voucher, signer, here, rental, kept, self._time_s, safe_s)
+        refusal = judge(voucher, signer, here, rental, kept, self._time_s, safe_s, spent)
         if refusal is not None:
             raise RemoteError(refusal.code, refusal.message, refusal.hint)
-        if kept is None or voucher.cumulative > kept.cumulative:
+        is_more = kept is None or voucher.cumulative > kept.cumulative
+        if is_more or (voucher.is_last and kept is not None and not kept.is_last):
             self._rows.put("voucher", voucher.rental.hex(), voucher)
             self._vouchers[voucher.rental] = voucher
 

@@ -188,6 +188,26 @@ def what_a_client_takes_back_and_had_spent_is_short_until_somebody_pays(bench: s
     assert audit.audit(book.db) == []
 
 
+def an_ended_rental_takes_no_new_job(bench: suite.Bench) -> None:
+    book = bench.book
+    rented(book, 1_000)
+    book.apply([Post("b", 1, [Hold("b/1", "ann", 400, RENTAL.hex())])], NOW)
+    end = chain.EndRental(1, "ann", RENTAL)
+    assert code(book, end) == "RENTAL_BUSY"
+    assert code(book, chain.EndRental(1, "bob", RENTAL)) == "UNKNOWN_RENTAL"
+    assert code(book, chain.EndRental(1, "ann", OTHER)) == "UNKNOWN_RENTAL"
+    book.apply([Post("b", 2, [suite.bill(0, amount=300), Release("b/1")])], NOW)
+    assert [answer.body for answer in says(book, end, end)] == [300, 300]
+    for reopened in (False, True):
+        book = bench.reopen() if reopened else book
+        hold = Hold(f"b/{7 + reopened}", "ann", 1, RENTAL.hex())
+        effects = book.apply([Post("b", 4 + reopened, [hold])], NOW)[0]
+        (verdict,) = next(e.verdicts for e in effects if type(e).__name__ == "Acknowledge")
+        assert verdict.code == "UNKNOWN_RENTAL"
+    says(book, rental(1_000, 300, 700, True, 30))
+    assert audit.audit(book.db) == []
+
+
 # ---------------------------------------------------------------- payouts
 
 
@@ -344,6 +364,7 @@ CHECKS = [
     a_hold_is_taken_from_the_rental_that_it_names,
     a_rental_never_shrinks_and_is_of_its_agreement,
     what_a_client_takes_back_and_had_spent_is_short_until_somebody_pays,
+    an_ended_rental_takes_no_new_job,
     payees_are_stated_by_their_nodes,
     a_payout_commits_what_nodes_earned_once,
     a_pool_that_has_less_pays_everybody_the_same_part,

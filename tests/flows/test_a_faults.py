@@ -77,7 +77,7 @@ NAMES = {
     "Purchase": "request", "Sell": "request", "AskOffers": "request", "AskIntents": "request",
     "CreateIntent": "request", "CancelIntent": "request", "ConfirmIntent": "request",
     "DecideIntent": "request", "ReportInvoice": "request", "Observe": "request",
-    "Agree": "request", "StatePayee": "request", "StateRental": "request",
+    "EndRental": "request", "Agree": "request", "StatePayee": "request", "StateRental": "request",
     "CommitPayouts": "request", "StateRoot": "request", "StateClaims": "request",
     "ShowVoucher": "request", "VoucherRuling": "request", "OnChain": "request",
     "AskPayout": "request", "AskLeaves": "request", "AskChainBooks": "request",

@@ -99,6 +99,13 @@ EXAMPLES = {
     "chain.StateClaims": chain.StateClaims(6, "1/ab", 10**9, 77),
     "chain.AskPayout": chain.AskPayout(7, "1/ab"),
     "chain.AskLeaves": chain.AskLeaves(8, "1/ab", 3, bytes(20), "ab" * 32),
+    "chain.EndRental": chain.EndRental(10, "ann", bytes(32)),
+    "chain.ShowVoucher": chain.ShowVoucher(
+        11, "ann", bytes(32), 10**9, bytes(32), bytes(65), True, 10**9
+    ),
+    "chain.VoucherRuling": chain.VoucherRuling(
+        12, "INVALID_SPEC", "m", chain.Shown(10**9, 7)
+    ),
     "chain.AskChainBooks": chain.AskChainBooks(9, "1/ab"),
     "ledger.Post rental": ledger.Post("b1", 4, [ledger.Hold("b1/7", "ann", 100, "ab" * 32)]),
     "ledger.Post": ledger.Post(

@@ -11,6 +11,7 @@ import http.client
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ PACKAGES = CONTRACTS / "node_modules" / "@foundry-rs"
 ANVIL = PACKAGES / "anvil-linux-amd64" / "bin" / "anvil"
 FORGE = PACKAGES / "forge-linux-amd64" / "bin" / "forge"
 CHAIN_ID = 31337
+#: a runner that is killed leaves no node behind
+_DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+_OPTIONS = ("--host", "127.0.0.1", "--port", "0", "--hardfork", "cancun")
 _LISTENS = re.compile(r"Listening on ([0-9.]+):(\d+)")
 _ACCOUNT = re.compile(r"\(\d\) (0x[0-9a-fA-F]{40}) ")
 _SECRET = re.compile(r"\(\d\) (0x[0-9a-f]{64})$")
@@ -40,7 +44,17 @@ class ChainRig:
 
     def __init__(self, *options: str) -> None:
         self._process = subprocess.Popen(
-            [str(ANVIL), "--host", "127.0.0.1", "--port", "0", "--hardfork", "cancun", *options],
+            [
+                *_DIES_WITH_US,
+                str(ANVIL),
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--hardfork",
+                "cancun",
+                *options,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -21,7 +21,8 @@ class Error(dict[str, Any]):
 class Liar(http.server.ThreadingHTTPServer):
     """Attributes: ``url``; ``asked``: methods in order; ``answer``: what a test wants said.
 
-    ``status``: of every answer. ``connections``: how many were made.
+    ``status``: of every answer. ``connections``: how many were made. ``is_closing``: after each
+    answer.
     """
 
     daemon_threads = True
@@ -32,6 +33,7 @@ class Liar(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.status = 200
         self.connections = 0
+        self.is_closing = False
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -56,6 +58,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = json.dumps({"jsonrpc": "2.0", "id": told["id"], "result": found}).encode()
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(body)))
+        if self.server.is_closing:
+            self.send_header("Connection", "close")
         self.end_headers()
         with contextlib.suppress(OSError):  # who asked may have gone
             self.wfile.write(body)

@@ -23,7 +23,8 @@ from gristmill.ledger.settlement.core.vouchers import Voucher
 POOL = b"p" * 20
 ID = b"r" * 32
 NAME = f"redeem/{ID.hex()}/40/1"
-SETTINGS = Settings(grace_s=100, hurry_s=50, redeem_min=10, cap=1_000)
+US = b"o" * 20
+SETTINGS = Settings(grace_s=100, hurry_s=50, redeem_min=10, cap=1_000, provider=US)
 
 
 @pytest.fixture
@@ -94,6 +95,22 @@ def test_in_a_dispute_it_is_shown_once(mirror: Mirror) -> None:
     assert due(mirror) == [Redeem(NAME, voucher())]
     mirror.rentals[ID].shown = 60
     assert due(mirror) == []
+
+
+def test_the_last_one_settles_a_rental_of_ours_at_once(mirror: Mirror) -> None:
+    last = msgspec.structs.replace(voucher(49), is_last=True)
+    name = f"settle/{ID.hex()}/40/1"
+    assert due(mirror, vouchers={ID: last}, is_due=False) == [Redeem(name, last, True)]
+    assert due(mirror, vouchers={ID: last}, intents=intent(name, nonce=3)) == []
+    nothing_new = msgspec.structs.replace(last, cumulative=40)
+    assert due(mirror, vouchers={ID: nothing_new}) == [Redeem(name, nothing_new, True)]
+    mirror.rentals[ID].state = "disputed"  # nobody can settle it then
+    assert due(mirror, vouchers={ID: nothing_new}) == []
+    mirror.rentals[ID].state = "locked"
+    mirror.rentals[ID].provider = b"x" * 20  # not ours
+    assert due(mirror, vouchers={ID: nothing_new}) == []
+    more = msgspec.structs.replace(voucher(), is_last=True)
+    assert due(mirror, vouchers={ID: more}) == [Redeem(NAME, more)]
 
 
 def test_the_pool_is_sent_its_share_when_nothing_is_being_redeemed(mirror: Mirror) -> None:

@@ -15,7 +15,8 @@ GOOD = Voucher(*HERE, RENTAL.id, 60, b"t" * 32, b"signature")
 def refused(voucher: Voucher = GOOD, signer: bytes = CLIENT, now_s: int = 0, **more: object) -> str:
     rental = more.get("rental", RENTAL)
     kept = more.get("kept")
-    found = judge(voucher, lambda: signer, HERE, rental, kept, now_s, 2_000)  # type: ignore[arg-type]
+    spent = more.get("spent", 0)
+    found = judge(voucher, lambda: signer, HERE, rental, kept, now_s, 2_000, spent)  # type: ignore[arg-type]
     return f"{found.code}: {found.message}" if found else ""
 
 
@@ -43,6 +44,15 @@ def test_what_is_wrong_with_it(changed: dict[str, object], code: str, word: str)
 def test_forged() -> None:
     assert refused(signer=b"x" * 20).startswith("UNAUTHORISED: the voucher over 60 is signed by 0x")
     assert "signed by nobody" in refused(signer=b"")
+
+
+def test_the_last_one_is_over_all_that_was_spent() -> None:
+    last = msgspec.structs.replace(GOOD, is_last=True)
+    assert refused(last, spent=60) == ""
+    assert refused(last, spent=61).startswith("INVALID_SPEC")
+    assert refused(spent=61) == ""  # one of many
+    assert refused(msgspec.structs.replace(last, cumulative=40), spent=40) == ""
+    assert "replayed" in refused(msgspec.structs.replace(last, cumulative=39))
 
 
 def test_out_of_order() -> None:

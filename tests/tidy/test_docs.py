@@ -20,6 +20,7 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from chain_rig import ANVIL, missing
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -100,13 +101,15 @@ def test_every_suite_is_described() -> None:
 )
 def test_the_commands_run(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert script(page.read_text()), "the first page must show a command that works"
+    if page.name == "chain.md" and (lack := missing()):
+        pytest.skip(lack)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     commands = tmp_path / "page.sh"
     commands.write_text(script(page.read_text()))
     scripts = str(pathlib.Path(sys.executable).parent)
     environment = {
         **os.environ,
-        "PATH": f"{scripts}:{os.environ['PATH']}",
+        "PATH": f"{scripts}:{ANVIL.parent}:{os.environ['PATH']}",
         "GRISTMILL_STATE": str(tmp_path / "state"),
         "GRISTMILL_LEDGER_EPOCH_S": "1",  # receipts are proven soon
     }

@@ -61,7 +61,8 @@ def test_the_wheel_holds_the_rooms_only(
     expected = set()
     for path in files:
         relative = path.relative_to(root)
-        if relative.parts[0] in rooms and path.suffix in ROOM_FILES:
+        is_artifact = relative.parts[:2] == ("contracts", "artifacts")
+        if relative.parts[0] in rooms and (path.suffix in ROOM_FILES or is_artifact):
             expected.add(f"gristmill/{relative}")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -91,3 +92,14 @@ def test_the_command_needs_no_extra(bare: pathlib.Path, tmp_path: pathlib.Path) 
     told = run(bare / "gristmill", "--help", cwd=tmp_path)
     for verb in ("up", "submit", "status", "result", "usage", "doctor"):
         assert verb in told.split()
+
+
+def test_the_chain_says_what_it_needs(bare: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    command = [str(bare / "gristmill"), "chain", "verify", "grid.json"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "INVALID_SPEC the chain needs eth_account\n  next: pip install 'gristmill[chain]'\n"
+    )

@@ -9,6 +9,7 @@ between any two moves.
     what is certain                               | move
     ----------------------------------------------|-----------------------------------------------
     a voucher over more than is paid, time is due | redeem it (one purpose for each figure paid)
+    the last voucher of a rental that is ours     | settle it: the same, and the rest goes back
     nothing is being redeemed, the pool is owed   | withdraw it to the pool
     the pool had more than the last root's total  | commit payout n: its leaves are fixed
     payout n is committed                         | publish its list, post its root
@@ -35,13 +36,15 @@ class Settings(msgspec.Struct, frozen=True):
 
     ``grace_s``: of the contract. ``hurry_s``: before a refund is possible, a voucher is redeemed
     whatever the time. ``redeem_min``: micro-credits that are worth a redemption before that.
-    ``cap``: the pool's capPerEpoch.
+    ``cap``: the pool's capPerEpoch. ``provider``: our address: the rentals of others are not ours
+    to settle.
     """
 
     grace_s: int
     hurry_s: int
     redeem_min: int
     cap: int
+    provider: bytes = b""
 
 
 class Payout(msgspec.Struct):
@@ -56,10 +59,11 @@ class Payout(msgspec.Struct):
 
 
 class Redeem(msgspec.Struct, frozen=True):
-    """Ask the queue for it."""
+    """Ask the queue for it; ``is_settling``: and for the rest to go back."""
 
     purpose: str
     voucher: Voucher
+    is_settling: bool = False
 
 
 class Withdraw(msgspec.Struct, frozen=True):
@@ -151,21 +155,26 @@ def moves(
     is_redeeming = False
     for id, voucher in vouchers.items():
         rental = mirror.rentals.get(id)
-        if rental is None or rental.state == "closed" or voucher.cumulative <= rental.paid:
+        if rental is None or rental.state == "closed":
+            continue
+        is_open = rental.state == "locked" and rental.provider == settings.provider
+        is_settling = voucher.is_last and is_open
+        if voucher.cumulative <= rental.paid and not is_settling:
             continue
         if rental.state == "disputed" and rental.shown >= voucher.cumulative:
             continue
         # What was paid names the redemption: the next one begins where this one ends.
-        purpose = trial_of(f"redeem/{id.hex()}/{rental.paid}", intents, is_due)
+        verb = "settle" if is_settling else "redeem"
+        purpose = trial_of(f"{verb}/{id.hex()}/{rental.paid}", intents, is_due)
         if not purpose:
             continue
         intent = intents.get(purpose)
         worth = voucher.cumulative - rental.paid >= settings.redeem_min
         is_urgent = now_s >= refund_s(rental, settings) - settings.hurry_s
-        if intent is not None or is_urgent or (is_due and worth):
+        if intent is not None or is_urgent or is_settling or (is_due and worth):
             is_redeeming = True
             if intent is None or intent.nonce < 0:
-                found.append(Redeem(purpose, voucher))
+                found.append(Redeem(purpose, voucher, is_settling))
     owed = mirror.owed.get(mirror.pool, 0)
     had = mirror.withdrawn.get(mirror.pool, 0)
     if owed and not is_redeeming:

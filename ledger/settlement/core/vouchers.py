@@ -8,6 +8,7 @@
     more than is locked                         | INVALID_SPEC     | nobody could be paid
     no more than was paid                       | LEDGER_CONFLICT  | replayed
     less than the last one that was taken       | LEDGER_CONFLICT  | out of order
+    the last one, below what the jobs spent     | INVALID_SPEC     | the grid would lose the rest
     too near to the refund                      | INVALID_SPEC     | it may not be redeemed in time
     the client did not sign it                  | UNAUTHORISED     | forged, or of another client
 
@@ -22,7 +23,10 @@ from gristmill.ledger.settlement.core.mirror import Rental
 
 
 class Voucher(msgspec.Struct, frozen=True):
-    """What a client signed. ``cumulative``: micro-credits, gross, of the whole rental so far."""
+    """What a client signed. ``cumulative``: micro-credits, gross, of the whole rental so far.
+
+    ``is_last``: with it the rental may be settled: what is left goes back at once.
+    """
 
     chain_id: int
     contract: bytes
@@ -30,6 +34,7 @@ class Voucher(msgspec.Struct, frozen=True):
     cumulative: int
     receipts_root: bytes
     signature: bytes
+    is_last: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -48,6 +53,7 @@ def judge(
     kept: Voucher | None,
     now_s: int,
     safe_s: int,
+    spent: int = 0,
 ) -> Refusal | None:
     """None: take it.
 
@@ -60,6 +66,7 @@ def judge(
         kept: the largest that was taken for it.
         now_s: Unix time.
         safe_s: from when on a redemption could come too late, Unix time.
+        spent: by the rental's jobs, says the ledger.
     """
     if (voucher.chain_id, voucher.contract) != here:
         return Refusal(
@@ -86,7 +93,14 @@ def judge(
             f"{voucher.cumulative}",
             "figures are cumulative: sign for all of the work so far",
         )
-    if voucher.cumulative <= rental.paid:
+    if voucher.is_last and voucher.cumulative < spent:
+        return Refusal(
+            "INVALID_SPEC",
+            f"the last voucher of {name} is over {voucher.cumulative}; its jobs have spent {spent}",
+            "sign for all of them",
+        )
+    is_new = voucher.cumulative > rental.paid
+    if not is_new and not (voucher.is_last and voucher.cumulative == rental.paid):
         return Refusal(
             "LEDGER_CONFLICT",
             f"replayed: {rental.paid} of {name} are paid, the voucher is over {voucher.cumulative}",

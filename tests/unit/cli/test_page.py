@@ -12,10 +12,14 @@ from gristmill.cli.parser import Parser, build, walk
 PAGE = (pathlib.Path(__file__).parents[3] / "docs" / "cli.md").read_text()
 GROUPS = (
     "audit",
+    "chain",
+    "chain key",
+    "claim",
     "credits",
     "deploy",
     "ledger",
     "node",
+    "rental",
     "token",
     "worker",
 )  #: words with actions below them

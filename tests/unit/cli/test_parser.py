@@ -133,7 +133,17 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 def test_every_verb_has_its_module_and_speaks_json() -> None:
     for path, child in parser.walk(parser.build()):
         options = {name for action in child._actions for name in action.option_strings}
-        words = ("audit", "credits", "deploy", "ledger", "node", "token", "worker")
+        words = (
+            "audit",
+            "chain",
+            "chain key",
+            "credits",
+            "deploy",
+            "ledger",
+            "node",
+            "token",
+            "worker",
+        )
         groups = [f"gristmill {name}" for name in words]
         if path in (*groups, "gristmill worker run"):
             continue

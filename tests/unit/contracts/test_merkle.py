@@ -77,7 +77,6 @@ def test_a_hundred_thousand_leaves(figures: Callable[..., None]) -> None:
     assert len(proof) <= 18
     assert is_proven(tree.root, *leaves[777], proof)
     figures(leaves=len(leaves), tree_cpu_s=round(built_s, 2), list_bytes=len(listed))
-    assert built_s < 30
 
 
 def payout(count: int = 3) -> PayoutList:
@@ -118,6 +117,13 @@ def test_any_other_text_is_refused(old: bytes, new: bytes) -> None:
     with pytest.raises(RemoteError) as caught:
         decode_list(changed)
     assert caught.value.code == "MALFORMED"
+
+
+def test_an_address_stands_once() -> None:
+    address, amount = people(1)[0]
+    for leaves in ([(address, amount)] * 2, [(address, amount), (bytes(20), 1)]):
+        with pytest.raises(RemoteError, match="stands twice, or out of order"):
+            decode_list(encode_list(PayoutList(1, bytes(20), 1, leaves)))
 
 
 @pytest.mark.parametrize("listed", [b"", b"null", b"[]", b"\xff", b"[" * 100_000])

