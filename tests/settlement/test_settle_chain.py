@@ -287,11 +287,16 @@ def test_drift_stops_payouts_until_somebody_says_go(stage: Stage) -> None:
     stage.again()
     stage.mine(1)
     assert "drift 7" in stage.settlement.halted
-    stage.grid.order(Transfer(9, [Leg(bytes(15) + b"2", f"rental:{id.hex()}", "tenant:ann", 7)]))
+    # What an operator has seen and said go to does not halt again; a larger one does.
     (stage.folder / GO).touch()
     stage.until(lambda: stage.grid.books(stage.pool).paid == CREDIT)
+    assert stage.settlement.halted == ""
+    assert not stage.settlement.reconcile().is_good
+    stage.grid.order(Fund(9, TENANT, 1, "once more"))
+    more = Transfer(9, [Leg(bytes(15) + b"2", "tenant:ann", f"rental:{id.hex()}", 1)])
+    stage.grid.order(more)
     stage.mine(1)
-    stage.good()
+    assert "drift 8" in stage.settlement.halted
 
 
 def test_a_missed_event_is_found_and_a_replay_of_the_cursor_heals_it(stage: Stage) -> None:

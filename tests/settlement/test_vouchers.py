@@ -16,8 +16,7 @@ def refused(voucher: Voucher = GOOD, signer: bytes = CLIENT, now_s: int = 0, **m
     rental = more.get("rental", RENTAL)
     kept = more.get("kept")
     spent = more.get("spent", 0)
-    signed = lambda: signer  # noqa: E731
-    found = judge(voucher, signed, HERE, rental, kept, now_s, 2_000, spent)  # type: ignore[arg-type]
+    found = judge(voucher, lambda: signer, HERE, rental, kept, now_s, 2_000, spent)  # type: ignore[arg-type]
     return f"{found.code}: {found.message}" if found else ""
 
 
