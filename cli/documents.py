@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gristmill.cli.document import Document
-from gristmill.cli.documents_chain import ChainDeploy, ChainKey, ChainPins, ChainStatus
+from gristmill.cli.documents_chain import DOCUMENTS as OF_CHAIN
 from gristmill.cli.documents_rental import DOCUMENTS as RENTALS
 from gristmill.wire.client import (
     AccountRow,
@@ -579,10 +579,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     Doctor,
     Deployed,
     Drill,
-    ChainDeploy,
-    ChainStatus,
-    ChainPins,
-    ChainKey,
+    *OF_CHAIN,
     *RENTALS,
     Fault,
 )

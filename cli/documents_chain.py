@@ -103,3 +103,35 @@ class ChainKey(Document, frozen=True, tag="gristmill/chain-key/1"):
 
     file: str
     address: str
+
+
+class ReconcileLine(msgspec.Struct, frozen=True):
+    """Two figures that must be one; ``surplus``: what came unasked, which is no drift."""
+
+    name: str
+    ours: int
+    theirs: int
+    drift: int
+    surplus: int
+
+
+class ChainReconcile(Document, frozen=True, tag="gristmill/chain-reconcile/1"):
+    """The chain against the ledger as of a block; ``drift`` 0: everything agrees.
+
+    ``foreign_ucredits``: locked for agreements that nobody made with this ledger.
+    """
+
+    block: int
+    lines: list[ReconcileLine]
+    drift: int
+    foreign_ucredits: int
+    faults: list[str]
+
+
+DOCUMENTS: tuple[type[Document], ...] = (
+    ChainDeploy,
+    ChainStatus,
+    ChainReconcile,
+    ChainPins,
+    ChainKey,
+)

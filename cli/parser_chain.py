@@ -28,6 +28,22 @@ def add(verbs: Verbs) -> None:
     )
     _rpc(status)
     _file(status)
+    reconcile = add_verb(
+        actions,
+        "reconcile",
+        "reconcile",
+        "Read every event of the contracts, and hold them against the ledger, to the unit",
+        more="For operators. Exit 1 on any drift. docs/settlement.md says what to do then.",
+    )
+    _rpc(reconcile)
+    _file(reconcile)
+    reconcile.add_argument(
+        "--depth",
+        type=typed(count_of(0, 10_000)),
+        default=12,
+        metavar="K",
+        help="blocks below the newest, as the settlement's own (default: 12)",
+    )
     verify = add_verb(
         actions,
         "verify",

@@ -279,7 +279,11 @@ def payout_view(row: cr.PayoutRow | None) -> wire.Payout:
 
 
 def answer(db: Database, question: wire.Question) -> Any:
-    """The body of an answer: ``Payout``, a list of ``Leaf``, or ``ChainBooks``."""
+    """The body of an answer: ``Payout``, ``ChainBooks``, a list of ``Leaf``, or of bools."""
+    if isinstance(question, wire.AskAgreed):
+        known = "SELECT 1 FROM agreement WHERE spec = ?"
+        specs = question.specs[: wire.SPECS_MAX]
+        return [_row(db, known, (spec,)) is not None for spec in specs]
     if "\0" in question.pool:  # not every database can be asked
         return [] if isinstance(question, wire.AskLeaves) else payout_view(None)
     match question:

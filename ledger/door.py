@@ -49,6 +49,7 @@ VERBS: dict[type, frozenset[Role]] = {
     chain.VoucherRuling: frozenset({"settlement"}),
     chain.AskPayout: frozenset({"broker", "operator", "settlement"}),
     chain.AskLeaves: frozenset({"broker", "operator", "settlement"}),
+    chain.AskAgreed: frozenset({"broker", "operator", "settlement"}),
     chain.AskChainBooks: frozenset({"broker", "operator", "settlement"}),
 }
 

@@ -41,7 +41,7 @@ class Rentals:
 
     def hear(self, peer: bytes, message: chain.Message) -> None:
         """Of everything about the chain, before anything else: who is the settlement."""
-        if isinstance(message, (*_OF_SETTLEMENT, chain.AskChainBooks)):
+        if isinstance(message, _OF_SETTLEMENT):
             self._settlement = peer
 
     def answer(self, peer: bytes, message: OfChain) -> Any:

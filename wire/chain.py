@@ -222,12 +222,22 @@ class EndRental(Message, frozen=True, tag=41):
     rental: bytes
 
 
+class AskAgreed(Message, frozen=True, tag=42):
+    """Which of these specs (at most ``SPECS_MAX``) somebody agreed to: list[bool], as they came."""
+
+    request: Integer
+    specs: list[bytes]
+
+
 Said = EndRental | Agree | StatePayee | StateRental | CommitPayouts | StateRoot | StateClaims
-Question = AskPayout | AskLeaves | AskChainBooks
+Question = AskPayout | AskLeaves | AskChainBooks | AskAgreed
 #: what clients say and ask, through their broker, which fills in who they are
-ByClients = EndRental | Agree | StatePayee | ShowVoucher | AskPayout | AskLeaves
+ByClients = (
+    EndRental | Agree | StatePayee | ShowVoucher | AskPayout | AskLeaves | AskChainBooks | AskAgreed
+)
 decode_by_clients: HeaderDecoder[Any] = HeaderDecoder(ByClients)
 LEAVES_MAX = 1_000  #: of one answer
+SPECS_MAX = 1_000  #: of one question
 
 
 class Leaf(msgspec.Struct, array_like=True, frozen=True):

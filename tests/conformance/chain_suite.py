@@ -99,6 +99,8 @@ def what_a_rental_locks_is_credits_of_its_own(bench: suite.Bench) -> None:
     (agreed,) = says(book, chain.Agree(1, agreement()))
     assert agreed.body == agreement()
     assert says(book, chain.Agree(3, agreement(grid=""))) == [agreed]
+    asked = chain.AskAgreed(4, [bytes(32), chain.spec_of(agreement()), b""])
+    assert chain_rows.answer(book.db, asked) == [False, True, False]
     assert says(book, chain.Agree(2, agreement())) == [agreed]  # said again
     (answer,) = says(book, rental(500))
     assert answer.body == 500 == posted(book, f"rental:{RENTAL.hex()}")

@@ -80,7 +80,8 @@ NAMES = {
     "EndRental": "request", "Agree": "request", "StatePayee": "request", "StateRental": "request",
     "CommitPayouts": "request", "StateRoot": "request", "StateClaims": "request",
     "ShowVoucher": "request", "VoucherRuling": "request", "OnChain": "request",
-    "AskPayout": "request", "AskLeaves": "request", "AskChainBooks": "request",
+    "AskAgreed": "request", "AskPayout": "request", "AskLeaves": "request",
+    "AskChainBooks": "request",
 }  # fmt: skip
 #: what its sender says again by itself, so that an old copy may come behind what followed it
 SAID_LATE = frozenset(

@@ -99,6 +99,7 @@ EXAMPLES = {
     "chain.StateClaims": chain.StateClaims(6, "1/ab", 10**9, 77),
     "chain.AskPayout": chain.AskPayout(7, "1/ab"),
     "chain.AskLeaves": chain.AskLeaves(8, "1/ab", 3, bytes(20), "ab" * 32),
+    "chain.AskAgreed": chain.AskAgreed(13, [bytes(32), bytes(32)]),
     "chain.EndRental": chain.EndRental(10, "ann", bytes(32)),
     "chain.ShowVoucher": chain.ShowVoucher(
         11, "ann", bytes(32), 10**9, bytes(32), bytes(65), True, 10**9

@@ -209,6 +209,23 @@ def test_from_the_lock_to_the_claims(market: Market) -> None:
     assert market.has(market.rig.people[1].address) == before + 5 * CREDIT - spent
     log = market.grid.log("settlement")
     until("it is level", lambda: "drift 0" in log.read_text().splitlines()[-1])
+    told = reconciled(market)
+    assert told["drift"] == 0 and len(told["lines"]) == 14
+    assert {line["name"]: line["ours"] for line in told["lines"]}["ledger: locked"] == 5 * CREDIT
+
+
+def reconciled(market: Market) -> Any:
+    """The report, once nothing is on its way."""
+
+    def level() -> Any:
+        done = gristmill(
+            market.grid, "chain", "reconcile", *market.seen(), "--depth", "1", "--json"
+        )
+        told = json.loads(done.stdout)
+        assert done.returncode == (1 if told["drift"] else 0)
+        return told if not told["drift"] else None
+
+    return until("nothing differs", level)
 
 
 @pytest.mark.slow
