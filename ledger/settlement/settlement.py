@@ -349,7 +349,7 @@ class Settlement:
         here = (self._place.chain_id, self._place.rental.address)
         rental = self.mirror.rentals.get(voucher.rental)
         kept = self._vouchers.get(voucher.rental)
-        if kept == voucher and rental is not None and rental.paid < voucher.cumulative:
+        if kept == voucher:
             return  # it is on disk: its answer was lost
 
         def signer() -> bytes:

@@ -173,7 +173,7 @@ class Market:
         """Signed by the client; ``secret``, ``contract``, ``chain_id``: of somebody else."""
         contract = other.get("contract", self.rental.address)
         chain_id = other.get("chain_id", self.chain.chain_id)
-        root = keccak(id)
+        root = other.get("root", keccak(id))
         asked = vouchers.Voucher(id, cumulative, root)
         secret = other.get("secret", self.client.secret)
         signature = vouchers.sign(asked, chain_id, contract, secret)
