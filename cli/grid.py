@@ -266,7 +266,10 @@ class Grid:
         ledger, store = f"ipc://{self.run}/ledger", f"unix://{self.run}/store"
         own: dict[str, Callable[[], list[str]]] = {
             "ledger": lambda: ["--listen", ledger, *(["--fund", self.fund] if self.fund else [])],
-            "store": lambda: ["--listen", store, "--key", self._broker_key()],
+            "store": lambda: [
+                *("--listen", store, "--key", self._broker_key()),
+                *(["--publisher", self._publisher()] if self.settlement else []),
+            ],
             "broker": lambda: [
                 *("--front", self.address, "--back", self.back),
                 *("--ledger", ledger, "--store", store),
@@ -278,6 +281,7 @@ class Grid:
             ],
             "settlement": lambda: [
                 *("--ledger", ledger, "--config", os.path.abspath(self.settlement)),
+                *("--store", store),
             ],
         }
         module = _MODULES.get(kind, kind)
@@ -303,6 +307,14 @@ class Grid:
         from gristmill.wire.keys import BROKER_KEY, load_key
 
         return load_key(self.state / "broker" / BROKER_KEY).verify_key.encode().hex()
+
+    def _publisher(self) -> str:
+        """Hex of the settlement's public key, which the store knows it by."""
+        from gristmill.wire.keys import load_key
+
+        folder = self.state / "settlement"
+        make_private(folder)
+        return load_key(folder / "settlement.key").verify_key.encode().hex()
 
     def token(self, tenant: str = "local", *, is_operator: bool = False) -> str:
         """A new token for clients over TCP, good while this grid's state is kept."""

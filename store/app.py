@@ -123,6 +123,7 @@ def _serve(settings: Settings, ending: socket.socket, supervisor: Supervisor) ->
             settings.idle_s,
             settings.connections_max,
             secured,
+            VerifyKey(bytes.fromhex(settings.publisher)) if settings.publisher else None,
         )
         threads = [threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)]
         if settings.collect_every_ms:

@@ -28,7 +28,7 @@ from gristmill.store.address import widen
 from gristmill.store.interface import PIECE_BYTES, BlobStore, Piece
 from gristmill.wire import limits
 from gristmill.wire.errors import RemoteError
-from gristmill.wire.grants import Grant, check_grant
+from gristmill.wire.grants import PUBLISHED, Grant, check_grant, tenant_of
 from gristmill.wire.ids import is_digest
 
 log = logging.getLogger("gristmill.store")
@@ -173,7 +173,19 @@ class Connection(BaseHTTPRequestHandler):
 
     def _grant(self, verb: str, digest: str, query: str, size_bytes: int = 0) -> Grant:
         text = ranges.parse_credential(self.headers.get_all("authorization"), query)
-        return check_grant(text, self.server.key, verb, digest, size_bytes, self.server.now_ms())
+        key = self.server.key
+        if tenant_of(text) == PUBLISHED:  # what the broker signs is never for that
+            if self.server.publisher is None:
+                raise RemoteError("FORBIDDEN", "nobody publishes in this store")
+            key = self.server.publisher
+        return check_grant(text, key, verb, digest, size_bytes, self.server.now_ms())
+
+    def _reader(self, digest: str, query: str) -> str:
+        """The tenant whose blob is read: that of the grant; without one, what is published."""
+        if not query and not self.headers.get_all("authorization"):
+            if self.server.publisher is not None:
+                return PUBLISHED
+        return self._grant("get", digest, query).tenant
 
     def _put(self, digest: str, query: str) -> None:
         if self._length is None:
@@ -192,7 +204,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def _head(self, digest: str, query: str) -> None:
         try:
-            tenant = self._grant("get", digest, query).tenant
+            tenant = self._reader(digest, query)
         except RemoteError as error:
             if error.code != "FORBIDDEN":
                 raise
@@ -200,7 +212,7 @@ class Connection(BaseHTTPRequestHandler):
         self._blob_head(HTTPStatus.OK, digest, self.server.store.size_of(tenant, digest))
 
     def _get(self, digest: str, query: str) -> None:
-        tenant = self._grant("get", digest, query).tenant
+        tenant = self._reader(digest, query)
         asked = self.headers.get_all("range")
         try:
             with self.server.store.open(tenant, digest) as blob:
@@ -352,6 +364,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         key: the broker's; grants signed by it are rights.
         now_ms: the clock, in ms since the epoch.
         secured: TLS, for a store that is reached from other hosts.
+        publisher: who may put blobs that everybody reads (``wire.grants.PUBLISHED``).
     """
 
     daemon_threads = True
@@ -366,10 +379,12 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         idle_s: float = IDLE_S,
         connections_max: int = CONNECTIONS_MAX,
         secured: ssl.SSLContext | None = None,
+        publisher: VerifyKey | None = None,
     ) -> None:
         socketserver.BaseServer.__init__(self, listener.getsockname(), Connection)
         self.socket = listener
         self.store, self.key, self.now_ms, self.idle_s = store, key, now_ms, idle_s
+        self.publisher = publisher
         self.counts: Counter[str] = Counter()
         self.is_ending = False  #: the store is closed under requests that are still on their way
         self._secured = secured

@@ -24,7 +24,8 @@ class Settings(pydantic.BaseModel):
 
     ``state``: its folder. ``listen``: ``unix:///path``, ``http://127.0.0.1:PORT``, or ``https://IP:PORT``
     for other hosts, with the key ``store.key``. ``key``: hex
-    of the broker's Ed25519 verify key. ``size_max``: bytes of blobs, 0 for the disk's own limit.
+    of the broker's Ed25519 verify key. ``publisher``: of who may put blobs that everybody may read,
+    a settlement; empty for nobody. ``size_max``: bytes of blobs, 0 for the disk's own limit.
     ``grace_ms``: blobs that nobody pins live this long after their last put. ``collect_every_ms``:
     how often such blobs are freed, 0 for never. ``ready_fd``: a descriptor to say READY on.
     ``s3``: ``s3://BUCKET/PREFIX`` to keep blobs there and only their index in ``state``;
@@ -39,6 +40,7 @@ class Settings(pydantic.BaseModel):
     state: pathlib.Path
     listen: str = ""
     key: str = pydantic.Field(default="", pattern=r"^([0-9a-f]{64})?\Z")
+    publisher: str = pydantic.Field(default="", pattern=r"^([0-9a-f]{64})?\Z")
     size_max: Bytes = pydantic.Field(default=0, ge=0)
     s3: str = pydantic.Field(
         default="", pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,62}(/[\w./-]{0,200})?)?\Z"
@@ -68,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         "--listen", metavar="ADDRESS", help="unix:///path, http://127.0.0.1:PORT or https://IP:PORT"
     )
     parser.add_argument("--key", metavar="HEX", help="the broker's verify key (its --print-key)")
+    parser.add_argument(
+        "--publisher", metavar="HEX", help="the key of a settlement, whose lists everybody may read"
+    )
     parser.add_argument("--size-max", metavar="SIZE", help="bytes of blobs, such as 50G")
     parser.add_argument(
         "--s3",

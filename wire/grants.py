@@ -19,6 +19,8 @@ from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import UNDECODABLE
 
 ANY = "*"
+#: whose blobs everybody may read without a grant; only a store's publisher signs to put them
+PUBLISHED = "(published)"
 _CONTEXT = b"gristmill-grant-1\0"
 
 

@@ -2,17 +2,25 @@
 
 import os
 import pathlib
+import secrets
+import time
 from typing import Any
 
 import msgspec
+from nacl.signing import SigningKey
 
 from gristmill.contracts.merkle import digest_of
 from gristmill.ledger.payments.line import Line
 from gristmill.ledger.settlement.ports import BooksDownError, Stated, UnknownRentalError
+from gristmill.store.client import StoreClient
 from gristmill.wire import chain
 from gristmill.wire.errors import RemoteError
+from gristmill.wire.grants import PUBLISHED, Grant, sign_grant
 
 PATIENCE_S = 5.0
+GRANT_MS = 60_000
+KEPT_MS = 9 * 366 * 86_400_000  #: a list is pinned so long; a store takes ten years at most
+OWNER = "payouts"  #: of the pins
 
 
 class LedgerBooks:
@@ -102,4 +110,32 @@ class FolderLists:
             os.replace(beside, path)
         except OSError as error:
             raise BooksDownError(f"{path} cannot be written: {error.strerror}") from None
+        return digest
+
+
+class StoreLists:
+    """``Lists`` in a grid's store, for everybody to read by digest, and in a folder besides.
+
+    Args:
+        folder: as ``FolderLists``.
+        address: of the store.
+        key: what the store takes for its publisher's.
+    """
+
+    def __init__(self, folder: FolderLists, address: str, key: SigningKey) -> None:
+        self._folder, self._key = folder, key
+        self._store = StoreClient(address)
+
+    def publish(self, body: bytes) -> bytes:
+        """See ``Lists``."""
+        digest = self._folder.publish(body)
+        now_ms = time.time_ns() // 1_000_000
+        nonce = secrets.token_bytes(8)
+        asked = Grant(PUBLISHED, "put", digest.hex(), len(body), now_ms + GRANT_MS, nonce)
+        grant = sign_grant(asked, self._key)
+        try:
+            self._store.put_parts(grant, [body], digest.hex())
+            self._store.pin(grant, digest.hex(), OWNER, now_ms + KEPT_MS)
+        except RemoteError as error:
+            raise BooksDownError(f"{error.code}: {error.message}") from None
         return digest

@@ -13,9 +13,10 @@ from gristmill.contracts import deployment, keys
 from gristmill.contracts.abi import parse_address
 from gristmill.contracts.rpc import Chain
 from gristmill.ledger.payments.line import Line
-from gristmill.ledger.settlement.books import FolderLists, LedgerBooks
+from gristmill.ledger.settlement.books import FolderLists, LedgerBooks, StoreLists
 from gristmill.ledger.settlement.core import chain_log, epochs, queue_records
 from gristmill.ledger.settlement.evm import EvmNode, EvmSigner
+from gristmill.ledger.settlement.ports import Lists
 from gristmill.ledger.settlement.rows import FILE, Rows
 from gristmill.ledger.settlement.settings import GWEI, Settings
 from gristmill.ledger.settlement.settlement import Pace, Place, Settlement
@@ -73,7 +74,7 @@ class Service:
             nodes,
             EvmSigner(signer, placed.chain_id),
             LedgerBooks(self._line, pool_of(placed.chain_id, pool.address)),
-            FolderLists(settings.state / "lists"),
+            _lists(settings),
             place,
             chain_log.Limits(
                 settings.depth, settings.range_blocks, is_witnessed=len(settings.rpcs) > 1
@@ -163,6 +164,15 @@ def _signer(settings: Settings) -> keys.Signer:
         password = keys.read_password(settings.password_file, None, "the keystore's password")
         return keys.open_keystore(settings.keystore, password)
     return keys.ExternalSigner(settings.signer, parse_address(settings.account, "account"))
+
+
+def _lists(settings: Settings) -> Lists:
+    folder = FolderLists(settings.state / "lists")
+    if not settings.store:
+        return folder
+    key = load_key(settings.state / KEY)
+    log.info("publishes lists in %s as %s", settings.store, key.verify_key.encode().hex())
+    return StoreLists(folder, settings.store, key)
 
 
 def _now_ms() -> int:

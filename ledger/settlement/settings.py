@@ -26,7 +26,8 @@ class Settings(pydantic.BaseModel):
     """Settings of one settlement.
 
     ``state``: folder of ``settlement.db``, its lock, ``settlement.key`` and the lists of payouts.
-    ``ledger``, ``ledger_key``: as a treasury's. ``listen``: where vouchers come in; ipc only.
+    ``ledger``, ``ledger_key``: as a treasury's. ``store``: where the lists of payouts are
+    published; empty: in the state folder only.
     ``chain``: only evm there is. ``rpcs``: one URL, or a second whose word each block needs.
     ``deployment``: the file that ``gristmill chain deploy`` wrote. ``keystore`` with
     ``password_file``, or ``signer`` (a URL) with ``account`` (its address). ``depth``: K, blocks.
@@ -44,6 +45,7 @@ class Settings(pydantic.BaseModel):
     state: pathlib.Path
     ledger: str
     ledger_key: str = pydantic.Field(default="", pattern="^([0-9a-f]{64})?$")
+    store: str = ""
     config: pathlib.Path | None = None
     chain: Literal["evm"] = "evm"
     rpcs: tuple[str, ...] = pydantic.Field(min_length=1, max_length=4)
@@ -131,6 +133,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     parser.add_argument(
         "--ledger-key", metavar="HEX", help="the ledger's public key; needed over tcp://"
     )
+    parser.add_argument("--store", metavar="ADDRESS", help="of the grid, which publishes the lists")
     parser.add_argument("--config", metavar="FILE", help="TOML: the chain, the key, the limits")
     parser.add_argument("--replay", action="store_true", help="read the chain from its beginning")
     parser.add_argument("--ready-fd", metavar="N", help="write READY to this descriptor")

@@ -5,6 +5,7 @@ A real chain, a grid with its ledger and settlement, jobs in jails.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 import re
@@ -25,7 +26,9 @@ from gristmill.contracts.abi import show_address
 from gristmill.contracts.act import act
 from gristmill.contracts.ethereum import Account
 from gristmill.contracts.keys import AccountKey
+from gristmill.contracts.merkle import Tree, decode_list
 from gristmill.contracts.rpc import Chain
+from gristmill.store.client import StoreClient
 from gristmill.wire.errors import CODES, RemoteError
 
 CREDIT = 1_000_000
@@ -192,6 +195,7 @@ def test_from_the_lock_to_the_claims(market: Market) -> None:
     earned = [market.run("claim", "show", show_address(one), *market.seen()) for one in payees]
     due = sum(one["claimable_ucredits"] for one in earned)
     assert 0 <= market.has(pool.address) - due < len(payees)  # each share is rounded down
+    published(market)
     dry = market.run("claim", "take", show_address(payees[0]), *market.seen())
     assert dry["transaction"] == "" and market.has(payees[0]) == 0
     for payee in payees:
@@ -212,6 +216,22 @@ def test_from_the_lock_to_the_claims(market: Market) -> None:
     told = reconciled(market)
     assert told["drift"] == 0 and len(told["lines"]) == 14
     assert {line["name"]: line["ours"] for line in told["lines"]}["ledger: locked"] == 5 * CREDIT
+
+
+def published(market: Market) -> None:
+    """The list under the digest on the chain, by whoever has no grant, makes the root there."""
+    pool = market.placed.at("WorkPool")
+    number, root, _ = market.chain.call(pool, "current")
+    posted = [
+        event.arguments
+        for event in market.chain.logs(0, market.chain.number(), [pool])
+        if event.name == "RootPosted"
+    ]
+    digest = next(one["listDigest"] for one in posted if one["number"] == number)
+    with StoreClient(f"unix://{market.grid.run}/store") as store:
+        body = store.get("", digest.hex(), 1 << 20)
+    assert hashlib.sha256(body).digest() == digest
+    assert Tree(decode_list(body).leaves).root == root
 
 
 def reconciled(market: Market) -> Any:

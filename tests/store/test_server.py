@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from nacl.signing import SigningKey
 
+from gristmill.wire.errors import RemoteError
+from gristmill.wire.grants import PUBLISHED
+
 DIGEST = hashlib.sha256(b"hello").hexdigest()
 
 
@@ -191,6 +194,34 @@ def test_what_is_not_http(raw: Raw, served: Any, line: str) -> None:
     status, _, _ = raw.ask(line)
     assert 400 <= status < 506
     assert served.client.health()["status"] == "ok"
+
+
+def test_what_is_published_is_read_by_everybody_and_put_by_one(
+    served: Any, raw: Raw, grant: Any
+) -> None:
+    publisher = SigningKey(b"p" * 32)
+    digest, mine = DIGEST, hashlib.sha256(b"mine").hexdigest()
+    put = grant("put", PUBLISHED, signer=publisher)
+
+    def got(name: str) -> tuple[int, bytes]:
+        status, _, found = raw.ask(f"GET /blobs/{name} HTTP/1.1\nHost: store")
+        return status, found if status == 200 else b""
+
+    def refused(grant_: str) -> str:
+        with pytest.raises(RemoteError) as caught:
+            served.client.put_parts(grant_, [b"hello"], digest)
+        return caught.value.code
+
+    assert refused(put) == "FORBIDDEN"  # nobody publishes here
+    assert got(digest)[0] == 401
+    served.server.publisher = publisher.verify_key
+    assert got(digest)[0] == 404
+    assert refused(grant("put", PUBLISHED)) == "UNAUTHORISED"  # the broker is no publisher
+    assert refused(grant("put", "ann", signer=publisher)) == "UNAUTHORISED"
+    served.client.put_parts(put, [b"hello"], digest)
+    assert got(digest) == (200, b"hello")
+    served.client.put_parts(grant("put"), [b"mine"], mine)
+    assert got(mine)[0] == 404
 
 
 def test_a_body_on_get_ends_the_connection(raw: Raw) -> None:
