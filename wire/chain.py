@@ -1,4 +1,4 @@
-"""The chain in the ledger's dialogue (docs/rfc/0003, section 15): rentals, payouts, claims.
+"""The chain in the ledger's dialogue (docs/rfc/0003, section 14): rentals, payouts, claims.
 
 The settlement tells what it sees on the chain, confirmed; the ledger moves the difference to what
 its books say. So every message can be said again, and what was missed is made good by the next.
