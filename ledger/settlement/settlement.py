@@ -109,6 +109,7 @@ class Settlement:
         #: drifts that an operator has seen and said go to, by line; None: those of the next report
         self._accepted: dict[str, int] | None = rows.get("accepted", 0, dict[str, int]) or {}
         self.report: reconcile.Report | None = None
+        self._funds = 0  # that the pool ever had, as it said last
         if why := rows.get("halt", 0, str) or self.follower.log.halted:
             self.courier.halt(why)
 
@@ -230,6 +231,7 @@ class Settlement:
             is_due,
             self._time_s,
             self._epoch,
+            self._funds,
         )
         wanted = [one for move in found if (one := self._intent_of(move)) is not None]
         self.courier.ask_many(wanted)
@@ -378,6 +380,7 @@ class Settlement:
         """
         block = self.follower.log.applied
         figures = self._nodes[0].figures(block)
+        self._funds = max(self._funds, figures.pool_balance + figures.claimed)
         books = self._books.sums()
         foreign = frozenset(self._foreign)
         report = reconcile.reconcile(self.mirror, figures, books, foreign)

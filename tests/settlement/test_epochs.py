@@ -138,6 +138,12 @@ def test_a_payout_from_commit_to_the_ledger(mirror: Mirror) -> None:
     assert due(mirror, done=2, **quiet) == []
 
 
+def test_what_came_by_plain_transfers_is_paid_out_too(mirror: Mirror) -> None:
+    mirror.withdrawn[POOL] = 38
+    assert due(mirror, vouchers={}, funds=40) == [Commit(1, 40)]
+    assert due(mirror, vouchers={}, funds=37) == [Commit(1, 38)]
+
+
 def test_no_more_than_the_cap_at_once(mirror: Mirror) -> None:
     mirror.withdrawn[POOL] = 5_000
     assert due(mirror, vouchers={}) == [Commit(1, 1_000)]

@@ -20,7 +20,7 @@ def test_the_example_says_where_every_unit_is(figures: Callable[..., None]) -> N
     command = [sys.executable, "-P", script, "--subtasks", str(SUBTASKS), "--nodes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert "together     50: drift 0" in done.stdout
+    assert "together     51: drift 0" in done.stdout
     found = re.search(r"post: ([\d,]+) gas in all,\s+([\d.,]+) gas a subtask", done.stdout)
     assert found is not None, done.stdout
     fixed, each = (float(text.replace(",", "")) for text in found.groups())

@@ -130,7 +130,10 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
         made = plan.make(chain, wanted, operator.address, None)
         file = folder / "deployment.json"
         placed = plan.execute(chain, made, operator, file, None, lambda *_: None)
-        act(chain, ann, placed.token_contract(), "mint", ann.address, 1_000 * CREDIT)
+        token = placed.token_contract()
+        act(chain, ann, token, "mint", ann.address, 1_000 * CREDIT)
+        # Of the operator: the contract rounds its toll once, the ledger each receipt's.
+        act(chain, operator, token, "mint", placed.at("WorkPool").address, CREDIT)
         (folder / "password").write_text(PASSWORD)
         (folder / "password").chmod(0o600)
         for name, number in (("operator", 0), ("ann", 1), ("relayer", 6)):
@@ -183,7 +186,9 @@ def test_from_the_lock_to_the_claims(market: Market) -> None:
     before = market.has(market.rig.people[1].address)
     job = worked(market, rental)
     bill = market.run("usage", "--by", "job")["rows"]
-    spent = next(row["amount_ucredits"] for row in bill if row["key"] == job)
+    spent, toll = next(
+        (row["amount_ucredits"], row["toll_ucredits"]) for row in bill if row["key"] == job
+    )
     assert spent > 0
     told = market.run("rental", "pay", rental, job, "--last", *market.options())
     assert (told["cumulative_ucredits"], told["is_last"]) == (spent, True)
@@ -194,13 +199,17 @@ def test_from_the_lock_to_the_claims(market: Market) -> None:
     market.rig.mine(1, WINDOW_S)
     earned = [market.run("claim", "show", show_address(one), *market.seen()) for one in payees]
     due = sum(one["claimable_ucredits"] for one in earned)
-    assert 0 <= market.has(pool.address) - due < len(payees)  # each share is rounded down
+    assert due == spent - toll
+    with Client(market.grid.address) as client:
+        nodes = [row for row in client.balance(everyone=True).accounts if "node:" in row.name]
+    assert [row.posted_ucredits for row in nodes] == [0] * len(payees)
     published(market)
     dry = market.run("claim", "take", show_address(payees[0]), *market.seen())
     assert dry["transaction"] == "" and market.has(payees[0]) == 0
     for payee in payees:
         market.run("claim", "take", show_address(payee), *market.options("relayer"), "--send")
-    assert sum(map(market.has, payees)) + market.has(pool.address) == spent - spent * 3 // 100
+    assert sum(map(market.has, payees)) == due
+    assert market.has(pool.address) == CREDIT + spent - spent * 3 // 100 - due
     again = market.run(
         "claim", "take", show_address(payees[0]), *market.options("relayer"), "--send"
     )

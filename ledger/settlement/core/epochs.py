@@ -138,6 +138,7 @@ def moves(
     is_due: bool,
     now_s: int,
     settings: Settings,
+    funds: int = 0,
 ) -> list[Move]:
     """What is due now.
 
@@ -150,6 +151,7 @@ def moves(
         is_due: the time for redemptions has come.
         now_s: Unix time.
         settings: see there.
+        funds: all that the pool ever had, says the pool: what came by plain transfers, too.
     """
     found: list[Move] = []
     is_redeeming = False
@@ -182,7 +184,8 @@ def moves(
         purpose = trial_of(f"withdraw/{had}", intents, is_due)
         if purpose and purpose not in intents:
             found.append(Withdraw(purpose))
-    return found + _payout_moves(mirror, intents, payout, done, is_due, now_s, settings)
+    had = max(funds, had)
+    return found + _payout_moves(mirror, intents, payout, done, is_due, now_s, settings, had)
 
 
 def _payout_moves(
@@ -193,11 +196,11 @@ def _payout_moves(
     is_due: bool,
     now_s: int,
     settings: Settings,
+    had: int,
 ) -> list[Move]:
     if payout is None:
         last = newest_root(mirror)
         last_total = last.total if last else 0
-        had = mirror.withdrawn.get(mirror.pool, 0)
         if is_due and had > last_total:
             return [Commit(done + 1, min(had, last_total + settings.cap))]
         return []
