@@ -153,7 +153,7 @@ def _effects(wanted: "Wanted", sender: bytes) -> list[str]:
     return [
         f"{show(wanted.coordinator)} owns WorkPool, posts its roots, each at most "
         f"{format_credits(wanted.cap_ucredits)} credits above the last; it can appoint who posts, "
-        "and propose another guardian, whom anybody can put in place 30 days later",
+        "and propose another guardian, who can take over 30 days later; it can veto too",
         f"{show(wanted.guardian)} can veto a root in the {days(wanted.window_s)} before it opens",
         f"{show(wanted.arbiter)} decides disputes, between what the client signed and what is "
         f"locked; after {days(wanted.dispute_window_s)} of silence what was signed is paid",
