@@ -283,7 +283,7 @@ def test_what_is_refused(market: Market) -> None:
     )
     # A last voucher while a job goes on.
     going = gristmill(
-        market.grid, "submit", "--rental", rental, "--cap", "0.1", "--", "sleep", "60"
+        market.grid, "submit", "--rental", rental, "--cap", "0.9", "--", "sleep", "60"
     )
     until("it is held", lambda: held(market, rental))
     assert market.refused("rental", "pay", rental, job, "--last", *keyed) == "RENTAL_BUSY"
