@@ -170,7 +170,21 @@ def _plain(kind: str, value: Any) -> Any:
     if kind.endswith("]"):
         inner = kind[: kind.rindex("[")]
         return [_plain(inner, part) for part in value]
+    if kind.startswith("("):
+        return tuple(_plain(part, one) for part, one in zip(_fields(kind), value, strict=True))
     return value
+
+
+def _fields(kind: str) -> list[str]:
+    """Types of a struct's fields: ``(a,(b,c)[])`` has ``a`` and ``(b,c)[]``."""
+    found, depth = [""], 0
+    for letter in kind[1:-1]:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
 
 
 @functools.cache
