@@ -13,6 +13,7 @@ from gristmill.contracts.rpc import Chain, Contract, Receipt, Transaction
 from gristmill.wire.errors import RemoteError
 
 GAS_MARGIN_PERCENT = 20  #: a limit so much above the estimate
+GAS_MAX = 2_000_000  #: what costs more is none of our calls: the largest takes a tenth of it
 MINED_S = 180.0  #: how long it may wait for its block
 
 
@@ -39,6 +40,7 @@ def act(
     function: str,
     *values: Any,
     mined_s: float = MINED_S,
+    gas_max: int = GAS_MAX,
 ) -> Receipt:
     """Call a function of a contract so that it counts; its receipt, in the newest block.
 
@@ -49,12 +51,17 @@ def act(
         function: its name.
         values: its arguments; addresses and hashes are bytes.
         mined_s: how long to wait for the block.
+        gas_max: units of gas; an estimate above it is not sent.
 
     Raises:
         RemoteError: ``CHAIN_REVERTED``: it would be refused, and nothing was sent, or was refused
-            in its block; ``CHAIN_FUNDS``, ``CHAIN_DOWN``, or the signer's.
+            in its block; ``CHAIN_GAS``: it takes more than ``gas_max``; ``CHAIN_FUNDS``,
+            ``CHAIN_DOWN``, or the signer's.
     """
     gas = estimated(chain, signer.address, contract, function, *values)
+    if gas > gas_max:
+        told = f"{function} of {contract.name} takes {gas:,} gas; the most is {gas_max:,}"
+        raise RemoteError("CHAIN_GAS", f"{told}: nothing was sent")
     fees = chain.fees()
     limit = gas + gas * GAS_MARGIN_PERCENT // 100
     balance, most = chain.balance(signer.address), limit * fees.limit

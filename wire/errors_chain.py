@@ -39,6 +39,14 @@ CHAIN_ROWS: Final[tuple[Row, ...]] = (
         "read its words, or name another RPC with --rpc",
     ),
     (
+        "CHAIN_GAS",
+        "a transaction would take more gas than its cap; nothing was sent",
+        False,
+        409,
+        _POLICY,
+        "look at what it calls: a wallet that is asked for its signature may burn gas",
+    ),
+    (
         "CHAIN_FUNDS",
         "the sending address has less of the chain's coin than the transaction may cost",
         True,
