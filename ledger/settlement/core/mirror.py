@@ -2,8 +2,9 @@
 
 Theory of operation. Every event of ``ComputeRental`` and ``WorkPool`` says how much moved and for
 whom, so a fold over them is the contracts' state. A fold that comes out below zero, or meets a
-rental that was never locked, has missed an event: that is written down as a fault, and a
-reconciliation with a fault is a drift.
+rental that was never locked, has missed an event, and a fee that is not the contract's floor(3 %)
+is no event of our contract: that is written down as a fault, and a reconciliation with a fault is
+a drift.
 
     event             | what it moves
     ------------------|--------------------------------------------------------------------------
@@ -25,6 +26,7 @@ import msgspec
 from gristmill.ledger.settlement.core.chain_log import Fact
 
 FAULTS_MAX = 20
+FEE_BPS, BPS = 300, 10_000  #: of what is paid, as FeeWallet.sol has it
 
 RentalState = Literal["locked", "disputed", "closed"]
 
@@ -172,7 +174,11 @@ def _apply_rental(mirror: Mirror, rental: Rental, fact: Fact) -> None:
                 _fault(mirror, fact, f"says {_amount(fact, 'locked')}, {rental.locked} are locked")
         case "Paid":
             net, fee = _amount(fact, "net"), _amount(fact, "fee")
+            due = -_fee_of(rental.paid)
             rental.paid += net + fee
+            due += _fee_of(rental.paid)
+            if fee != due:
+                _fault(mirror, fact, f"has a fee of {fee}, {due} is due")
             mirror.fees += fee
             _owe(mirror, _bytes(fact, "payee"), net, fact)
             _owe(mirror, mirror.fee_wallet, fee, fact)
@@ -190,6 +196,11 @@ def _apply_rental(mirror: Mirror, rental: Rental, fact: Fact) -> None:
             rental.state = "closed"
             if rental.left:
                 _fault(mirror, fact, f"with {rental.left} left in it")
+
+
+def _fee_of(cumulative: int) -> int:
+    """The contract's: of everything that was ever paid, rounded down."""
+    return cumulative * FEE_BPS // BPS
 
 
 def _apply_pool(mirror: Mirror, fact: Fact) -> None:
