@@ -10,6 +10,7 @@ class Rental(Document, frozen=True, tag="gristmill/rental/1"):
     """A rental; amounts are micro-credits, times seconds of Unix time.
 
     ``available_ucredits``: what jobs can be held from at the grid; -1 while it does not know it.
+    ``state_id``: over all that the contract has of it. ``dispute_ends_s``: 0 for no dispute.
     """
 
     rental: str
@@ -21,6 +22,8 @@ class Rental(Document, frozen=True, tag="gristmill/rental/1"):
     locked_ucredits: int
     paid_ucredits: int
     available_ucredits: int
+    state_id: str
+    dispute_ends_s: int
 
 
 class RentalVoucher(Document, frozen=True, tag="gristmill/rental-voucher/1"):

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import datetime
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from gristmill.cli.documents_rental import RentalVoucher
 from gristmill.cli.output import Terminal
 from gristmill.wire.errors import EXIT_OK, RemoteError
 from gristmill.wire.ids import is_digest
-from gristmill.wire.units import format_credits
+from gristmill.wire.units import format_credits, format_ms
 
 if TYPE_CHECKING:
     from gristmill.client.rental import OnChain, Rental
@@ -84,15 +83,13 @@ def _id(text: str) -> bytes:
 
 
 def _lock(args: argparse.Namespace, terminal: Terminal) -> int:
-    from gristmill.client.rental import Rental
+    from gristmill.client.rental import Rental, now_on
     from gristmill.contracts.abi import parse_address
 
     provider = parse_address(args.provider, "--provider")
     with connect(args.address) as client, opened(args) as (chain, deployment):
         key = opened_key(args)
-        newest = chain.header("latest")
-        now_s = newest.timestamp if newest is not None else int(time.time())
-        deadline_s = now_s + args.deadline // 1000
+        deadline_s = now_on(chain) + args.deadline // 1000
         rental = Rental.lock(client, chain, deployment, key, args.credits, deadline_s, provider)
         terminal.say(f"locked {format_credits(args.credits)} credits in rental {rental.name}")
         if args.wait:
@@ -162,6 +159,7 @@ def _tell(rental: "Rental", terminal: Terminal) -> None:
     from gristmill.contracts.abi import show_address
 
     seen, credits = rental.seen(), rental.credits()
+    state_id, ends_s = rental.state_id().hex(), rental.dispute_ends_s()
     if terminal.is_json:
         document = RentalDocument(
             rental.name,
@@ -173,10 +171,20 @@ def _tell(rental: "Rental", terminal: Terminal) -> None:
             seen.locked,
             seen.paid,
             -1 if credits is None else credits,
+            state_id,
+            ends_s,
         )
         terminal.document(documents.encode(document))
         return
-    terminal.card(f"rental {rental.name}", _pairs(seen, credits))
+    pairs = _pairs(seen, credits)
+    if ends_s:
+        pairs[1:1] = [("held until", f"{_countdown(ends_s, rental.now_s())}, for its arbiter")]
+    terminal.card(f"rental {rental.name}", [*pairs, ("state id", state_id)])
+
+
+def _countdown(at_s: int, now_s: int) -> str:
+    left = f"in {format_ms((at_s - now_s) * 1000)}" if at_s > now_s else "now: anybody may end it"
+    return f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%Y-%m-%d %H:%M} UTC, {left}"
 
 
 def _pairs(seen: "OnChain", credits: int | None) -> list[tuple[str, str]]:

@@ -134,6 +134,20 @@ class Rental:
             client, deadline, provider, disputed, _STATES[state], payee, locked, paid, signed, spec
         )
 
+    def state_id(self) -> bytes:
+        """32 bytes over all that the contract has of it: who has the same sees the same state."""
+        found: bytes = self._chain.call(self._contract, "stateId", self.id)
+        return found
+
+    def dispute_ends_s(self) -> int:
+        """When the arbiter's time is over, Unix time; 0 where there is no dispute."""
+        found: int = self._chain.call(self._contract, "disputeEnd", self.id)
+        return found if self.seen().state == "disputed" else 0
+
+    def now_s(self) -> int:
+        """The chain's time, by which the contract goes."""
+        return now_on(self._chain)
+
     def credits(self) -> int | None:
         """Micro-credits that jobs can be held from; None until the grid has seen the lock."""
         name = f"rental:{self.name}"
@@ -236,6 +250,12 @@ class Rental:
 
     def __repr__(self) -> str:
         return f"Rental({self.name}, {abi.show_address(self._key.address)})"
+
+
+def now_on(chain: Chain) -> int:
+    """A chain's time: of its newest block, seconds of Unix time."""
+    newest = chain.header("latest")
+    return newest.timestamp if newest is not None else int(time.time())
 
 
 def state_payee(client: "Client", payee: wire.Payee, signature: bytes) -> None:
