@@ -1,6 +1,6 @@
 """A19: what is lost, repeated or late between processes changes nothing that anybody can see.
 
-Links: client-broker, worker-broker, broker-ledger, which is the treasury's link to the ledger, too
+Links: client-broker, worker-broker, broker-ledger, which is that of treasury and settlement, too
 (their messages pass a proxy that reads them),
 and the requests of clients and workers to the store, which are HTTP (see ``chaos_http``). There is
 no chance in what is injected: every message of a run is late (``delay``) or said twice
@@ -29,12 +29,15 @@ from unittest.mock import ANY
 
 import pytest
 from grid_rig import until
+from nacl.signing import SigningKey
 
 from gristmill.cli.grid import Grid
 from gristmill.client import Client
 from gristmill.client.errors import GridError
+from gristmill.ledger.payments.line import Line
+from gristmill.wire import chain, ledger, worker
 from gristmill.wire import client as front
-from gristmill.wire import ledger, worker
+from gristmill.wire.errors import RemoteError
 from gristmill.wire.frames import encode
 from gristmill.wire.limits import FRAME_BYTES_MAX
 from gristmill.wire.payments import price_of
@@ -79,7 +82,7 @@ NAMES = {
     "DecideIntent": "request", "ReportInvoice": "request", "Observe": "request",
     "EndRental": "request", "Agree": "request", "StatePayee": "request", "StateRental": "request",
     "CommitPayouts": "request", "StateRoot": "request", "StateClaims": "request",
-    "ShowVoucher": "request", "VoucherRuling": "request", "OnChain": "request",
+    "ShowVoucher": "rental cumulative", "VoucherRuling": "code message", "OnChain": "request",
     "AskAgreed": "request", "AskPayout": "request", "AskLeaves": "request",
     "AskChainBooks": "request",
 }  # fmt: skip
@@ -195,6 +198,7 @@ class Hands:
 
     client: Client
     look: Client
+    settlement: Line
 
 
 def work(hands: Hands) -> dict[str, Any]:
@@ -203,7 +207,10 @@ def work(hands: Hands) -> dict[str, Any]:
     Side by side, since with losses most of the time is spent on waiting for nothing.
     """
     until("a worker matches", lambda: hands.look.dry_run(["echo", "x"]).workers_matching == 1)
-    jobs = (_map, _unkept, _run, _submit, _large, _steered, _cancelled, _killed, _asked, _bought)
+    jobs = (
+        _map, _unkept, _run, _submit, _large, _steered, _cancelled, _killed, _asked, _bought,
+        _rented,
+    )  # fmt: skip
     with ThreadPoolExecutor(len(jobs)) as pool:
         seen = [pool.submit(job, hands) for job in jobs]
     return {name: value for one in seen for name, value in one.result().items()}
@@ -327,6 +334,33 @@ def _bought(hands: Hands) -> dict[str, Any]:
             for view in hands.client.intents()}  # fmt: skip
 
 
+def _rented(hands: Hands) -> dict[str, Any]:
+    """A rental, as the settlement sees it on its chain; a payout of nothing."""
+    say, state = hands.client.on_chain, hands.settlement.ask
+    asked = chain.Agreement("", "", 1, b"c" * 20, b"p" * 20, 7)
+    agreed = say(chain.Agree(0, asked), chain.Agreement)
+    spec, id_, pool = chain.spec_of(agreed), b"r" * 32, chain.pool_of(1, b"q" * 20)
+    has = state(chain.StateRental(0, id_, spec, 5_000, 0, 0, False, 9), int)
+    node = SigningKey(b"n" * 32)
+    payee = chain.Payee(node.verify_key.encode().hex(), pool, b"a" * 20, 1)
+    say(chain.StatePayee(0, payee, chain.sign_payee(payee, node)), type(None))
+    payout = state(chain.CommitPayouts(0, pool, 1, 10), chain.Payout)
+    with pytest.raises(RemoteError, match="the books have none of that number"):
+        state(chain.StateRoot(0, pool, 1, spec, spec, spec, 9), chain.Payout)
+    state(chain.StateClaims(0, pool, 0, 9), type(None))
+    spent = say(chain.EndRental(0, "", id_), int)
+    shown = say(chain.ShowVoucher(0, "", id_, 40, spec, bytes(65), True), chain.Shown)
+    books = say(chain.AskChainBooks(0, pool), chain.ChainBooks)
+    return {
+        "rented": (has, payout.number, spent, shown.cumulative, books.locked),
+        "payouts": (
+            say(chain.AskPayout(0, pool), chain.Payout).number,
+            say(chain.AskLeaves(0, pool), list[chain.Leaf]),
+            say(chain.AskAgreed(0, [spec, id_]), list[bool]),
+        ),
+    }
+
+
 def _quietly(values: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from values
@@ -387,6 +421,22 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def settlement(ledger: str) -> Iterator[Line]:
+    """A settlement's line to the ledger, which takes every voucher."""
+    line: Line
+
+    def take(voucher: chain.ShowVoucher) -> None:
+        shown = chain.Shown(voucher.cumulative, 0)
+        line.tell(chain.VoucherRuling(voucher.request, "", "", shown))
+
+    line = Line(ledger, SigningKey(b"s" * 32), "", shown=take)
+    try:
+        yield line
+    finally:
+        line.close()
+
+
 def live(fault: Fault) -> tuple[dict[str, Any], Injector, HttpFaults]:
     """A grid with every link through an injector; what became of the work."""
     injector = Injector(fault)
@@ -402,10 +452,10 @@ def live(fault: Fault) -> tuple[dict[str, Any], Injector, HttpFaults]:
         grid.options["worker"] = ["--broker", back_proxy.address]
         grid.options["broker"] = ["--ledger", ledger_proxy.address, "--store", store.address]
         grid.options["treasury"] = ["--ledger", ledger_proxy.address]
-        with grid:
+        with grid, settlement(ledger_proxy.address) as line:
             with Client(grid.address) as look:
                 with Client(front_proxy.address, timeout=60.0, warn=lambda _: None) as client:
-                    seen = work(Hands(client, look))
+                    seen = work(Hands(client, look, line))
                     until("the worker is there", look.workers)
                     client.release("worker-0")  # it is in no quarantine: that changes nothing
                     with pytest.raises(GridError, match="this grid has no registry"):
