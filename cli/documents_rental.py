@@ -37,6 +37,14 @@ class RentalVoucher(Document, frozen=True, tag="gristmill/rental-voucher/1"):
     is_last: bool
 
 
+class RentalRefund(Document, frozen=True, tag="gristmill/rental-refund/1"):
+    """What the contract sent its client after a refund, earlier sums that it owed included."""
+
+    rental: str
+    client: str
+    sent_ucredits: int
+
+
 class Claim(Document, frozen=True, tag="gristmill/claim/1"):
     """What an address earned under root ``payout``, and what of it was claimed.
 
@@ -59,4 +67,4 @@ class Payee(Document, frozen=True, tag="gristmill/payee/1"):
     address: str
 
 
-DOCUMENTS: tuple[type[Document], ...] = (Rental, RentalVoucher, Claim, Payee)
+DOCUMENTS: tuple[type[Document], ...] = (Rental, RentalVoucher, RentalRefund, Claim, Payee)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gristmill.cli import documents
 from gristmill.cli.connection import connect
 from gristmill.cli.documents_rental import Rental as RentalDocument
-from gristmill.cli.documents_rental import RentalVoucher
+from gristmill.cli.documents_rental import RentalRefund, RentalVoucher
 from gristmill.cli.output import Terminal
 from gristmill.wire.errors import EXIT_OK, RemoteError
 from gristmill.wire.ids import is_digest
@@ -148,10 +148,15 @@ def _refund(args: argparse.Namespace, terminal: Terminal) -> int:
     with opened(args) as (chain, deployment):
         key, contract = opened_key(args), deployment.at("ComputeRental")
         act(chain, key, contract, "refund", id)
-        owed = chain.call(contract, "owed", key.address)
+        client = chain.call(contract, "rentals", id)[0]  # whoever asked, it is the client's
+        owed = chain.call(contract, "owed", client)
         if owed:
-            act(chain, key, contract, "withdrawTo", key.address)
-    terminal.say(f"{format_credits(owed)} credits went to {show_address(key.address)}")
+            act(chain, key, contract, "withdrawTo", client)
+    if terminal.is_json:
+        document = RentalRefund(id.hex(), show_address(client), owed)
+        terminal.document(documents.encode(document))
+    else:
+        terminal.say(f"{format_credits(owed)} credits went to {show_address(client)}")
     return EXIT_OK
 
 

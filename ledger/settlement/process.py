@@ -49,6 +49,7 @@ class Service:
 
     def __init__(self, settings: Settings, stop: socket.socket) -> None:
         self._settings = settings
+        self._said: dict[str, str] = {}
         placed = deployment.read(settings.deployment)
         self._rows = Rows(settings.state / FILE)
         signer = _signer(settings)
@@ -125,7 +126,18 @@ class Service:
                 self._line.tell(self.settlement.show_voucher(self._vouchers.get()))
             if time.monotonic() >= next_s:
                 self.settlement.turn()
+                self._say()
                 next_s = time.monotonic() + self._settings.poll_s
+
+    def _say(self) -> None:
+        """What became of each transaction that is not final: a line when its state is another."""
+        said = {}
+        for line in self.settlement.told():
+            name, _, state = line.partition(": ")
+            said[name] = state.partition(" (")[0]  # not for each block on it
+            if self._said.get(name) != said[name]:
+                log.info("%s", line)
+        self._said = said
 
     def close(self) -> None:
         """End the line and close the file."""

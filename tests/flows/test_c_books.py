@@ -38,7 +38,7 @@ ORPHANS = {
     ),
     "money that came and has no payment": (
         "DELETE FROM mint",
-        "transfer 1 minted credits for no funding and no payment",
+        "transfer 1 minted credits for no funding, no payment and no rental",
     ),
 }
 

@@ -24,6 +24,7 @@ from gristmill.cli.grid import Grid
 from gristmill.client import Client
 from gristmill.client.errors import GridError
 from gristmill.ledger.payments.settings import read_settings
+from gristmill.ledger.settlement.settings import read_settings as settlement_settings
 from gristmill.ledger.sqlite import SqliteBook
 from gristmill.wire import payments as wire
 from gristmill.wire.errors import RemoteError
@@ -458,4 +459,8 @@ def test_c18_an_unsupported_chain_is_refused_when_the_settings_are_read(
     )  # fmt: skip
     with pytest.raises(RemoteError, match="SOL-CHAIN: only payment methods of BTC"):
         read_settings(given, {})
+    (tmp_path / "settlement.toml").write_text('chain = "sol"\nrpcs = ["http://127.0.0.1:1"]\n')
+    given = [*given[:4], "--config", str(tmp_path / "settlement.toml")]
+    with pytest.raises(RemoteError, match="'sol' is no chain that this release settles on"):
+        settlement_settings(given, {})
     assert os.path.exists(config)
