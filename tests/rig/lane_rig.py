@@ -1,9 +1,8 @@
 """One suite in several runners at once: each takes the modules that no other has taken.
 
-``.ci/lanes.py`` starts the runners. The first takes the suites of ``RACING``, then modules from the
-front of what was collected; the second from the back, and none of those suites: they see a busy
-machine only while the second has something left. What a test sees is what it sees alone: a whole
-process of pytest.
+``.ci/lanes.py`` starts the runners. The first takes modules from the front of what was collected,
+the second from the back, but no suite of ``RACING``: those see a busy machine only while the second
+has something left. What a test sees is what it sees alone: a whole process of pytest.
 """
 
 import itertools
@@ -45,9 +44,9 @@ class Lane:
     def _taken(self, items: list[pytest.Item]) -> Iterator[pytest.Item]:
         modules = [(path, list(tests)) for path, tests in itertools.groupby(items, _module)]
         own: set[str] = set()  # a wide fixture with parameters brings a module more than once
-        racing = [one for one in modules if _is_racing(one[0])]
-        others = [one for one in modules if not _is_racing(one[0])]
-        for path, tests in reversed(others) if self.number > 1 else racing + others:
+        for path, tests in modules if self.number % 2 else reversed(modules):
+            if self.number > 1 and any(part in RACING for part in path.split("/")[:2]):
+                continue
             if path in own or self._take(path):
                 own.add(path)
                 yield from tests
@@ -68,10 +67,6 @@ class Lane:
         if not all(path.exists() for path in kept) or not self._take("the end"):
             return []
         return [json.loads(path.read_text()) for path in kept]
-
-
-def _is_racing(path: str) -> bool:
-    return any(part in RACING for part in path.split("/")[:2])
 
 
 def _module(item: pytest.Item) -> str:
