@@ -148,9 +148,9 @@ def main() -> None:
         config.write_text(SETTLEMENT.format(url=url, folder=folder))
 
         print(f"== a grid with {args.nodes} nodes and a settlement")
-        grid = stack.enter_context(
-            Grid.temporary(workers=args.nodes, slots=1, settlement=str(config), fund="")
-        )
+        grid = Grid.temporary(workers=args.nodes, slots=1, settlement=str(config), fund="")
+        stack.callback(grid.stop)
+        grid.start(timeout_s=60.0 + 2 * args.nodes)  # a second of cpu each, on few cores
         client = stack.enter_context(Client(grid.address))
         addresses = pay_nodes(grid, client, wire.pool_of(chain.chain_id, pool.address))
 

@@ -138,7 +138,8 @@ def test_a_payout_from_commit_to_the_ledger(mirror: Mirror) -> None:
     assert due(mirror, done=2, **quiet) == []
 
 
-def test_what_came_by_plain_transfers_is_paid_out_too(mirror: Mirror) -> None:
+def test_what_came_by_plain_transfers_fills_up(mirror: Mirror) -> None:
+    assert due(mirror, vouchers={}, funds=40) == []
     mirror.withdrawn[POOL] = 38
     assert due(mirror, vouchers={}, funds=40) == [Commit(1, 40)]
     assert due(mirror, vouchers={}, funds=37) == [Commit(1, 38)]

@@ -184,8 +184,7 @@ def moves(
         purpose = trial_of(f"withdraw/{had}", intents, is_due)
         if purpose and purpose not in intents:
             found.append(Withdraw(purpose))
-    had = max(funds, had)
-    return found + _payout_moves(mirror, intents, payout, done, is_due, now_s, settings, had)
+    return found + _payout_moves(mirror, intents, payout, done, is_due, now_s, settings, funds)
 
 
 def _payout_moves(
@@ -196,13 +195,15 @@ def _payout_moves(
     is_due: bool,
     now_s: int,
     settings: Settings,
-    had: int,
+    funds: int,
 ) -> list[Move]:
     if payout is None:
         last = newest_root(mirror)
         last_total = last.total if last else 0
+        # What clients have paid makes it due; what came by plain transfers only fills up.
+        had = mirror.withdrawn.get(mirror.pool, 0)
         if is_due and had > last_total:
-            return [Commit(done + 1, min(had, last_total + settings.cap))]
+            return [Commit(done + 1, min(max(had, funds), last_total + settings.cap))]
         return []
     if not payout.is_published:
         return [Publish(payout)]
